@@ -1,0 +1,1 @@
+"""The shipped run configurations, one YAML file each."""

@@ -1,0 +1,1 @@
+"""Image-text data: shards are prepared (`preparation`), described (`format`) and read (`reading`)."""

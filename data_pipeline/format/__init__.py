@@ -1,0 +1,1 @@
+"""The shard contract: WebDataset tars, their Parquet sidecars, the set's manifest."""

@@ -1,0 +1,1 @@
+"""From URL lists, folders and tables to shards. Never imports torch."""

@@ -1,0 +1,55 @@
+"""What a run says about its data: the `data:` section of a configuration file."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of every configuration section: unknown keys are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class SourceConfig(Section):
+    """One shard set and its share of the mixture."""
+
+    path: str = Field(description="folder (or fsspec URL) holding the shards; a manifest.json is used where present")
+    weight: float = Field(1.0, gt=0, description="share of the mixture, relative to the other sources")
+    name: str | None = Field(None, description="name in logs and lineage; the folder's name by default")
+    captions: bool = Field(True, description="use the captions of this source")
+    labels: bool = Field(True, description="use the category labels of this source")
+
+
+class AugmentationConfig(Section):
+    """The random view: crop of the (possibly flipped) image, resized to `data.image_size`."""
+
+    scale: tuple[float, float] = Field((0.2, 1.0), description="share of the image's area that a crop covers")
+    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="aspect ratio of a crop")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    color_jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation jitter")
+    rand_augment: str | None = Field(None, description="timm's notation, as rand-m9-mstd0.5-inc1")
+    erase: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+
+
+class CacheConfig(Section):
+    """Node-local cache of remote shards."""
+
+    folder: str | None = Field(None, description="where remote shards are kept; a folder under the run by default")
+    size_gb: float = Field(50.0, gt=0, description="evicted by last use beyond this size")
+
+
+class DataConfig(Section):
+    sources: list[SourceConfig] = Field(min_length=1)
+    image_size: int = Field(224, ge=32, description="side of the square view, pixels")
+    views: Literal[1, 2] = Field(2, description="augmented views of each image")
+    context_length: int = Field(77, ge=4, description="caption length in tokens")
+    tokenizer: str = Field("open_clip", description="open_clip's BPE tokenizer")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    augmentation: AugmentationConfig = AugmentationConfig()
+    block_shards: int = Field(16, ge=1, description="samples are shuffled inside blocks of this many shards")
+    workers: int = Field(2, ge=0, description="decoding processes per rank; 0 decodes in the training process")
+    prefetch: int = Field(4, ge=1, description="batches decoded ahead per worker")
+    max_bad_rate: float = Field(0.01, ge=0, le=1, description="share of bad samples above which the run ends (3)")
+    cache: CacheConfig = CacheConfig()

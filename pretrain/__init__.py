@@ -1,0 +1,1 @@
+"""Models, objectives, training, and what follows from a checkpoint."""

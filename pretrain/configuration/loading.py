@@ -1,0 +1,152 @@
+"""YAML file + `key.path=value` overrides -> RunConfig; every mistake is a UserError that names the key and the nearest right one."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from data_pipeline.errors import UserError
+from pretrain.configuration.schema import RunConfig
+
+
+def find_config(name: str) -> Path:
+    """The file that `name` means: a path, or the bare name of a shipped configuration."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(resources.files("configs")))
+    for candidate in (shipped / name, shipped / f"{name}.yaml"):
+        if path.parent == Path(".") and candidate.is_file():
+            return candidate
+    names = sorted(p.stem for p in shipped.glob("*.yaml"))
+    hint = _nearest(path.stem, names)
+    raise UserError(f"no configuration {name!r}: neither a file nor a shipped name ({', '.join(names)}).{hint}")
+
+
+def load_config(name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read, override and validate. Raises UserError naming file and key."""
+    path = find_config(name)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a mapping of sections was expected, found {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e, source) for e in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved whole as YAML; `parse_config(yaml.safe_load(...))` gives it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: expected key.path=value, for instance optimizer.lr=1e-3")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    node: Any = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_list_index(node, part, override)]
+        else:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        if not isinstance(node, (dict, list)):
+            raise UserError(f"override {override!r}: {part!r} is a value, not a section")
+    if isinstance(node, list):
+        node[_list_index(node, last, override)] = _number(value)
+    else:
+        node[last] = _number(value)
+
+
+def _list_index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"override {override!r}: {part!r} is not an index below {len(node)}")
+    return int(part)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: Any, source: str) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "the whole file"
+    if error["type"] == "extra_forbidden":
+        hint = _nearest(location[-1], list(_fields_at(location[:-1])))
+        if not hint:
+            hint = _elsewhere(location[-1])
+        return f"{source}: unknown key {key!r}.{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    if error["type"] == "missing":
+        return f"{source}: {key!r} is missing"
+    if isinstance(given, (str, int, float, bool, list)) and error["type"] != "value_error":
+        return f"{source}: {key!r} is {given!r}: {message}"
+    return f"{source}: {message}" if error["type"] == "value_error" else f"{source}: {key!r}: {message}"
+
+
+def _fields_at(location: list[str]) -> Iterable[str]:
+    section = _section(RunConfig, location)
+    return section.model_fields if section else ()
+
+
+def _section(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    for part in location:
+        if part.isdigit():
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            return None
+        candidates = [field.annotation, *get_args(field.annotation)]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not found:
+            return None
+        model = found[0]
+    return model
+
+
+def _nearest(word: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _elsewhere(word: str) -> str:
+    """A right name in the wrong section."""
+    paths = [p for p in _all_paths(RunConfig) if p.rpartition(".")[2] == word]
+    if paths:
+        return f" Did you mean {paths[0]!r}?"
+    return _nearest(word, list(_all_paths(RunConfig)))
+
+
+def _all_paths(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name in model.model_fields:
+        yield prefix + name
+        inner = _section(model, [name])
+        if inner is not None:
+            yield from _all_paths(inner, f"{prefix}{name}.")

@@ -1,0 +1,149 @@
+"""The typed schema of a run's YAML file. Defaults are those of InternImage-T with the M3I-style objective.
+
+Sections: `model`, `objective`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (raw pass-through).
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.reading.config import DataConfig, Section
+
+
+class ModelConfig(Section):
+    name: str = Field("internimage_t", description="internimage_{t,s,b,l,xl,h,g}, or `custom` with all overrides given")
+    num_classes: int = Field(0, ge=0, description="rows of the classifier; 0 takes the data's classes")
+    overrides: dict[str, Any] = Field({}, description="arguments of InternImage that differ from the named variant")
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+class TextConfig(Section):
+    """The text tower: open_clip's TextTransformer."""
+
+    width: int = Field(512, ge=16)
+    layers: int = Field(12, ge=1)
+    heads: int = Field(8, ge=1)
+    vocab_size: int = Field(49408, ge=2)
+
+
+class DecoderConfig(Section):
+    """Projector and predictor of the dense targets."""
+
+    dim: int = Field(768, ge=8, description="width of targets and predictions")
+    layers: int = Field(4, ge=1)
+    heads: int = Field(12, ge=1)
+
+
+class LossWeights(Section):
+    intra: float = Field(1.0, ge=0, description="first image, its same view")
+    inter: float = Field(1.0, ge=0, description="second image, its other view")
+    text: float = Field(1.0, ge=0)
+    category: float = Field(1.0, ge=0)
+
+
+class ObjectiveConfig(Section):
+    preset: Literal["m3i", "clip", "supervised", "siamese", "data2vec", "byol", "moco", "simmim"] = "m3i"
+    weights: LossWeights = LossWeights()
+    text: TextConfig = TextConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    embed_dim: int = Field(768, ge=8, description="width of the pooled image vector that meets the text")
+    mask_cell: int | None = Field(None, description="side of a mixing cell in pixels; 32, below 128 px images 16")
+    mask_ratio: float = Field(0.5, gt=0, lt=1)
+    decorrelation: float = Field(0.02, ge=0, description="lambda of the dense loss")
+    temperature: float = Field(0.07, gt=0, description="initial softmax temperature of the contrastive loss")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-3, ge=0, description="peak rate at `lr_batch`; scaled linearly with the global batch")
+    lr_batch: int | None = Field(None, ge=1, description="batch that `lr` is stated for; None: no scaling")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate multiplier per block, from the head down")
+    offset_lr_scale: float = Field(1.0, gt=0, description="rate multiplier of the offset and mask projections")
+    clip_grad: float | None = Field(1.0, gt=0)
+
+
+class ScheduleConfig(Section):
+    name: Literal["cosine", "constant"] = "cosine"
+    steps: int | None = Field(None, ge=1, description="length of the run; or give `epochs`")
+    epochs: float | None = Field(None, gt=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0)
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of schedule.steps and schedule.epochs")
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError("give at most one of schedule.warmup_steps and schedule.warmup_epochs")
+        return self
+
+
+class EmaConfig(Section):
+    enabled: bool = True
+    decay: float = Field(0.9999, ge=0, lt=1, description="of the evaluation weights, where no teacher runs")
+    teacher_start: float = Field(0.995, ge=0, lt=1, description="momentum of the teacher at step 0, cosine to the end")
+    teacher_end: float = Field(0.9995, ge=0, lt=1)
+
+
+class PolicyConfig(Section):
+    """What happens when a step or a rank goes wrong."""
+
+    max_skipped: int = Field(10, ge=0, description="non-finite steps skipped in a row before the run gives up (4)")
+    spike_factor: float | None = Field(None, gt=1, description="loss over its running median that counts as a spike")
+    rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint before the run gives up (4)")
+    hang_seconds: float = Field(1800.0, gt=0, description="a step longer than this dumps all stacks and ends the run")
+    grace_seconds: float = Field(60.0, gt=0, description="time allowed to save after a stop request")
+
+
+class TrainingConfig(Section):
+    seed: int = 0
+    batch_size: int = Field(256, ge=1, description="global batch of one optimizer step")
+    accumulation: int = Field(1, ge=1, description="micro-batches of one step")
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    ema: EmaConfig = EmaConfig()
+    policy: PolicyConfig = PolicyConfig()
+    log_every: int = Field(10, ge=1)
+    wandb: str | None = Field(None, description="Weights & Biases project; needs the extra `wandb`")
+    profile: str | None = Field(None, pattern=r"^\d+:\d+$", description="steps FIRST:LAST to trace")
+    stop_after: int | None = Field(None, ge=1, description="stop (75) after this step, as a signal would")
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(1000, ge=1)
+    every_minutes: float | None = Field(None, gt=0)
+    keep: int = Field(3, ge=1, description="newest checkpoints kept")
+    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoints are never deleted")
+    asynchronous: bool = True
+
+
+class RunConfig(Section):
+    """A whole run. `deepspeed` is merged last into the derived DeepSpeed JSON."""
+
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    deepspeed: dict[str, Any] = {}
+    initialize_from: str | None = Field(None, description="checkpoint, run or weights file to start the model from")
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        t = self.training
+        if t.batch_size % t.accumulation:
+            raise ValueError(
+                f"training.batch_size {t.batch_size} is not divisible by training.accumulation {t.accumulation}"
+            )
+        return self

@@ -98,17 +98,14 @@ def _explain(error: Any, source: str) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "the whole file"
     if error["type"] == "extra_forbidden":
-        hint = _nearest(location[-1], list(_fields_at(location[:-1])))
-        if not hint:
-            hint = _elsewhere(location[-1])
+        siblings = [".".join([*location[:-1], name]) for name in _fields_at(location[:-1])]
+        hint = _nearest(key, siblings) or _elsewhere(location[-1])
         return f"{source}: unknown key {key!r}.{hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
     if error["type"] == "missing":
         return f"{source}: {key!r} is missing"
-    if isinstance(given, (str, int, float, bool, list)) and error["type"] != "value_error":
-        return f"{source}: {key!r} is {given!r}: {message}"
-    return f"{source}: {message}" if error["type"] == "value_error" else f"{source}: {key!r}: {message}"
+    if error["type"] == "value_error":  # raised by our own validators, whose words name the keys
+        return f"{source}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{source}: {key!r} is {error.get('input')!r}: {error['msg']}"
 
 
 def _fields_at(location: list[str]) -> Iterable[str]:
@@ -132,7 +129,7 @@ def _section(model: type[BaseModel], location: list[str]) -> type[BaseModel] | N
 
 
 def _nearest(word: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

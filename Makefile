@@ -1,0 +1,45 @@
+# Everything runs in a virtual environment that this file makes. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*)
+
+.PHONY: demo test test-slow lint benchmark-operator clean
+
+## demo: install, build, and walk the whole way on the embedded set (about ten minutes on two CPU cores)
+demo: $(VENV)/.installed
+	$(BIN)/internimage demo --output runs/demo
+
+## test: every test but the slow ones
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+## test-slow: the tests that take minutes each
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+## lint: style and types
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=python3.x" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv python3-dev" >&2; exit 1; }
+	$(PIP) install --quiet --upgrade pip wheel ninja "setuptools>=77" -c constraints.txt
+
+# torch first: the extension is built against the torch that will load it, so without build isolation.
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt $(EXTENSION_SOURCES)
+	@echo "Installing PyTorch and its CUDA libraries (several GB, a few minutes) ..."
+	$(PIP) install --quiet -c constraints.txt torch torchvision
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[demo,dev,hf,onnx]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info dcnv3/*.so

@@ -1,4 +1,7 @@
-"""YAML file + `key.path=value` overrides -> RunConfig; every mistake is a UserError that names the key and the nearest right one."""
+"""YAML file + `key.path=value` overrides -> RunConfig.
+
+Every mistake is a UserError that names the key and the nearest right one.
+"""
 
 import difflib
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,6 @@
 """The typed schema of a run's YAML file. Defaults are those of InternImage-T with the M3I-style objective.
 
-Sections: `model`, `objective`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (raw pass-through).
+Sections: `model`, `objective`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, and `deepspeed`, passed through.
 """
 
 from typing import Any, Literal, Self
@@ -136,7 +136,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed keys that have no name here")
     initialize_from: str | None = Field(None, description="checkpoint, run or weights file to start the model from")
 
     @model_validator(mode="after")

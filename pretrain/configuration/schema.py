@@ -1,6 +1,6 @@
 """The typed schema of a run's YAML file. Defaults are those of InternImage-T with the M3I-style objective.
 
-Sections: `model`, `objective`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, and `deepspeed`, passed through.
+Sections: `model`, `objective`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (passed through).
 """
 
 from typing import Any, Literal, Self

@@ -1,0 +1,12 @@
+"""DCNv3, the deformable convolution of InternImage, usable alone: `from dcnv3 import DCNv3`.
+
+geometry    sizes, point order, checks          reference   the definition, in plain PyTorch
+operator    `dcnv3`, the function               module      `DCNv3`, the layer
+backends    what is available, and why not      csrc/       the CPU and CUDA kernels
+"""
+
+from dcnv3.backends import available_backends
+from dcnv3.module import DCNv3
+from dcnv3.operator import dcnv3
+
+__all__ = ["DCNv3", "available_backends", "dcnv3"]

@@ -1,0 +1,188 @@
+"""`DCNv3`: the operator with its projections, as InternImage's blocks use it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcnv3.geometry import Geometry, make_geometry
+from dcnv3.operator import dcnv3
+from dcnv3.reference import activate
+
+
+class DCNv3(nn.Module):
+    """[N, H, W, C] -> [N, Ho, Wo, C].
+
+        x  = input_proj(input)
+        x1 = GELU(norm(depthwise(input)))                    what the points are chosen from
+        offset, logits = offset_mask(x1)                     one matrix product for both
+        out = dcnv3(x, offset, logits)
+        out = out * (1 - s) + x * s,  s = sigmoid(center_scale(x1))        with center_feature_scale; s is one per group
+        return output_proj(out)
+
+    Source: InternImage (Wang et al., CVPR 2023), section 3.1 and figure 4; the centre scale is of its H and G models.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        *,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        stride: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+        offset_scale: float = 1.0,
+        remove_center: bool = False,
+        center_feature_scale: bool = False,
+        mask_activation: str = "softmax",
+        share_weights: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        """Build with InternImage's initial values (every offset 0, every point weighted alike).
+
+        Args:
+            channels: C = G*C'.
+            groups: G.
+            kernel_size, stride, padding, dilation, offset_scale, remove_center, mask_activation, backend: see `dcnv3`.
+            dw_kernel_size: kernel of the depthwise convolution; None for `kernel_size`.
+            center_feature_scale: mix the projected input back in by a learnt share a group.
+            share_weights: False gives each point a projection of its own (the paper's ablation, table 5):
+                `output_proj` then takes K*C features.
+
+        Raises:
+            ValueError: sizes that do not fit together.
+        """
+        super().__init__()
+        self.geometry: Geometry = make_geometry(
+            groups=groups,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            offset_scale=offset_scale,
+            remove_center=remove_center,
+            mask_activation=mask_activation,
+        )
+        if channels < 1 or channels % groups:
+            raise ValueError(f"channels: expected a positive multiple of groups={groups}, got {channels}")
+        depthwise_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        # The depthwise map must have the output's size: twice the slack that the other kernel leaves.
+        slack = depthwise_size - 1 - dilation * (kernel_size - 1)
+        depthwise_padding = padding + slack // 2
+        if slack % 2 or depthwise_padding < 0:
+            raise ValueError(
+                f"dw_kernel_size: {depthwise_size} cannot give the output size of kernel_size={kernel_size}, "
+                f"dilation={dilation}, padding={padding}; choose one of the same parity"
+            )
+        if center_feature_scale and not share_weights:
+            raise ValueError("center_feature_scale: needs share_weights=True")
+        if center_feature_scale and (stride != 1 or 2 * padding != dilation * (kernel_size - 1)):
+            raise ValueError(
+                "center_feature_scale: needs an output of the input's size (stride 1, 2 * padding = dilation * "
+                f"(kernel_size - 1)), got {stride=}, {padding=}, {dilation=}, {kernel_size=}"
+            )
+        self.channels, self.groups, self.share_weights, self.backend = channels, groups, share_weights, backend
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.offset_scale, self.remove_center, self.mask_activation = offset_scale, remove_center, mask_activation
+        points = self.geometry.points
+        self.input_proj = nn.Linear(channels, channels)
+        self.depthwise = nn.Conv2d(
+            channels, channels, depthwise_size, stride=stride, padding=depthwise_padding, groups=channels
+        )
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.offset_mask = nn.Linear(channels, groups * points * 3)
+        self.center_scale = nn.Linear(channels, groups) if center_feature_scale else None
+        self.output_proj = nn.Linear(channels if share_weights else channels * points, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """InternImage's initial values; the depthwise convolution keeps PyTorch's."""
+        self.depthwise.reset_parameters()
+        self.norm.reset_parameters()
+        for linear in (self.offset_mask, self.center_scale):
+            if linear is not None:
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+        for linear in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[N, H, W, C] -> [N, Ho, Wo, C]. ValueError for another number of channels or dimensions."""
+        if inputs.dim() != 4 or inputs.shape[-1] != self.channels:
+            raise ValueError(f"inputs: expected [N, H, W, {self.channels}], got shape {tuple(inputs.shape)}")
+        x = self.input_proj(inputs)
+        x1 = self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x1 = F.gelu(self.norm(x1))
+        places = self.groups * self.geometry.points
+        offset, mask = self.offset_mask(x1).split((2 * places, places), dim=-1)
+        sampled = self._shared(x, offset, mask) if self.share_weights else self._unshared(x, offset, mask)
+        if self.center_scale is not None:
+            share = self.center_scale(x1).sigmoid().repeat_interleave(self.channels // self.groups, dim=-1)
+            sampled = torch.lerp(sampled, x, share)
+        return self.output_proj(sampled)
+
+    def _shared(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return dcnv3(
+            x,
+            offset,
+            mask,
+            groups=self.groups,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+            mask_activation=self.mask_activation,
+            backend=self.backend,
+        )
+
+    def _unshared(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[N, Ho, Wo, K*C]: each point's samples apart, by K calls of a one-point kernel."""
+        g = self.geometry
+        radius = (g.dilation_w * (g.kernel_w - 1)) >> 1  # the module's kernels are square
+        dtype = x.dtype
+        # A point's place in the kernel moves into its offset, which bfloat16 would round: float32 for this variant.
+        compute = dtype if dtype == torch.float64 else torch.float32
+        offset = offset.to(compute).unflatten(-1, (g.groups, g.points, 2))
+        weight = activate(mask.to(compute).unflatten(-1, (g.groups, g.points)), g.activation)
+        samples = []
+        for k, (i, j) in enumerate(g.cells()):
+            cell = offset.new_tensor([i * g.dilation_w - radius, j * g.dilation_h - radius])
+            shift = radius + (cell + offset[..., k, :]) * g.offset_scale
+            # padding counts towards the output's size too, so the one-point kernel gets the padding that keeps that
+            # size, and the difference goes into the offset as well
+            padding = g.padding_h - radius if g.padding_h >= radius else 0
+            shift = shift + (padding - g.padding_h)
+            samples.append((shift.flatten(-2), weight[..., k], padding))
+        height, width = x.shape[1:3]
+        out_h, out_w = g.output_size(height, width)
+        outputs = []
+        for shift, one, padding in samples:
+            whole = (height + 2 * padding - 1) // g.stride_h + 1, (width + 2 * padding - 1) // g.stride_w + 1
+            pad = (0, 0, 0, whole[1] - out_w, 0, whole[0] - out_h)
+            outputs.append(
+                dcnv3(
+                    x.to(compute),
+                    F.pad(shift, pad),
+                    F.pad(one, pad),
+                    groups=g.groups,
+                    kernel_size=1,
+                    stride=g.stride_h,
+                    padding=padding,
+                    mask_activation="none",
+                    backend=self.backend,
+                )[:, :out_h, :out_w]
+            )
+        return torch.cat(outputs, dim=-1).to(dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"channels={self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, offset_scale={self.offset_scale}, "
+            f"remove_center={self.remove_center}, mask_activation={self.mask_activation!r}"
+        )

@@ -1,0 +1,127 @@
+"""A set is a folder with `manifest.json`, written last: what it does not name does not exist.
+
+SET/manifest.json     {"schema": 1, "name", "samples", "classes"?, "about"?, "shards": [...]}
+    00000.tar         members KEY.jpg|png|webp, KEY.txt, KEY.json
+    00000.parquet     the sidecar: one row an input row
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import BadDataError, UserError
+from data_pipeline.format.files import write_bytes
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard of a set. `sha256` is that of the whole tar file."""
+
+    name: str
+    sidecar: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A set of shards. Sidecars lie in `index_folder`, which is `folder` unless the shards were indexed elsewhere."""
+
+    folder: Path
+    name: str
+    classes: tuple[str, ...] | None
+    shards: tuple[ShardEntry, ...]
+    samples: int
+    index_folder: Path
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def shard_path(self, entry: ShardEntry) -> Path:
+        return self.folder / entry.name
+
+    def sidecar_path(self, entry: ShardEntry) -> Path:
+        return self.index_folder / entry.sidecar
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    shards: Sequence[ShardEntry],
+    classes: Sequence[str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Writes `folder/manifest.json`. To be called last, when every shard and sidecar is in place."""
+    content: dict[str, Any] = {"schema": VERSION, "name": name, "samples": sum(shard.samples for shard in shards)}
+    if classes is not None:
+        content["classes"] = list(classes)
+    if about:
+        content["about"] = dict(about)
+    content["shards"] = [asdict(shard) for shard in shards]
+    write_bytes(folder / NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    return read_manifest(folder)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """The set in `folder`. Raises UserError where there is none, BadDataError where its manifest is damaged."""
+    folder = Path(folder)
+    path = folder / NAME
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        what = f"{path} is missing" if folder.is_dir() else f"shard folder {folder} does not exist"
+        raise UserError(f"{what}; check the path, or index the shards with `internimage shards index`") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path and its permissions") from None
+    return parse_manifest(text, folder, where=str(path))
+
+
+def parse_manifest(text: bytes, folder: Path, *, where: str, index_folder: Path | None = None) -> Manifest:
+    """A manifest's bytes, for shards in `folder` and sidecars in `index_folder` (default: `folder`)."""
+    remedy = "make it anew with `internimage shards index --force`"
+    try:
+        content = json.loads(text)
+        if content["schema"] != VERSION:
+            raise BadDataError(
+                f"{where} has schema {content['schema']}, this version reads {VERSION}; "
+                "read it with the version that wrote it, or index the shards again"
+            )
+        shards = tuple(
+            ShardEntry(
+                _plain(shard["name"]),
+                _plain(shard["sidecar"]),
+                int(shard["samples"]),
+                int(shard["bytes"]),
+                str(shard["sha256"]),
+            )
+            for shard in content["shards"]
+        )
+        classes = content.get("classes")
+        manifest = Manifest(
+            folder=folder,
+            name=str(content["name"]),
+            classes=None if classes is None else tuple(str(name) for name in classes),
+            shards=shards,
+            samples=int(content["samples"]),
+            index_folder=folder if index_folder is None else index_folder,
+            about=content.get("about", {}),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadDataError(f"{where} is damaged ({type(error).__name__}: {error}); {remedy}") from None
+    if manifest.samples != sum(shard.samples for shard in shards):
+        raise BadDataError(
+            f"{where} counts {manifest.samples} samples, its shards {sum(s.samples for s in shards)}; {remedy}"
+        )
+    return manifest
+
+
+def _plain(name: str) -> str:
+    """A file name without folders: a manifest from elsewhere must not lead out of its folder."""
+    if not name or Path(name).name != name:
+        raise ValueError(f"{name!r} is not a plain file name")
+    return name

@@ -1,0 +1,109 @@
+"""Opens a set: by its manifest, or, where somebody else made the shards, by indexing them once."""
+
+import fcntl
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from data_pipeline.format import manifest as manifests
+from data_pipeline.format import sidecar
+from data_pipeline.format.index import index_shard
+from data_pipeline.format.manifest import Manifest, ShardEntry
+
+# img2dataset puts a Parquet file of its own beside a shard, 00000.parquet; an index must not take its name.
+INDEX_SUFFIX = ".index.parquet"
+
+Progress = Callable[[int, int], None]  # shards done, shards in all
+
+
+def open_set(folder: Path | str, index_folder: Path | str | None = None) -> Manifest:
+    """The set in `folder`: its manifest if it has one, else its `*.tar` shards, indexed on first use.
+
+    The index of foreign shards goes to `index_folder` (default: beside the shards). It is made once: processes that
+    come at the same time wait for the first. A shard that changed since (other size, or newer and of another digest)
+    is indexed again. Raises UserError for a missing or empty folder, or one that cannot take the index.
+    """
+    folder = Path(folder)
+    if (folder / manifests.NAME).exists():
+        found = manifests.read_manifest(folder)
+        if not any(entry.sidecar.endswith(INDEX_SUFFIX) for entry in found.shards):
+            return found  # packed here: nothing but `shards index --force` may touch it
+        index_folder = index_folder or folder
+    return index_set(folder, folder if index_folder is None else Path(index_folder))
+
+
+def index_set(folder: Path, index_folder: Path, *, force: bool = False, progress: Progress | None = None) -> Manifest:
+    """Indexes every `*.tar` of `folder` that has no current index in `index_folder`, and writes the manifest there."""
+    folder, index_folder = Path(folder), Path(index_folder)
+    if not folder.is_dir():
+        raise UserError(f"shard folder {folder} does not exist; check the path")
+    shards = sorted(path for path in folder.glob("*.tar") if path.is_file())
+    if not shards:
+        raise UserError(f"folder {folder} holds no manifest.json and no .tar shard; check the path")
+    try:
+        index_folder.mkdir(parents=True, exist_ok=True)
+        with _lock(index_folder / ".index.lock"):
+            return _index(folder, index_folder, shards, force, progress)
+    except PermissionError as error:
+        raise UserError(
+            f"the index of {folder} cannot be written to {index_folder} ({error.strerror}); "
+            "give another index folder that can be written"
+        ) from None
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a whole file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _index(folder: Path, index_folder: Path, shards: list[Path], force: bool, progress: Progress | None) -> Manifest:
+    known = _known(folder, index_folder)
+    entries = []
+    for done, path in enumerate(shards):
+        entry = known.get(path.name)
+        if force or entry is None or not _current(entry, path, index_folder / entry.sidecar):
+            rows = index_shard(path)
+            name = path.stem + INDEX_SUFFIX
+            sidecar.write_sidecar(index_folder / name, rows)
+            samples = sidecar.packed_rows(rows).num_rows
+            entry = ShardEntry(path.name, name, samples, path.stat().st_size, file_digest(path))
+        entries.append(entry)
+        if progress is not None:
+            progress(done + 1, len(shards))
+    if force or entries != list(known.values()):
+        manifests.write_manifest(index_folder, name=folder.resolve().name, shards=entries)
+    return _read(folder, index_folder)
+
+
+def _known(folder: Path, index_folder: Path) -> dict[str, ShardEntry]:
+    """Entries of an earlier index; none where there is no index, or none that can be read."""
+    try:
+        return {entry.name: entry for entry in _read(folder, index_folder).shards}
+    except (UserError, FileNotFoundError):
+        return {}
+
+
+def _read(folder: Path, index_folder: Path) -> Manifest:
+    path = index_folder / manifests.NAME
+    return manifests.parse_manifest(path.read_bytes(), folder, where=str(path), index_folder=index_folder)
+
+
+def _current(entry: ShardEntry, shard: Path, index: Path) -> bool:
+    """Whether `index` still describes `shard`; the digest is only computed where the shard is the newer file."""
+    try:
+        if entry.bytes != shard.stat().st_size:
+            return False
+        return index.stat().st_mtime_ns > shard.stat().st_mtime_ns or entry.sha256 == file_digest(shard)
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process at a time; the lock ends with its holder, however that ends."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,120 @@
+"""What a run directory says about itself, read leniently: a run may be young, killed in mid-line, or still going.
+
+RUN/config.yaml  environment.json  metrics.jsonl  events.jsonl  evaluation/*.json
+RUN/NAME/metrics.jsonl                                 runs that were started inside it, as fine-tuning
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+from data_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as its files tell it. Every part may be empty."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, Any]
+    metrics: tuple[dict[str, Any], ...]
+    events: tuple[dict[str, Any], ...]
+    results: tuple[dict[str, Any], ...]
+    parts: tuple["RunRecord", ...] = field(default=())
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one metric, where it was logged as a number (non-finite ones included)."""
+        rows = [(row["step"], row[key]) for row in self.metrics if is_number(row.get(key))]
+        return [float(step) for step, _ in rows], [float(value) for _, value in rows]
+
+    def keys(self, prefix: str) -> list[str]:
+        """Names of the metrics that begin with `prefix`, in order of first appearance."""
+        return list(dict.fromkeys(key for row in self.metrics for key in row if key.startswith(prefix)))
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run directory. Raises UserError where the folder is missing or holds nothing of a run."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run directory; give the folder that `internimage pretrain --output` wrote")
+    inner = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+    record = _read_one(folder, tuple(_read_one(path) for path in inner))
+    if not (record.metrics or record.config or record.events or record.results or record.parts):
+        raise UserError(
+            f"{folder}: not a run directory (no config.yaml, metrics.jsonl, events.jsonl or evaluation/*.json); "
+            "give the folder that `internimage pretrain --output` wrote"
+        )
+    return record
+
+
+def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
+    config_text = _text(folder / "config.yaml")
+    return RunRecord(
+        folder=folder,
+        config=_mapping(_yaml(config_text)),
+        config_text=config_text,
+        environment=_mapping(_json(_text(folder / "environment.json"))),
+        metrics=_one_a_step(_lines(folder / "metrics.jsonl")),
+        events=tuple(_lines(folder / "events.jsonl")),
+        results=tuple(_results(folder / "evaluation")),
+        parts=parts,
+    )
+
+
+def _one_a_step(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """A run that was killed repeats the steps since its last checkpoint: the later telling counts."""
+    latest = {row["step"]: row for row in rows if is_number(row.get("step"))}
+    return tuple(latest[step] for step in sorted(latest))
+
+
+def _results(folder: Path) -> Iterable[dict[str, Any]]:
+    for path in sorted(folder.glob("*.json")):
+        result = _mapping(_json(_text(path)))
+        if isinstance(result.get("scores"), list):
+            yield {"name": path.stem, **result}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a .jsonl file; a line that was cut short is left out."""
+    parsed = (_json(line) for line in _text(path).splitlines())
+    return [row for row in parsed if isinstance(row, dict)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    return is_number(value) and math.isfinite(value)

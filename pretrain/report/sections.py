@@ -1,0 +1,290 @@
+"""The parts of a report as HTML text. Each takes what was read and returns "" where there is nothing to show."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from html import escape
+from statistics import median
+from typing import Any
+
+from pretrain.report.charts import Mark, Series, duration, line_chart, number, percent, score_bar, timeline
+from pretrain.report.record import RunRecord, is_finite, is_number
+
+Result = Mapping[str, Any]
+
+MARKED_EVENTS = {
+    "stop": "stopped",
+    "stopped": "stopped",
+    "resume": "resumed",
+    "resumed": "resumed",
+    "restart": "resumed",
+}
+LISTED_EVENTS = 40
+
+
+def headline(run: RunRecord) -> str:
+    """One row of figures: how far, how fast, how it ended."""
+    steps, _ = run.series("step")
+    _, losses = run.series("loss")
+    _, speeds = run.series("images_per_second")
+    _, waits = run.series("data_wait_ms")
+    _, lengths = run.series("step_ms")
+    batch = _at(run.config, "training", "batch_size")
+    tiles: list[tuple[str, str, str]] = []
+    if steps:
+        planned = _at(run.config, "schedule", "steps")
+        tiles.append(("Steps", number(steps[-1]), f"of {number(planned)}" if is_number(planned) else ""))
+        if is_number(batch):
+            tiles.append(("Images seen", number(steps[-1] * batch), f"{number(batch)} a step"))
+    if losses:
+        tiles.append(("Loss", number(losses[-1]), f"from {number(losses[0])}" if len(losses) > 1 else ""))
+    if speeds:
+        tiles.append(("Images a second", number(median(speeds)), "median"))
+    if waits and sum(lengths) > 0:
+        tiles.append(("Waiting for data", percent(sum(waits) / sum(lengths)), "of the time"))
+    if (span := _time_span(run)) and span[1] > span[0]:
+        tiles.append(("Wall clock", duration(span[1] - span[0]), "first to last record"))
+    cells = (
+        f"<div><dt>{name}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for name, value, note in tiles
+    )
+    return f'<dl class="tiles">{"".join(cells)}</dl>' if tiles else ""
+
+
+def scores(results: Iterable[Result]) -> str:
+    """One table: the score, and beside it what no learning would give."""
+    results = list(results)
+    beside = list(dict.fromkeys(name for r in results for s in r["scores"] for name in _levels(s)))
+    groups = "".join(_score_rows(result, beside) for result in results)
+    if not groups:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in beside)
+    return (
+        '<section id="scores"><h2>Scores</h2><div class="wide"><table><thead><tr><th>Score</th><th>Value</th><th></th>'
+        f"<th>95 % interval</th><th>Chance</th><th>Times chance</th>{head}</tr></thead>{groups}</table></div>"
+        '<p class="note">The bar is the score, its whisker the 95 % interval; the ticks are chance and the columns '
+        "to the right of it.</p>"
+        f"{''.join(_per_class(r) for r in results)}</section>"
+    )
+
+
+def curves(run: RunRecord) -> str:
+    """Losses, rate, throughput and what else was logged, against the step."""
+    marks = [
+        Mark(float(e["step"]), f"{MARKED_EVENTS[kind]} at step {e['step']}", MARKED_EVENTS[kind])
+        for e in run.events
+        if (kind := str(e.get("kind"))) in MARKED_EVENTS and is_number(e.get("step"))
+    ]
+    parts = [Series(key.removeprefix("loss/"), *run.series(key)) for key in run.keys("loss/")]
+    charts = [
+        ("Loss", line_chart([Series("total", *run.series("loss"))], marks=marks)),
+        ("Parts of the loss", line_chart(parts, marks=marks)),
+        ("Learning rate", line_chart([Series("learning rate", *run.series("lr"))], marks=marks)),
+        (
+            "Throughput",
+            line_chart(
+                [Series("images a second", *run.series("images_per_second"))], marks=marks, unit="images/s", zero=True
+            ),
+        ),
+        (
+            "Time of a step",
+            line_chart(
+                [Series("whole step", *run.series("step_ms")), Series("waiting for data", *run.series("data_wait_ms"))],
+                marks=marks,
+                unit="ms",
+                zero=True,
+            ),
+        ),
+        ("Gradient norm", line_chart([Series("gradient norm", *run.series("grad_norm"))], marks=marks, log_y=True)),
+        ("Memory", line_chart([Series("memory", *run.series("memory_mb"))], marks=marks, unit="MB", zero=True)),
+    ]
+    drawn = "".join(f"<figure><figcaption>{name}</figcaption>{chart}</figure>" for name, chart in charts if chart)
+    if not drawn:
+        return ""
+    note = '<p class="note">Dashed lines: stopped and resumed.</p>' if marks else ""
+    return f'<section id="curves"><h2>Training</h2><div class="charts">{drawn}</div>{note}</section>'
+
+
+def inner_runs(run: RunRecord) -> str:
+    """Loss and rate of the runs that live inside this one, as fine-tuning."""
+    blocks = []
+    for part in run.parts:
+        charts = [
+            ("Loss", line_chart([Series("total", *part.series("loss"))])),
+            ("Learning rate", line_chart([Series("learning rate", *part.series("lr"))])),
+        ]
+        drawn = "".join(f"<figure><figcaption>{name}</figcaption>{chart}</figure>" for name, chart in charts if chart)
+        if drawn:
+            blocks.append(f'<h3>{escape(part.folder.name)}</h3>{headline(part)}<div class="charts">{drawn}</div>')
+    return f'<section id="inner-runs"><h2>Runs inside this one</h2>{"".join(blocks)}</section>' if blocks else ""
+
+
+def samples(results: Iterable[Result]) -> str:
+    """Pictures with the captions that the model ranks first; the right ones are marked."""
+    cards, credits = [], []
+    for result in results:
+        examples = [e for e in result.get("examples", []) if e.get("retrieved")]
+        cards += [_card(example) for example in examples]
+        if examples and result.get("attribution"):
+            credits.append(str(result["attribution"]))
+    if not cards:
+        return ""
+    credit = "".join(f'<p class="note">Pictures: {escape(text)}</p>' for text in dict.fromkeys(credits))
+    return (
+        '<section id="samples"><h2>Samples and their retrieved captions</h2>'
+        '<p class="note">Each picture with the captions of its set that the model places nearest. '
+        "A tick marks a caption that belongs to the picture.</p>"
+        f'<div class="cards">{"".join(cards)}</div>{credit}</section>'
+    )
+
+
+def events(run: RunRecord) -> str:
+    """What happened, along the clock and as a list."""
+    if not run.events:
+        return ""
+    start, end = _time_span(run) or (0.0, 0.0)
+    placed = [(t, _kind_class(e), _event_line(e)) for e in run.events if (t := _seconds(e)) is not None]
+    strip = timeline(placed, start, end) if placed and end > start else ""
+    counts = Counter(str(e.get("kind", "event")) for e in run.events)
+    chips = "".join(f"<li>{escape(_words(kind))} <b>{count}</b></li>" for kind, count in counts.most_common())
+    half = LISTED_EVENTS // 2
+    shown = run.events if len(run.events) <= 2 * half else (*run.events[:half], *run.events[-half:])
+    rows = "".join(_event_row(e, start) for e in shown)
+    left = len(run.events) - len(shown)
+    more = f'<p class="note">{left} events in between are in events.jsonl.</p>' if left else ""
+    opened = " open" if len(run.events) <= 12 else ""
+    return (
+        f'<section id="events"><h2>Events</h2>{strip}<ul class="chips">{chips}</ul>'
+        f'<details{opened}><summary>All events</summary><div class="wide">'
+        f'<table class="events"><tbody>{rows}</tbody></table></div>{more}</details></section>'
+    )
+
+
+def folded(run: RunRecord) -> str:
+    """Configuration and environment, closed until asked for."""
+    blocks = []
+    if run.config_text.strip():
+        blocks.append(
+            f"<details><summary>Configuration</summary><pre>{escape(run.config_text.strip())}</pre></details>"
+        )
+    if run.environment:
+        text = json.dumps(run.environment, indent=2, ensure_ascii=False)
+        blocks.append(f"<details><summary>Environment</summary><pre>{escape(text)}</pre></details>")
+    return f'<section id="settings"><h2>Settings</h2>{"".join(blocks)}</section>' if blocks else ""
+
+
+def _levels(score: Mapping[str, Any]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in (score.get("beside") or {}).items() if is_finite(v)}
+
+
+def _score_rows(result: Result, beside: list[str]) -> str:
+    rows = []
+    for score in result["scores"]:
+        value, chance = score.get("value"), score.get("chance")
+        if not is_finite(value):
+            continue
+        levels = _levels(score)
+        known = {"chance": chance, **levels} if is_finite(chance) else dict(levels)
+        ticks = [(level, "chance" if name == "chance" else "other", name) for name, level in known.items()]
+        interval = score.get("interval")
+        times = f"{value / chance:.1f} ×" if is_finite(chance) and chance > 0 else "–"
+        cells = "".join(f"<td>{percent(levels[n]) if n in levels else '–'}</td>" for n in beside)
+        rows.append(
+            f"<tr><th scope=row>{escape(str(score.get('title') or score.get('name')))}</th>"
+            f"<td><b>{percent(value)}</b></td><td>{score_bar(value, tuple(interval) if interval else None, ticks)}</td>"
+            f"<td>{f'{percent(interval[0])} – {percent(interval[1])}' if interval else '–'}</td>"
+            f"<td>{percent(chance) if is_finite(chance) else '–'}</td><td>{times}</td>{cells}</tr>"
+        )
+    if not rows:
+        return ""
+    facts = [str(result[k]) for k in ("set", "weights") if result.get(k)]
+    if is_number(result.get("samples")):
+        facts.insert(1 if result.get("set") else 0, f"{number(result['samples'])} samples")
+    title = escape(str(result.get("title") or result["name"]))
+    small = f"<small>{escape(' · '.join(facts))}</small>"
+    head = f'<tr class="group"><th colspan="{6 + len(beside)}">{title} {small}</th></tr>'
+    return f"<tbody>{head}{''.join(rows)}</tbody>"
+
+
+def _per_class(result: Result) -> str:
+    classes = result.get("per_class") or {}
+    if not classes:
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{escape(str(name))}</th><td><b>{percent(row['value'])}</b></td>"
+        f"<td>{score_bar(row['value'], None, [])}</td><td>{number(row['samples'])} samples</td></tr>"
+        for name, row in classes.items()
+        if is_finite(row.get("value"))
+    )
+    title = escape(str(result.get("title") or result["name"]))
+    table = f'<div class="wide"><table><tbody>{rows}</tbody></table></div>'
+    return f"<details><summary>{title}, by category</summary>{table}</details>"
+
+
+def _card(example: Mapping[str, Any]) -> str:
+    image = str(example.get("image") or "")
+    picture = f'<img src="{escape(image)}" alt="">' if image.startswith("data:image/") else ""
+    items = []
+    for found in example["retrieved"]:
+        right = bool(found.get("correct"))
+        score = f"<span>{found['score']:.2f}</span>" if is_finite(found.get("score")) else ""
+        tick = '<b aria-label="correct">✓</b> ' if right else ""
+        items.append(f"<li{' class=right' if right else ''}>{score}{tick}{escape(str(found['caption']))}</li>")
+    caption = escape(str(example.get("caption", "")))
+    return f'<figure class="card">{picture}<figcaption>{caption}</figcaption><ol>{"".join(items)}</ol></figure>'
+
+
+def _event_row(event: Mapping[str, Any], start: float) -> str:
+    seconds = _seconds(event)
+    at = duration(max(seconds - start, 0)) if seconds is not None else ""
+    rest = {k: v for k, v in event.items() if k not in ("time", "kind", "step")}
+    details = ", ".join(f"{_words(k)} {v}" for k, v in rest.items() if v not in (None, ""))
+    step = f"step {number(event['step'])}" if is_number(event.get("step")) else ""
+    return (
+        f'<tr><td>{at}</td><td><i class="dot {_kind_class(event)}"></i>'
+        f"{escape(_words(str(event.get('kind', 'event'))))}</td>"
+        f"<td>{step}</td><td>{escape(details)}</td></tr>"
+    )
+
+
+def _event_line(event: Mapping[str, Any]) -> str:
+    step = f" at step {event['step']}" if is_number(event.get("step")) else ""
+    return _words(str(event.get("kind", "event"))) + step
+
+
+def _kind_class(event: Mapping[str, Any]) -> str:
+    """The colour of an event: good, stopped, resumed, bad or plain."""
+    kind = str(event.get("kind", "")).lower()
+    if kind in MARKED_EVENTS:
+        return MARKED_EVENTS[kind]
+    if any(word in kind for word in ("bad", "nan", "skip", "alarm", "spike", "rollback", "hang", "error", "collapse")):
+        return "bad"
+    return "good" if any(word in kind for word in ("checkpoint", "save", "done", "finish", "end")) else "plain"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _seconds(row: Mapping[str, Any]) -> float | None:
+    """`time` as seconds since the epoch: a number, or ISO 8601."""
+    time = row.get("time")
+    if is_finite(time):
+        return float(time)
+    try:
+        return datetime.fromisoformat(str(time)).timestamp()
+    except ValueError:
+        return None
+
+
+def _time_span(run: RunRecord) -> tuple[float, float] | None:
+    times = [t for row in (*run.metrics, *run.events) if (t := _seconds(row)) is not None]
+    return (min(times), max(times)) if times else None
+
+
+def _at(config: Mapping[str, Any], *path: str) -> Any:
+    node: Any = config
+    for part in path:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node

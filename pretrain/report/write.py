@@ -1,0 +1,68 @@
+"""A run directory in, `report.html` out."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pretrain.report import sections
+from pretrain.report.page import page
+from pretrain.report.record import RunRecord, read_run
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write `run_dir/report.html` from what the directory holds now, and return its path.
+
+    The page is one file without scripts or links outwards; it can be mailed. A young or broken run gives a page with
+    the sections that it has records for. Raises UserError where `run_dir` is not a run directory.
+    """
+    run = read_run(Path(run_dir))
+    body = "\n".join(
+        part
+        for part in (
+            sections.headline(run),
+            sections.scores(run.results),
+            sections.samples(run.results),
+            sections.curves(run),
+            sections.inner_runs(run),
+            sections.events(run),
+            sections.folded(run),
+        )
+        if part
+    )
+    text = page(run.folder.resolve().name, _subtitle(run), body, _footer(run))
+    target = run.folder / "report.html"
+    # A reader who reloads the page while it is written must find the old one or the new one.
+    partial = target.with_suffix(".html.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def _subtitle(run: RunRecord) -> str:
+    """Model, objective, image size and devices in one line, as far as they are known."""
+
+    def at(*path: str) -> Any:
+        node: Any = run.config
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    size = at("data", "image_size")
+    stage, precision = at("training", "zero_stage"), at("training", "precision")
+    ranks = run.environment.get("world_size")
+    facts = [
+        at("model", "name"),
+        f"{at('objective', 'preset')} objective" if at("objective", "preset") else None,
+        f"{size} × {size} px" if size else None,
+        f"ZeRO-{stage}" if stage is not None else None,
+        precision,
+        f"{ranks} ranks" if isinstance(ranks, int) and ranks > 1 else None,
+    ]
+    return " · ".join(str(fact) for fact in facts if fact)
+
+
+def _footer(run: RunRecord) -> str:
+    facts = [
+        f"{name} {run.environment[name]}" for name in ("torch", "deepspeed", "commit") if run.environment.get(name)
+    ]
+    return " · ".join(["Written by internimage report from the files of this run", *facts])

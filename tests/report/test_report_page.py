@@ -1,0 +1,208 @@
+"""The report, read by an HTML parser as a browser would read it."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree as xml
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from pretrain.report import write_report
+from pretrain.report.charts import MOST_POINTS, Mark, Series, line_chart, number
+from pretrain.report.record import read_run
+
+VOID = {"meta", "link", "img", "br", "line", "rect", "circle", "path"}
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes and the text of each section; fails on tags that do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.sections: dict[str, str] = {}
+        self.section = ""
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"unclosed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        if tag == "section":
+            self.section = dict(attrs)["id"]
+            self.sections[self.section] = ""
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+        if tag == "section":
+            self.section = ""
+
+    def handle_data(self, data):
+        if self.section:
+            self.sections[self.section] += data + " "
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture
+def page(run_dir: Path) -> Page:
+    return Page(write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def test_every_section_of_a_whole_run_is_there(page):
+    assert list(page.sections) == ["scores", "samples", "curves", "inner-runs", "events", "settings"]
+    assert "CC BY-SA 4.0" in page.sections["samples"]
+    assert "finetune" in page.sections["inner-runs"]
+    assert "preset: m3i" in page.sections["settings"] and "0.19.8" in page.sections["settings"]
+
+
+def test_nothing_is_fetched_and_nothing_is_run(page):
+    assert not page.all("script") and not page.all("iframe") and not page.all("object") and not page.all("base")
+    for tag, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on")], f"handler on <{tag}>"
+        for name in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+            if name in attrs:
+                assert str(attrs[name]).startswith("data:"), f"<{tag} {name}={attrs[name]!r}>"
+    policies = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies and "default-src 'none'" in policies[0]
+
+
+def test_styles_import_nothing(run_dir):
+    style = re.search(r"<style>(.*?)</style>", write_report(run_dir).read_text(), re.S).group(1)
+    assert "@import" not in style and "url(" not in style
+    assert style.count("{") == style.count("}") and "prefers-color-scheme: dark" in style
+
+
+def test_every_drawing_is_well_formed_xml(run_dir):
+    drawings = re.findall(r"<svg.*?</svg>", write_report(run_dir).read_text(), re.S)
+    assert len(drawings) > 10
+    for drawing in drawings:
+        for element in xml.fromstring(drawing).iter():
+            for name, value in element.attrib.items():
+                assert "nan" not in value and "inf" not in value, (element.tag, name, value)
+
+
+def test_each_score_stands_beside_its_chance_and_baselines(page):
+    text = re.sub(r"\s+", " ", page.sections["scores"])
+    for shown in (
+        "12.0 %",
+        "24.0 ×",
+        "0.5 %",
+        "63.0 %",
+        "11.1 %",
+        "20.0 %",
+        "55.0 %",
+        "largest category",
+        "8.0 % – 17.0 %",
+    ):
+        assert shown in text, shown
+
+
+def test_right_captions_are_marked_and_wrong_ones_are_not(page):
+    right = [attrs for attrs in page.all("li") if attrs.get("class") == "right"]
+    assert len(right) == 2  # "green circle" and "red circle <symbol>"; the other two pictures have none
+    assert "red circle <symbol>" in page.sections["samples"]
+    assert len(page.all("img")) == 4
+
+
+def test_text_from_the_data_cannot_become_markup(run_dir):
+    path = run_dir / "evaluation/retrieval.json"
+    result = json.loads(path.read_text())
+    attack = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'"
+    result["title"] = result["attribution"] = result["examples"][0]["caption"] = attack
+    result["examples"][0]["retrieved"][0]["caption"] = attack
+    result["examples"][1]["image"] = 'https://example.org/x.png" onload="alert(1)'
+    path.write_text(json.dumps(result))
+    (run_dir / "config.yaml").write_text("model: {name: '<b>bold</b>'}")
+    page = Page(write_report(run_dir).read_text())
+    test_nothing_is_fetched_and_nothing_is_run(page)
+    assert len(page.all("img")) == 3
+    assert attack in page.sections["samples"]
+
+
+def test_a_stop_and_a_resume_are_marked_on_every_curve(page):
+    marks = [a["class"] for a in page.all("line") if str(a.get("class")).startswith("mark")]
+    charts = 7
+    assert marks.count("mark stopped") == charts and marks.count("mark resumed") == charts
+
+
+def test_a_young_run_has_a_report_of_what_it_has(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
+    page = Page(write_report(tmp_path).read_text())
+    assert list(page.sections) == ["curves"]
+    assert len(page.all("circle")) == 1  # a single point shows as a dot
+
+
+def test_a_run_without_metrics_shows_its_events(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"time": "2026-01-01T10:00:00", "kind": "start"}\nnot json\n[1]\n')
+    assert list(Page(write_report(tmp_path).read_text()).sections) == ["events"]
+
+
+def test_broken_files_are_left_out(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/a.json").write_text("{")
+    (tmp_path / "evaluation/b.json").write_text('{"scores": [{"name": "x", "value": NaN}]}')
+    (tmp_path / "config.yaml").write_text("a: [1")
+    (tmp_path / "environment.json").write_text('{"torch": "2"}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": Infinity}\n')
+    Page(write_report(tmp_path).read_text())
+
+
+def test_a_folder_that_is_no_run_is_refused_with_a_remedy(tmp_path):
+    with pytest.raises(UserError, match="not a run directory"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="no such run directory"):
+        write_report(tmp_path / "absent")
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_told_twice_after_a_resume_count_once_and_the_later_counts(tmp_path):
+    rows = [{"step": s, "loss": v} for s, v in [(1, 9.0), (2, 8.0), (3, 7.0), (2, 8.5), (3, 7.5), (4, 6.0)]]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert read_run(tmp_path).series("loss") == ([1.0, 2.0, 3.0, 4.0], [9.0, 8.5, 7.5, 6.0])
+
+
+def test_writing_again_replaces_the_page_and_leaves_no_partial(run_dir):
+    first = write_report(run_dir).read_text()
+    assert write_report(run_dir).read_text() == first
+    assert not list(run_dir.glob("*.partial"))
+
+
+def test_a_line_goes_through_its_points():
+    svg = xml.fromstring(line_chart([Series("a", [0, 10], [0, 1])]))
+    (path,) = (e for e in svg.iter("path") if e.get("class") == "line")
+    (x0, y0), (x1, y1) = (map(float, point.split()) for point in re.split("[ML]", path.get("d"))[1:])
+    assert (x0, x1) == (58, 506)
+    assert y0 == pytest.approx(216) and y1 == pytest.approx(12 + 204 * 0.05 / 1.05, abs=0.1)  # 5 % of room above
+
+
+def test_a_gap_in_the_values_is_a_gap_in_the_line():
+    svg = line_chart([Series("a", range(5), [1, 2, math.nan, 2, 1])])
+    assert svg.count("M") == 2
+
+
+def test_a_long_run_is_drawn_with_a_bounded_number_of_points():
+    svg = line_chart([Series("a", range(100_000), [math.sin(i / 9000) for i in range(100_000)])])
+    assert len(re.findall("[ML]", svg)) <= 2 * MOST_POINTS
+
+
+def test_marks_outside_the_curve_are_not_drawn():
+    assert "mark" not in line_chart([Series("a", [0, 1], [0, 1])], marks=[Mark(7, "late")])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (12345, "12,345"), (0.25, "0.25"), (2.5e-5, "2.5e-5"), (1e-4, "1e-4"), (-3, "-3")]
+)
+def test_numbers_read_short(value, text):
+    assert number(value) == text

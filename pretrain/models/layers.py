@@ -1,0 +1,144 @@
+"""The small layers: norms that are safe in bf16, drop path by sample, the MLP, a BatchNorm over all ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models import randomness
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last dimension, eps 1e-6 (the released weights need it; PyTorch's 1e-5 is visibly off).
+
+    The kernels keep statistics in fp32 for half-precision inputs. Autocast would store an fp32 output instead, twice
+    the memory for nothing, so it is left out here.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., C] -> [..., C], same dtype."""
+        if x.dtype == self.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch of a whole sample (Huang et al., "Deep Networks with Stochastic Depth", 2016).
+
+    The factors are drawn apart from being applied, so that a block that is recomputed in the backward pass is handed
+    the same ones. `salt` tells this layer's draws from those of others (see randomness).
+    """
+
+    def __init__(self, rate: float, salt: int) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"a drop-path rate lies in [0, 1), not {rate}")
+        self.rate, self.salt = rate, salt
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """Factors [B, 1, 1, 1] of x [B, H, W, C]: 0 or 1/(1 - rate); None when nothing is dropped."""
+        if self.rate == 0 or not self.training:
+            return None
+        kept = randomness.uniform(x.shape[0], self.salt, x.device) >= self.rate
+        return (kept.to(x.dtype) / (1 - self.rate)).view(-1, *[1] * (x.ndim - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        factors = self.draw(x)
+        return x if factors is None else x * factors
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}, salt={self.salt}"
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear on the last dimension: [..., C] -> [..., C]."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is the all-reduce of the gradients: every rank's output depends on every input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class GlobalBatchNorm(nn.Module):
+    """BatchNorm over the last dimension with the statistics of the global batch, in fp32, on any device and backend.
+
+    torch's SyncBatchNorm refuses CPU tensors, and its running statistics follow the module into bf16, where a momentum
+    of 0.1 rounds away. Entries are BatchNorm's: weight, bias, running_mean, running_var, num_batches_tracked;
+    running_var is unbiased. Ranks may hold different numbers of rows.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., C] -> [..., C], same dtype."""
+        with torch.autocast(x.device.type, enabled=False):
+            mean, variance = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
+            scale = self.weight.float() * torch.rsqrt(variance + self.eps)
+            return (x.float() * scale + (self.bias.float() - mean * scale)).to(x.dtype)
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.float().flatten(0, -2)
+        count = torch.full((1,), float(rows.shape[0]), device=x.device)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Mean first, then squared distances to it: the sum of squares would lose what the variance is made of.
+            first = _SumOverRanks.apply(torch.cat([rows.sum(0), count]))
+            count = first[-1:].detach()
+            mean = first[:-1] / count
+            variance = _SumOverRanks.apply((rows - mean).square().sum(0)) / count
+        else:
+            variance, mean = torch.var_mean(rows, 0, correction=0)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * (count / (count - 1).clamp(min=1)), self.momentum)
+        return mean, variance
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GlobalBatchNorm":
+        """Running statistics stay fp32 when the module is cast: only the device is taken from `fn`."""
+        before = {name: getattr(self, name) for name in ("running_mean", "running_var")}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            now = getattr(self, name)
+            if now.dtype != value.dtype:
+                setattr(
+                    self, name, torch.empty_like(value, device=now.device) if value.is_meta else value.to(now.device)
+                )
+        return self

@@ -1,0 +1,240 @@
+"""The released checkpoints' state dict, in and out, strict both ways.
+
+    official.load_state_dict(model, official.read("internimage_t_1k_224.pth"))
+    official.state_dict(model)                 # the same keys, shapes and bytes
+
+Three layouts are read: the classification checkpoints; Hugging Face's, which prefixes `model.` and calls gamma1 and
+gamma2 layer_scale1 and layer_scale2; and that of the 427M pretraining, whose online backbone is `dcnv3.*`, whose
+momentum encoder is `mm_dcnv3*`, and whose category classifier stands under `clip.`.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.errors import UserError
+from pretrain.models.reading import read_weights as read
+
+__all__ = ["Listing", "from_official", "load_state_dict", "read", "state_dict"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where an official tensor stands in our state dict."""
+
+    name: str
+    view: tuple[int, ...] | None = None  # dimensions that the official shape has more (1x1 convolutions)
+    split: tuple[int, int] | None = None  # rows [first, last) of our entry, where it is only a part of it
+
+
+@dataclass
+class Listing:
+    """What did not fit: names of the model's entries that got nothing, official keys that nothing took, (key, theirs,
+    ours).
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"missing: {name}" for name in self.missing] + [f"unexpected: {name}" for name in self.unexpected]
+        lines += [
+            f"shape: {name} is {list(theirs)} in the file, {list(ours)} in the model"
+            for name, theirs, ours in self.reshaped
+        ]
+        return "\n".join(lines)
+
+
+def state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights under the official keys and shapes, in the official order of kinds."""
+    own = model.state_dict()
+    result = {}
+    for key, entry in _keys(model):
+        value = own[entry.name]
+        if entry.split is not None:
+            value = value[entry.split[0] : entry.split[1]]
+        if entry.view is not None:
+            value = value.reshape(*value.shape, *entry.view)
+        result[key] = value
+    return result
+
+
+def from_official(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Listing]:
+    """Official entries (any of the three layouts) under our names, and what does not fit `model`.
+
+    Entries that do not fit are left out of the result; nothing is resized.
+    """
+    state = normalize_layout(state)
+    own = model.state_dict()
+    listing = Listing()
+    result: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    known = set()
+    for key, entry in _keys(model):
+        known.add(key)
+        name = entry.name
+        if key not in state:
+            listing.missing.append(key)
+            continue
+        value, ours = state[key], own[name]
+        shape = tuple(ours.shape)
+        if entry.split is not None:
+            shape = (entry.split[1] - entry.split[0], *shape[1:])
+        expected = (*shape, *entry.view) if entry.view is not None else shape
+        if tuple(value.shape) != expected:
+            listing.reshaped.append((key, tuple(value.shape), expected))
+            continue
+        value = value.reshape(shape)
+        if entry.split is None:
+            result[name] = value
+        else:
+            parts.setdefault(name, {})[entry.split[0]] = value
+    for name, rows in parts.items():
+        joined = torch.cat([rows[first] for first in sorted(rows)])
+        if joined.shape == own[name].shape:
+            result[name] = joined
+    listing.unexpected = [key for key in state if key not in known]
+    return result, listing
+
+
+def load_state_dict(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    allow: Collection[str] = (),
+    head_rows: Tensor | None = None,
+) -> Listing:
+    """Load official weights; whatever is missing, unexpected or misshapen is an error that names it.
+
+    Args:
+        allow: official keys, or prefixes ending in "." or "*", that may be missing, unexpected or misshapen; the model
+            keeps its own values there. `allow=("head.",)` puts a new classifier on old weights.
+        head_rows: int64 [num_classes], the rows of the file's classifier that make up the model's (a 21,841-way head
+            becomes a 1,000-way one).
+
+    Returns what was allowed. Raises UserError for the rest.
+    """
+    state = dict(normalize_layout(state))
+    if head_rows is not None:
+        for key in ("head.weight", "head.bias"):
+            if key not in state:
+                raise UserError(f"head_rows was given, but the weights have no {key!r}")
+            if int(head_rows.max()) >= state[key].shape[0] or int(head_rows.min()) < 0:
+                raise UserError(
+                    f"head_rows: {key!r} has {state[key].shape[0]} rows, row {int(head_rows.max())} was asked for"
+                )
+            state[key] = state[key][head_rows]
+    weights, listing = from_official(model, state)
+    refused = Listing(
+        [key for key in listing.missing if not _allowed(key, allow)],
+        [key for key in listing.unexpected if not _allowed(key, allow)],
+        [item for item in listing.reshaped if not _allowed(item[0], allow)],
+    )
+    if str(refused):
+        raise UserError(
+            f"the weights do not fit the model:\n{refused}\n"
+            "Build the model that the weights are of, or allow these entries by name (a new classifier: head.)."
+        )
+    model.load_state_dict(weights, strict=False)
+    return listing
+
+
+def normalize_layout(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Any of the three layouts -> that of the classification checkpoints. Other keys stay, and count as unexpected."""
+    if set(state) == {"model"} or ("model" in state and isinstance(state["model"], Mapping)):
+        state = state["model"]
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if any(key.startswith("dcnv3.levels.") for key in state):
+        return dict(_from_pretraining(state))
+    if any(key.startswith("model.levels.") for key in state):
+        state = {key.removeprefix("model."): value for key, value in state.items()}
+    return {re.sub(r"\.layer_scale([12])$", r".gamma\1", key): value for key, value in state.items()}
+
+
+def _from_pretraining(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The 427M layout: the online image encoder and its category classifier; everything else is dropped at hand-off."""
+    for key, value in state.items():
+        if key.startswith("clip.classifier_ln."):
+            yield "fc_norm.0." + key.removeprefix("clip.classifier_ln."), value
+        elif key.startswith("clip.classifier."):
+            yield "head." + key.removeprefix("clip.classifier."), value
+        elif key.startswith("dcnv3."):
+            yield key.removeprefix("dcnv3."), value
+        elif key.startswith(("dcnv3_head_x3.", "dcnv3_head_x4.", "clip_projector.")):
+            yield key, value
+
+
+def _allowed(key: str, allow: Collection[str]) -> bool:
+    return any(key == name or (name.endswith((".", "*")) and key.startswith(name.rstrip("*"))) for name in allow)
+
+
+def _keys(model: Any) -> Iterator[tuple[str, _Entry]]:
+    """(official key, our entry) for every entry of the model."""
+    for name in ("conv1", "norm1", "conv2", "norm2"):
+        yield from _pair(f"patch_embed.{name}" + (".1" if "norm" in name else ""), f"stem.{name}")
+    for index, stage in enumerate(model.stages):
+        yield from _stage(f"levels.{index}", f"stages.{index}", stage)
+    if hasattr(model, "conv_head"):
+        yield "conv_head.0.weight", _Entry("conv_head.proj.weight", view=(1, 1))
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            yield f"conv_head.1.0.{name}", _Entry(f"conv_head.norm.{name}")
+    if hasattr(model, "clip_projector"):
+        for theirs, ours in (("dcnv3_head_x4.0", "fuse.proj4"), ("dcnv3_head_x3", "fuse.proj3")):
+            yield f"{theirs}.weight", _Entry(f"{ours}.weight", view=(1, 1))
+            yield f"{theirs}.bias", _Entry(f"{ours}.bias")
+        for part in ("q", "k", "v"):
+            for name in ("weight", "bias"):
+                yield f"clip_projector.norm1_{part}.0.{name}", _Entry(f"clip_projector.norm_{part}_{name}")
+        for part in ("q", "k", "v"):
+            yield f"clip_projector.cross_dcn.{part}_bias", _Entry(f"clip_projector.{part}_bias")
+            yield f"clip_projector.cross_dcn.{part}.weight", _Entry(f"clip_projector.{part}_weight")
+        yield from _pair("clip_projector.cross_dcn.proj", "clip_projector.proj")
+        yield from _pair("fc_norm.0", "fc_norm")
+    if isinstance(getattr(model, "head", None), nn.Linear):
+        yield from _pair("head", "head")
+
+
+def _stage(theirs: str, ours: str, stage: Any) -> Iterator[tuple[str, _Entry]]:
+    for index, block in enumerate(stage.blocks):
+        yield from _block(f"{theirs}.blocks.{index}", f"{ours}.blocks.{index}", block)
+    if stage.norm is not None:
+        yield from _pair(f"{theirs}.norm.0", f"{ours}.norm")
+    for index in range(len(stage.post_norms)):
+        yield from _pair(f"{theirs}.post_norms.{index}.0", f"{ours}.post_norms.{index}")
+    if stage.downsample is not None:
+        yield f"{theirs}.downsample.conv.weight", _Entry(f"{ours}.downsample.conv.weight")
+        yield from _pair(f"{theirs}.downsample.norm.1", f"{ours}.downsample.norm")
+
+
+def _block(theirs: str, ours: str, block: Any) -> Iterator[tuple[str, _Entry]]:
+    if block.gamma1 is not None:
+        yield f"{theirs}.gamma1", _Entry(f"{ours}.gamma1")
+        yield f"{theirs}.gamma2", _Entry(f"{ours}.gamma2")
+    yield from _pair(f"{theirs}.norm1.0", f"{ours}.norm1")
+    if block.dcn.center_scale is not None:
+        for name in ("weight", "bias"):
+            yield f"{theirs}.dcn.center_feature_scale_proj_{name}", _Entry(f"{ours}.dcn.center_scale.{name}")
+    yield from _pair(f"{theirs}.dcn.dw_conv.0", f"{ours}.dcn.depthwise")
+    yield from _pair(f"{theirs}.dcn.dw_conv.1.1", f"{ours}.dcn.norm")
+    rows = block.dcn.offset_mask.weight.shape[0]
+    for key, split in (("offset", (0, rows * 2 // 3)), ("mask", (rows * 2 // 3, rows))):
+        for name in ("weight", "bias"):
+            yield f"{theirs}.dcn.{key}.{name}", _Entry(f"{ours}.dcn.offset_mask.{name}", split=split)
+    yield from _pair(f"{theirs}.dcn.input_proj", f"{ours}.dcn.input_proj")
+    yield from _pair(f"{theirs}.dcn.output_proj", f"{ours}.dcn.output_proj")
+    yield from _pair(f"{theirs}.norm2.0", f"{ours}.norm2")
+    yield from _pair(f"{theirs}.mlp.fc1", f"{ours}.mlp.fc1")
+    yield from _pair(f"{theirs}.mlp.fc2", f"{ours}.mlp.fc2")
+    if block.res_norm1 is not None:
+        yield from _pair(f"{theirs}.res_post_norm1.0", f"{ours}.res_norm1")
+        yield from _pair(f"{theirs}.res_post_norm2.0", f"{ours}.res_norm2")
+
+
+def _pair(theirs: str, ours: str) -> Iterator[tuple[str, _Entry]]:
+    for name in ("weight", "bias"):
+        yield f"{theirs}.{name}", _Entry(f"{ours}.{name}")

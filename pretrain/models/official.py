@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from pretrain.models.reading import read_weights as read
 
-__all__ = ["Listing", "from_official", "load_state_dict", "read", "state_dict"]
+__all__ = ["Listing", "from_official", "load_state_dict", "normalize_layout", "own_name", "read", "state_dict"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,11 @@ def load_state_dict(
         )
     model.load_state_dict(weights, strict=False)
     return listing
+
+
+def own_name(model: nn.Module, key: str) -> str:
+    """The entry of the model that an official key belongs to; the key itself where there is none."""
+    return next((entry.name for theirs, entry in _keys(model) if theirs == key), key)
 
 
 def normalize_layout(state: Mapping[str, Any]) -> dict[str, Tensor]:

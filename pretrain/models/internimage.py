@@ -10,6 +10,7 @@ conventions are in TimmFeatures.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,9 @@ class InternImage(TimmFeatures, nn.Module):
         global_pool: str = "avg",
         backend: str | None = None,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self._arguments = arguments
         _check(channels, depths, groups, level2_post_norm_block_ids if level2_post_norm else ())
         self.channels, self.depths, self.groups = channels, tuple(depths), tuple(groups)
         self.in_chans, self.drop_rate = in_chans, drop_rate
@@ -248,6 +251,14 @@ class InternImage(TimmFeatures, nn.Module):
         self._init_features(widths)
         self.reset_classifier(num_classes, global_pool)
         self._initialize()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What builds this model again, InternImage(**arguments), as JSON can hold it; the classifier's size as it is
+        now.
+        """
+        values = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in self._arguments.items()}
+        return {**values, "num_classes": self.num_classes, "global_pool": self.global_pool}
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """x: [B, in_chans, H, W] -> the four stages' features, NHWC, strides 4, 8, 16, 32."""

@@ -1,0 +1,85 @@
+"""Writing the image encoder in the layouts that others read.
+
+safetensors   one file, official keys, a header that says how to build the model      -> finetune, load_backbone
+official      a .pth as the authors release theirs: {"model": official state dict}    -> their code, and what grew
+around it timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True)     -> timm and what
+stands on it hf            a folder for AutoModelForImageClassification.from_pretrained            -> transformers
+onnx          the classifier in standard operators, any batch size                    -> onnxruntime
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from data_pipeline.errors import UserError
+from pretrain.handoff.backbone import METADATA_KEY, Backbone, read_backbone
+
+
+def export(checkpoint: str | Path, to: str, out: str | Path, which: str = "ema") -> Path:
+    """Write the image encoder of `checkpoint` (whatever read_backbone reads) in the layout `to`; the path written.
+
+    Teacher, text tower, decoder and predictor stay behind. A file is written under a temporary name first, so an
+    interrupted export leaves nothing that looks like one.
+
+    Args:
+        to: one of FORMATS.
+        out: the file, or for timm and hf the folder, to write.
+        which: "ema" or "model", of a run.
+
+    Raises UserError for an unknown layout, or weights that are not an InternImage.
+    """
+    if to not in FORMATS:
+        raise UserError(f"export: {to!r} is no format; known are {', '.join(FORMATS)}")
+    backbone = read_backbone(checkpoint, which)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return FORMATS[to](backbone, out)
+
+
+def write_safetensors(backbone: Backbone, out: Path) -> Path:
+    out = out / "model.safetensors" if out.is_dir() else out
+    metadata = {METADATA_KEY: json.dumps(backbone.description()), "format": "pt"}
+    state = {key: value.contiguous() for key, value in backbone.state.items()}
+    temporary = out.with_name(out.name + ".partial")
+    save_file(state, temporary, metadata=metadata)
+    os.replace(temporary, out)
+    return out
+
+
+def write_official(backbone: Backbone, out: Path) -> Path:
+    out = out / "model.pth" if out.is_dir() else out
+    temporary = out.with_name(out.name + ".partial")
+    torch.save({"model": {key: value.clone() for key, value in backbone.state.items()}}, temporary)
+    os.replace(temporary, out)
+    return out
+
+
+def _timm(backbone: Backbone, out: Path) -> Path:
+    from pretrain.handoff.timm_folder import write_timm
+
+    return write_timm(backbone, out)
+
+
+def _hf(backbone: Backbone, out: Path) -> Path:
+    from pretrain.handoff.huggingface import write_huggingface
+
+    return write_huggingface(backbone, out)
+
+
+def _onnx(backbone: Backbone, out: Path) -> Path:
+    from pretrain.handoff.onnx import write_onnx
+
+    return write_onnx(backbone, out)
+
+
+FORMATS: dict[str, Callable[[Backbone, Path], Path]] = {
+    "safetensors": write_safetensors,
+    "official": write_official,
+    "timm": _timm,
+    "hf": _hf,
+    "onnx": _onnx,
+}

@@ -1,0 +1,138 @@
+"""What leaves a run is the image encoder and nothing else, and it comes back bit for bit from every layout."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+
+from data_pipeline.errors import UserError
+from pretrain.handoff import export, load_backbone, read_backbone
+from pretrain.models import InternImage, create_model, official
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def expected_model(weights) -> InternImage:
+    """Built apart from the hand-off: the arguments that the fake run's configuration amounts to."""
+    model = InternImage(
+        channels=16,
+        depths=(1, 1, 2, 1),
+        groups=(1, 2, 4, 8),
+        num_classes=5,
+        use_clip_projector=True,
+        clip_embed_dim=64,
+        clip_heads=4,
+        head_hidden_size=32,
+    )
+    model.load_state_dict({n.removeprefix("image."): v for n, v in weights.items() if n.startswith("image.")})
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("safetensors", "model.safetensors"), ("official", "model.pth"), ("timm", "folder")]
+)
+def test_an_export_reads_back_bit_for_bit(layout, name, fake_run, tmp_path, image):
+    run, weights = fake_run()
+    written = export(run, layout, tmp_path / "out" / name)
+    model = expected_model(weights)
+    state = read_backbone(written).state
+    expected = official.state_dict(model)
+    if layout == "timm":
+        state = timm.create_model(f"local-dir:{written}", pretrained=True).state_dict()
+        expected = model.state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+def test_teacher_text_and_decoder_stay_behind(fake_run, tmp_path):
+    run, weights = fake_run()
+    assert any(not name.startswith("image.") for name in weights)
+    written = export(run, "official", tmp_path / "model.pth")
+    state = torch.load(written, weights_only=True)
+    assert set(state) == {"model"}
+    prefixes = {key.split(".")[0] for key in state["model"]}
+    assert prefixes == {"patch_embed", "levels", "dcnv3_head_x3", "dcnv3_head_x4", "clip_projector", "fc_norm", "head"}
+
+
+def test_a_safetensors_export_says_how_to_build_and_feed_the_model(fake_run, tmp_path, image):
+    run, weights = fake_run()
+    written = export(run, "safetensors", tmp_path / "model.safetensors")
+    with safe_open(written, "pt") as file:
+        described = json.loads(file.metadata()["internimage"])
+    assert described["image_size"] == 64 and described["mean"] == [0.5, 0.4, 0.3]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            read_backbone(written).build()(image), expected_model(weights)(image), rtol=0, atol=0
+        )
+
+
+def test_the_timm_folder_gives_the_same_logits_and_what_timm_needs(fake_run, tmp_path, image):
+    run, weights = fake_run()
+    written = export(run, "timm", tmp_path / "folder")
+    model = timm.create_model(f"local-dir:{written}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), expected_model(weights)(image), rtol=0, atol=0)
+    assert model.pretrained_cfg["mean"] == [0.5, 0.4, 0.3] and model.pretrained_cfg["input_size"] == [3, 64, 64]
+    features = timm.create_model(f"local-dir:{written}", pretrained=True, features_only=True)
+    assert features.feature_info.channels() == [16, 32, 64, 128]
+
+
+def test_a_pooled_head_trained_with_supervision_is_exported_with_its_running_statistics(fake_run, tmp_path):
+    run, weights = fake_run("supervised", use_clip_projector=False)
+    weights["image.conv_head.norm.running_mean"].fill_(0.25)
+    state = torch.load(export(run, "official", tmp_path / "model.pth"), weights_only=True)["model"]
+    assert state["conv_head.1.0.running_mean"].eq(0.25).all()
+    assert state["conv_head.1.0.num_batches_tracked"].dtype == torch.int64
+
+
+def test_a_new_classifier_keeps_its_own_weights_and_everything_else_is_loaded(fake_run, tmp_path):
+    run, weights = fake_run()
+    written = export(run, "safetensors", tmp_path / "model.safetensors")
+    model = create_model("custom", **{**read_backbone(written).arguments, "num_classes": 7})
+    head = model.head.weight.clone()
+    with pytest.raises(UserError, match=r"head\.weight is \[5, 32\] in the file, \[7, 32\] in the model"):
+        load_backbone(model, written)
+    load_backbone(model, written, allow=("head.",))
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.stem.conv1.weight, weights["image.stem.conv1.weight"])
+
+
+def test_mistakes_are_named(fake_run, tmp_path):
+    run, weights = fake_run()
+    with pytest.raises(UserError, match="'caffe' is no format; known are safetensors, official, timm, hf, onnx"):
+        export(run, "caffe", tmp_path / "x")
+    with pytest.raises(UserError, match="no such run"):
+        export(tmp_path / "absent", "official", tmp_path / "x")
+    (tmp_path / "broken.pth").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match=r"broken\.pth: not a readable file of weights"):
+        read_backbone(tmp_path / "broken.pth")
+    for name in [name for name in weights if name.startswith("image.")]:
+        del weights[name]
+    with pytest.raises(UserError, match="hold no image encoder"):
+        export(run, "official", tmp_path / "x")
+
+
+def test_a_pickle_is_never_executed(tmp_path):
+    import pickle
+
+    class Boom:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"model": {"x": torch.zeros(1)}, "optimizer": Boom()}, tmp_path / "evil.pth", pickle_module=pickle)
+    with pytest.raises(UserError, match=r"evil\.pth"):
+        read_backbone(tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_published_checkpoint_is_recognised_by_its_shapes(tmp_path):
+    model = create_model("internimage_t", num_classes=11)
+    torch.save({"model": official.state_dict(model)}, tmp_path / "internimage_t.pth")
+    backbone = read_backbone(tmp_path / "internimage_t.pth")
+    assert backbone.arguments["channels"] == 64 and backbone.arguments["num_classes"] == 11
+    assert torch.equal(backbone.build().head.bias, model.head.bias)

@@ -1,0 +1,81 @@
+"""The command `internimage`: every room's commands under one roof.
+
+    shards      prepare data                        pretrain, finetune      train
+    evaluate    score a checkpoint                  export                  hand a checkpoint on
+    launch      start on one machine or many        plan, doctor            before a run
+    inspect     look at what is there               report                  a run as one page
+    demo        the whole way on the embedded set
+
+Modules under `launch.commands` declare arguments and import the room that does the work only when called, so `--help`
+needs neither torch nor pydantic.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from launch import exits
+from launch.commands import after, check, demo, inspect, launching, shards, training
+
+app = typer.Typer(
+    name="internimage",
+    help="Pretrain InternImage on image-text data: shards in, a fine-tuned and evaluated model out.",
+    epilog="Example: internimage demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(shards.app, name="shards")
+training.register(app)
+after.register(app)
+app.add_typer(launching.app, name="launch")
+check.register(app)
+app.add_typer(inspect.app, name="inspect")
+demo.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(version("internimage-pretrain"))
+        except PackageNotFoundError:
+            typer.echo("not installed (running from the source tree)")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (accepted after any command, too).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[exits.DEBUG_VARIABLE] = "1"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One command line -> its exit code. Never raises."""
+    arguments = _debug_first(list(arguments))
+
+    def command() -> Any:
+        return app(args=arguments, prog_name="internimage", standalone_mode=False)
+
+    return exits.guarded(command)
+
+
+def main() -> NoReturn:
+    sys.exit(run(sys.argv[1:]))
+
+
+def _debug_first(arguments: list[str]) -> list[str]:
+    """`--debug` belongs to the root command; people write it last. What follows `launch` is another command's."""
+    if "launch" in arguments[:2] or "--debug" not in arguments:
+        return arguments
+    return ["--debug", *(a for a in arguments if a != "--debug")]

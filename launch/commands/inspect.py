@@ -1,0 +1,63 @@
+"""`internimage inspect`: look at variants, batches and checkpoints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch import exits
+
+app = typer.Typer(
+    help="Look at model variants, a run's batches, a checkpoint.",
+    epilog="Example: internimage inspect variants",
+    no_args_is_help=True,
+)
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+@app.command(epilog="Example: internimage inspect variants")
+def variants(json: Json = False) -> int:
+    """The seven variants: parameters and FLOPs, counted without allocating memory."""
+    from launch.display import show
+    from pretrain.analysis.variants import variants_table
+
+    show(variants_table(), as_json=json)
+    return exits.DONE
+
+
+@app.command(name="search-space", epilog="Example: internimage inspect search-space")
+def search_space(json: Json = False) -> int:
+    """The paper's 30 candidates under its stacking rules."""
+    from launch.display import show
+    from pretrain.analysis.variants import search_space_table
+
+    show(search_space_table(), as_json=json)
+    return exits.DONE
+
+
+@app.command(epilog="Example: internimage inspect batch runs/h --step 1000")
+def batch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    step: Annotated[int, typer.Option(min=0, help="Global step.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the pictures.")] = None,
+    json: Json = False,
+) -> int:
+    """The samples of one global batch: shard, key, URL, caption."""
+    from launch.display import show
+    from pretrain.analysis.batch import inspect_batch
+
+    show(inspect_batch(run, step, output=output), as_json=json)
+    return exits.DONE
+
+
+@app.command(epilog="Example: internimage inspect checkpoint runs/h")
+def checkpoint(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run directory, or one of its checkpoints.")],
+    json: Json = False,
+) -> int:
+    """Step, sizes and digests of a checkpoint, checked."""
+    from launch.display import show
+    from pretrain.training.checkpoints import describe
+
+    show(describe(path), as_json=json)
+    return exits.DONE

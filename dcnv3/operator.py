@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dcnv3.backends import NAMES, available_backends
+from dcnv3.backends import choose
 from dcnv3.geometry import check_tensors, make_geometry
 from dcnv3.reference import dcnv3_reference
+from dcnv3.registration import autocast
 
 
 def dcnv3(
@@ -57,7 +58,9 @@ def dcnv3(
         remove_center=remove_center,
         mask_activation=mask_activation,
     )
+    if isinstance(value, torch.Tensor) and isinstance(offset, torch.Tensor) and isinstance(mask, torch.Tensor):
+        value, offset, mask = autocast(value.device.type, value, offset, mask)
     check_tensors(value, offset, mask, geometry)
-    if backend not in (None, "auto", *NAMES):
-        raise ValueError(f"backend: expected auto or one of {', '.join(available_backends())}, got {backend!r}")
-    return dcnv3_reference(value, offset, mask, geometry)
+    if choose(backend, value.device.type) == "reference":
+        return dcnv3_reference(value, offset, mask, geometry)
+    return torch.ops.dcnv3.forward(value, offset, mask, *geometry)

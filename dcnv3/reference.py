@@ -66,6 +66,6 @@ def dcnv3_reference(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tenso
             valid = (y >= 0) & (x >= 0) & (y < height) & (x < width)
             share = (high_h if step_h else 1 - high_h) * (high_w if step_w else 1 - high_w) * valid
             index = ((image + y.clamp(0, height - 1)) * width + x.clamp(0, width - 1)) * groups + group
-            corner = rows.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
+            corner = rows.index_select(0, index.reshape(-1)).reshape(*index.shape, channels // groups)
             output = output + ((weight * share).unsqueeze(-1) * corner).sum(-2)
     return output.reshape(n, out_h, out_w, channels).to(dtype)

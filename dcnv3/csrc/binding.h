@@ -1,0 +1,97 @@
+// From tensors to a `Problem`, for every device. Through torch's stable ABI: one build serves several torch versions, and
+// compiles in seconds.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+
+#include "problem.h"
+
+namespace dcnv3 {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The arguments that are not tensors, in the order of the schema (dcnv3/registration.py).
+#define DCNV3_ARGUMENTS                                                                                            \
+  int64_t groups, int64_t kernel_h, int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t padding_h,       \
+      int64_t padding_w, int64_t dilation_h, int64_t dilation_w, double offset_scale, bool remove_center,          \
+      int64_t activation
+#define DCNV3_PASS                                                                                                 \
+  groups, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, offset_scale,      \
+      remove_center, activation
+
+inline Type type_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return Type::kDouble;
+    case ScalarType::Float: return Type::kFloat;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    case ScalarType::Half: return Type::kHalf;
+    default: STD_TORCH_CHECK(false, "dcnv3: expected float64, float32, bfloat16 or float16");
+  }
+  return Type::kFloat;
+}
+
+inline Tensor packed(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = torch::stable::new_empty(t, t.sizes());
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+// `t` itself where its pixels follow each other at one distance (a slice of the channels does), else a packed copy.
+inline Tensor in_rows(const Tensor& t) {
+  const bool even = t.stride(3) == 1 && t.stride(1) == t.size(2) * t.stride(2) && t.stride(0) == t.size(1) * t.stride(1);
+  return even ? t : packed(t);
+}
+
+inline std::string shape(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t d = 0; d < t.dim(); ++d) text += (d != 0 ? ", " : "") + std::to_string(t.size(d));
+  return text + "]";
+}
+
+// The last line of defence: `dcnv3.dcnv3` has checked all of this with better words.
+inline Problem problem_of(const Tensor& value, const Tensor& offset, const Tensor& mask, DCNV3_ARGUMENTS) {
+  STD_TORCH_CHECK(value.dim() == 4 && offset.dim() == 4 && mask.dim() == 4, "dcnv3: expected tensors of 4 dimensions");
+  STD_TORCH_CHECK(offset.scalar_type() == value.scalar_type() && mask.scalar_type() == value.scalar_type(),
+                  "dcnv3: expected value, offset and mask of one dtype");
+  STD_TORCH_CHECK(offset.get_device_index() == value.get_device_index() && mask.get_device_index() == value.get_device_index(),
+                  "dcnv3: expected value, offset and mask on one device");
+  STD_TORCH_CHECK(groups > 0 && kernel_h > 0 && kernel_w > 0 && stride_h > 0 && stride_w > 0 && dilation_h > 0 &&
+                      dilation_w > 0 && padding_h >= 0 && padding_w >= 0 && activation >= 0 && activation <= 2 &&
+                      (!remove_center || (kernel_h == kernel_w && kernel_h % 2 == 1 && kernel_h > 1)),
+                  "dcnv3: an argument is out of its range");
+  STD_TORCH_CHECK(value.size(3) > 0 && value.size(3) % groups == 0, "dcnv3: channels are not a multiple of groups=", groups);
+  Problem q{};
+  q.batch = value.size(0), q.height = value.size(1), q.width = value.size(2);
+  q.groups = groups, q.group_channels = value.size(3) / groups;
+  q.points = kernel_h * kernel_w - (remove_center ? 1 : 0);
+  q.kernel_h = kernel_h, q.kernel_w = kernel_w, q.stride_h = stride_h, q.stride_w = stride_w;
+  q.padding_h = padding_h, q.padding_w = padding_w, q.dilation_h = dilation_h, q.dilation_w = dilation_w;
+  q.offset_scale = offset_scale, q.remove_center = remove_center, q.activation = static_cast<int>(activation);
+  const int64_t span_h = q.height + 2 * padding_h - dilation_h * (kernel_h - 1) - 1;
+  const int64_t span_w = q.width + 2 * padding_w - dilation_w * (kernel_w - 1) - 1;
+  STD_TORCH_CHECK(q.height > 0 && q.width > 0 && span_h >= 0 && span_w >= 0, "dcnv3: value is smaller than the kernel: ",
+                  shape(value));
+  STD_TORCH_CHECK(q.height * q.width < (int64_t(1) << 31), "dcnv3: more than 2^31 pixels in an image: ", shape(value));
+  q.out_height = span_h / stride_h + 1, q.out_width = span_w / stride_w + 1;
+  for (const Tensor* t : {&offset, &mask}) {
+    const int64_t depth = groups * q.points * (t == &offset ? 2 : 1);
+    STD_TORCH_CHECK(t->size(0) == q.batch && t->size(1) == q.out_height && t->size(2) == q.out_width && t->size(3) == depth,
+                    "dcnv3: ", t == &offset ? "offset" : "mask", " has shape ", shape(*t), ", expected [", q.batch, ", ",
+                    q.out_height, ", ", q.out_width, ", ", depth, "]");
+  }
+  q.value_stride = value.stride(2), q.offset_stride = offset.stride(2), q.mask_stride = mask.stride(2);
+  return q;
+}
+
+}  // namespace dcnv3

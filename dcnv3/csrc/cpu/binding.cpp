@@ -1,0 +1,102 @@
+// torch.ops.dcnv3.forward and .backward on the CPU: tensors in, threads over pixels or images, tensors out.
+#include "../binding.h"
+
+#include <Python.h>
+
+#include <algorithm>
+
+#include "kernels_api.h"
+
+namespace dcnv3 {
+namespace {
+
+// torch's own threads where the stable ABI gives them (torch 2.10), else this thread.
+template <typename F>
+void parallel(int64_t count, int64_t grain, const F& f) {
+  if (count == 0) return;
+#if TORCH_FEATURE_VERSION >= TORCH_VERSION_2_10_0
+  torch::stable::parallel_for(0, count, grain, f);
+#else
+  (void)grain;
+  f(int64_t(0), count);
+#endif
+}
+
+int64_t threads() {
+#if TORCH_FEATURE_VERSION >= TORCH_VERSION_2_10_0
+  return torch::stable::get_num_threads();
+#else
+  return 1;
+#endif
+}
+
+// Points of a share of work below which another thread costs more than it saves.
+constexpr int64_t kPointsPerShare = 4096;
+
+Tensor forward(Tensor value, Tensor offset, Tensor mask, DCNV3_ARGUMENTS) {
+  value = in_rows(value), offset = in_rows(offset), mask = in_rows(mask);
+  const Problem q = problem_of(value, offset, mask, DCNV3_PASS);
+  Tensor output = torch::stable::new_empty(value, {q.batch, q.out_height, q.out_width, q.channels()});
+  Tensors t{};
+  t.value = value.data_ptr(), t.offset = offset.data_ptr(), t.mask = mask.data_ptr(), t.output = output.data_ptr();
+  const Type type = type_of(value);
+  const int64_t grain = std::max<int64_t>(1, kPointsPerShare / (q.groups * q.points));
+  const CpuKernels& kernels = cpu_kernels();
+  parallel(q.batch * q.pixels(), grain,
+           [&](int64_t begin, int64_t end) { kernels.forward(type, q, t, begin, end); });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask,
+                                            DCNV3_ARGUMENTS, bool /*deterministic: always is*/) {
+  value = packed(value), offset = in_rows(offset), mask = in_rows(mask), grad_output = packed(grad_output);
+  const Problem q = problem_of(value, offset, mask, DCNV3_PASS);
+  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.scalar_type() == value.scalar_type() &&
+                      grad_output.size(0) == q.batch && grad_output.size(1) == q.out_height &&
+                      grad_output.size(2) == q.out_width && grad_output.size(3) == q.channels(),
+                  "dcnv3: the gradient of the output has shape ", shape(grad_output));
+  const Type type = type_of(value);
+  Tensor grad_value = torch::stable::new_empty(value, value.sizes());
+  Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
+  Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
+  const bool narrow = type == Type::kBFloat16 || type == Type::kHalf;
+  Tensor sum = narrow ? torch::stable::new_empty(value, value.sizes(), ScalarType::Float) : grad_value;
+  Tensors t{};
+  t.value = value.data_ptr(), t.offset = offset.data_ptr(), t.mask = mask.data_ptr();
+  t.grad_output = grad_output.data_ptr();
+  t.grad_value = grad_value.data_ptr(), t.grad_offset = grad_offset.data_ptr(), t.grad_mask = grad_mask.data_ptr();
+  t.sum = sum.data_ptr();
+
+  // A share is some groups of one image; as many groups as still leave every thread a few shares.
+  const int64_t wanted = threads() == 1 ? 1 : 4 * threads();
+  const int64_t cuts = std::clamp<int64_t>(q.batch == 0 ? 1 : (wanted + q.batch - 1) / q.batch, 1, q.groups);
+  const int64_t per_cut = (q.groups + cuts - 1) / cuts, shares = (q.groups + per_cut - 1) / per_cut;
+  const int64_t grain = std::max<int64_t>(1, kPointsPerShare / (per_cut * q.points * q.pixels()));
+  const CpuKernels& kernels = cpu_kernels();
+  parallel(q.batch * shares, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      const int64_t first = share % shares * per_cut;
+      kernels.backward(type, q, t, share / shares, first, std::min(first + per_cut, q.groups));
+    }
+  });
+  return {grad_value, grad_offset, grad_mask};
+}
+
+}  // namespace
+}  // namespace dcnv3
+
+STABLE_TORCH_LIBRARY_IMPL(dcnv3, CPU, m) {
+  m.impl("forward", TORCH_BOX(&dcnv3::forward));
+  m.impl("backward", TORCH_BOX(&dcnv3::backward));
+}
+
+static PyObject* cpu_isa(PyObject*, PyObject*) { return PyUnicode_FromString(dcnv3::cpu_kernels().name); }
+
+static PyMethodDef methods[] = {
+    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the CPU kernels: baseline, avx2 or avx512."},
+    {nullptr, nullptr, 0, nullptr},
+};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "The CPU kernels; importing registers them.", -1, methods,
+                             nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C(void) { return PyModule_Create(&module); }

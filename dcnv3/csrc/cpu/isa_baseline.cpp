@@ -1,0 +1,19 @@
+// What every processor of the architecture runs.
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <new>
+#include <type_traits>
+
+#include "../sampling.h"
+#include "kernels_api.h"
+
+#define DCNV3_VECTOR_BYTES 16
+
+namespace dcnv3 {
+namespace baseline {
+#include "kernels.h"
+}  // namespace baseline
+const CpuKernels kBaselineKernels = {"baseline", baseline::run_forward, baseline::run_backward};
+}  // namespace dcnv3

@@ -1,0 +1,99 @@
+"""`torch.ops.dcnv3`: schema, fake kernels, autograd, autocast, and PyTorch's own arithmetic where no kernel is built.
+
+    dcnv3::forward(value, offset, mask, <geometry>) -> output
+    dcnv3::backward(grad_output, value, offset, mask, <geometry>, deterministic) -> (grad_value, grad_offset, grad_mask)
+
+The compiled extensions register the CPU and CUDA kernels over these; the fallback below serves every other device, so
+that an exported program loads anywhere. The activated mask is never stored: backward computes it again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dcnv3.geometry import Geometry
+from dcnv3.reference import dcnv3_reference
+
+_GEOMETRY = (
+    "int groups, int kernel_h, int kernel_w, int stride_h, int stride_w, int padding_h, int padding_w, "
+    "int dilation_h, int dilation_w, float offset_scale, bool remove_center, int activation"
+)
+_LIBRARY = torch.library.Library("dcnv3", "DEF")
+_LIBRARY.define(f"forward(Tensor value, Tensor offset, Tensor mask, {_GEOMETRY}) -> Tensor")
+_LIBRARY.define(
+    f"backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, {_GEOMETRY}, bool deterministic) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *geometry: Any) -> torch.Tensor:
+    return dcnv3_reference(value, offset, mask, Geometry(*geometry))
+
+
+def _backward(
+    grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *rest: Any
+) -> Gradients:
+    *geometry, _deterministic = rest
+    value, offset, mask = (tensor.detach().requires_grad_() for tensor in (value, offset, mask))
+    with torch.enable_grad():
+        output = dcnv3_reference(value, offset, mask, Geometry(*geometry))
+    grads = torch.autograd.grad(output, (value, offset, mask), grad_output)
+    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+
+
+_LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("dcnv3::forward", lib=_LIBRARY)
+def _(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *geometry: Any) -> torch.Tensor:
+    n, height, width, channels = value.shape
+    return value.new_empty((n, *Geometry(*geometry).output_size(height, width), channels))
+
+
+@torch.library.register_fake("dcnv3::backward", lib=_LIBRARY)
+def _(
+    grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *rest: Any
+) -> Gradients:
+    return value.new_empty(value.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.geometry = inputs[3:]
+
+
+def _gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grads = torch.ops.dcnv3.backward(grad_output, *ctx.saved_tensors, *ctx.geometry, deterministic)
+    return (*grads, *(None for _ in ctx.geometry))
+
+
+torch.library.register_autograd("dcnv3::forward", _gradient, setup_context=_setup_context, lib=_LIBRARY)
+
+
+def autocast(device: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`tensors` in the dtype of the autocast that is on for `device`; float64 stays, and all stay where none is on."""
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def _autocast_forward(device: str) -> Any:
+    key = torch._C.DispatchKey.AutocastCUDA if device == "cuda" else torch._C.DispatchKey.AutocastCPU
+
+    def kernel(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *geometry: Any) -> torch.Tensor:
+        cast = autocast(device, value, offset, mask)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return torch.ops.dcnv3.forward(*cast, *geometry)
+
+    return kernel
+
+
+_LIBRARY.impl("forward", _autocast_forward("cpu"), "AutocastCPU")
+_LIBRARY.impl("forward", _autocast_forward("cuda"), "AutocastCUDA")

@@ -1,0 +1,124 @@
+"""What tells a collapsing run from a learning one, measured on the steps that are logged, and the alarms made of it.
+
+For fixed targets the dense loss cannot fall below lambda/(1+lambda) ~ .02 (lambda .02) when their D channels are
+decorrelated, nor below lambda D/(1+lambda D) ~ .94 (D 768) when they span one direction: a well-predicted loss that
+stays high is itself an alarm.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.objectives.losses import full
+
+
+class Measures:
+    """Metrics of one micro-batch. Gradient norms are added while its backward pass runs."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, name: str, compute: Callable[[], Tensor]) -> None:
+        if self.enabled:
+            with torch.no_grad():
+                self.values[name] = compute().float()
+
+    def probe(self, x: Tensor, name: str) -> Tensor:
+        """`x` itself, as seen by one loss: its backward pass notes the norm of that loss's gradient here, at no extra
+        pass.
+        """
+        if not (self.enabled and x.requires_grad):
+            return x
+        alias = x.view_as(x)
+
+        def note(grad: Tensor) -> None:
+            self.values[f"grad_norm/{name}"] = full(grad.detach()).norm()
+
+        alias.register_hook(note)
+        return alias
+
+    def dense(self, name: str, p: Tensor, t: Tensor, c: Tensor, terms: tuple[Tensor, Tensor], hidden: Tensor) -> None:
+        """Of predictions and targets [B, N, D], their correlation [D, D] and the two terms of the loss. hidden: int64
+        token indices of the input view that the encoder did not see as this image's (only of meaning for the same
+        view).
+        """
+        if not self.enabled:
+            return
+        self.add(f"{name}/positive", lambda: terms[0].detach())
+        self.add(f"{name}/negative", lambda: terms[1].detach())
+        self.add(f"{name}/feature_std", lambda: feature_std(t))
+        self.add(f"{name}/rank", lambda: rank_me(c))
+        self.add(f"{name}/content_share", lambda: content_share(t))
+        with torch.no_grad():
+            cosine = F.cosine_similarity(full(p), t, dim=-1).mean(0)
+            seen = torch.ones_like(cosine, dtype=torch.bool)
+            seen[hidden] = False
+            self.add(f"{name}/cos", cosine.mean)
+            if name == "intra" and len(hidden):
+                self.add("intra/cos_hidden", cosine[hidden].mean)
+                self.add("intra/cos_visible", cosine[seen].mean)
+
+
+def feature_std(t: Tensor) -> Tensor:
+    """Standard deviation of unit features over samples and tokens, relative to the 1/sqrt(D) of isotropic ones: 1
+    healthy, 0 collapsed.
+    """
+    flat = F.normalize(full(t).flatten(0, -2), dim=-1)
+    return flat.var(0, unbiased=False).sum().sqrt()
+
+
+def rank_me(c: Tensor) -> Tensor:
+    """Effective rank (RankMe, Garrido et al. 2023, eq. 1): exp of the entropy of the features' normalised singular
+    values, which are the square roots of the eigenvalues of their correlation C [D, D]. From 1 to D.
+    """
+    singular = torch.linalg.eigvalsh(full(c)).clamp_min(0).sqrt()
+    share = singular / singular.sum().clamp_min(1e-12)
+    return torch.special.entr(share).sum().exp()
+
+
+def content_share(t: Tensor) -> Tensor:
+    """Share of the features' variance that is left after each position's mean over the batch is taken away: 0 when a
+    feature tells only where it lies (position-only collapse). t: [B, N, D], B > 1.
+    """
+    t = full(t)
+    batch = t.shape[0]
+    if batch < 2:
+        return torch.ones((), device=t.device)
+    left = (t - t.mean(0, keepdim=True)).square().sum() / ((batch - 1) * t.shape[1])
+    whole = (t - t.mean((0, 1), keepdim=True)).square().sum() / (batch * t.shape[1])
+    return left / whole.clamp_min(1e-12)
+
+
+def rank_one_loss(decorrelation: float, dim: int) -> float:
+    """The least dense loss with targets that span one direction."""
+    return decorrelation * dim / (1 + decorrelation * dim)
+
+
+def collapse_alarms(metrics: Mapping[str, float], dim: int, decorrelation: float) -> list[str]:
+    """What is wrong, one sentence each; empty for a healthy run. metrics: those of `LossOutput`, averaged over ranks.
+
+    Freshly initialised targets are nearly constant too: ask after the warm-up, and act on what several measurements
+    agree on.
+    """
+    alarms = []
+    for name in ("intra", "inter"):
+        if f"{name}/feature_std" not in metrics:
+            continue
+        std, rank = metrics[f"{name}/feature_std"], metrics[f"{name}/rank"]
+        share, cosine = metrics[f"{name}/content_share"], metrics[f"{name}/cos"]
+        loss, floor = metrics[f"{name}/positive"] + metrics[f"{name}/negative"], rank_one_loss(decorrelation, dim)
+        if std < 0.1:
+            alarms.append(f"{name}: targets are nearly constant (std of unit features {std:.3f}, healthy near 1)")
+        if rank < max(2.0, 0.02 * dim):
+            alarms.append(f"{name}: targets span few directions (effective rank {rank:.1f} of {dim})")
+        if share < 0.05:
+            alarms.append(f"{name}: targets tell positions, not images (share of content {share:.3f})")
+        if decorrelation > 0 and cosine > 0.95 and loss > 0.5 * floor:
+            alarms.append(
+                f"{name}: well predicted (cosine {cosine:.2f}) at a loss of {loss:.2f}, near the {floor:.2f} that "
+                "targets of rank 1 leave"
+            )
+    return alarms

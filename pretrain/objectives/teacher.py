@@ -1,0 +1,53 @@
+"""The momentum teacher: the image encoder with its fused map, and the projector behind it, by the task's names."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.objectives import losses
+
+if TYPE_CHECKING:
+    from pretrain.objectives.task import Task
+
+
+class Teacher(nn.Module):
+    """Normalised images [B, 3, S, S] -> LN(projected tokens) [B, N, D] without affine, or the unit projection [B, D]
+    of the pooled vector.
+
+    Training writes the running average into its parameters; it never draws drop path and never takes a gradient.
+    """
+
+    def __init__(self, image: nn.Module, projector: nn.Module, dense: bool) -> None:
+        super().__init__()
+        self.dense = dense
+        self.image: Any = image
+        self.projects = "projector" if dense else "pooled_projector"
+        self.add_module(self.projects, projector)
+        for name in ("head", "fc_norm", *(("clip_projector",) if dense else ())):
+            setattr(self.image, name, nn.Identity())
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.image.forward_fused(images).flatten(1, 2)
+        if self.dense:
+            projected = losses.full(self.get_submodule(self.projects)(tokens))
+            return F.layer_norm(projected, projected.shape[-1:], eps=1e-6)
+        return losses.unit(self.get_submodule(self.projects)(self.image.clip_projector(tokens)))
+
+
+def teacher_of(task: "Task") -> Teacher:
+    """A teacher with the task's present values."""
+    like = next(task.parameters())
+    dense = bool(task.dense_targets)
+    # Made on the meta device, so that it neither draws from the generator nor is initialised twice.
+    with torch.device("meta"):
+        teacher = Teacher(task.make_image(), task.make_projector(), dense)
+    teacher = teacher.to(like.dtype).to_empty(device=like.device)
+    own = {**dict(task.named_parameters()), **dict(task.named_buffers())}
+    for name, value in [*teacher.named_parameters(), *teacher.named_buffers()]:
+        if own[name].shape == value.shape:
+            value.data.copy_(own[name].data)
+    return teacher

@@ -31,7 +31,8 @@ class DecoderConfig(Section):
     """Projector and predictor of the dense targets."""
 
     dim: int = Field(768, ge=8, description="width of targets and predictions")
-    layers: int = Field(4, ge=1)
+    projector_layers: int = Field(2, ge=0, description="Transformer blocks of the projector; 0: its Linear alone")
+    layers: int = Field(4, ge=1, description="Transformer blocks of the predictor")
     heads: int = Field(12, ge=1)
 
 

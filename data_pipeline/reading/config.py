@@ -52,4 +52,6 @@ class DataConfig(Section):
     workers: int = Field(2, ge=0, description="decoding processes per rank; 0 decodes in the training process")
     prefetch: int = Field(4, ge=1, description="batches decoded ahead per worker")
     max_bad_rate: float = Field(0.01, ge=0, le=1, description="share of bad samples above which the run ends (3)")
+    max_pixels: int = Field(100_000_000, ge=1, description="an image with more is a bad sample, whatever its file size")
+    start_method: Literal["fork", "spawn"] = Field("fork", description="how workers start; spawn where fork is unsafe")
     cache: CacheConfig = CacheConfig()

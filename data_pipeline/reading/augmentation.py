@@ -1,0 +1,56 @@
+"""Changes to a view after its crop: colours, RandAugment, erasing. Each draws hashed numbers of its own."""
+
+import cv2
+import numpy as np
+
+from data_pipeline.reading import randaugment
+from data_pipeline.reading.config import AugmentationConfig
+from data_pipeline.reading.decode import Pixels
+from data_pipeline.reading.hashing import key, uniforms
+
+_COLOUR, _RANDOM, _ERASE = 1, 2, 3
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def augment(view: Pixels, config: AugmentationConfig, stream: int, position: int, number: int) -> None:
+    """Changes `view`, uint8 [S, S, 3], in place. A function of (stream, position, number of the view)."""
+    if config.color_jitter:
+        jitter_colours(view, config.color_jitter, _draw(6, stream, _COLOUR, position, number))
+    if config.rand_augment:
+        policy = randaugment.parse(config.rand_augment)
+        randaugment.apply(view, policy, _draw(4 * policy.operations, stream, _RANDOM, position, number))
+    if config.erase:
+        erase(view, config.erase, _draw(5, stream, _ERASE, position, number), key(stream, _ERASE, position, number))
+
+
+def _draw(count: int, stream: int, purpose: int, position: int, number: int) -> list[float]:
+    found: list[float] = uniforms(key(stream, purpose, number), np.array([position], dtype=np.int64), count)[0].tolist()
+    return found
+
+
+def jitter_colours(view: Pixels, strength: float, u: list[float]) -> None:
+    """Brightness, contrast and saturation, each scaled by 1 +- strength, in random order. `u`: 6 numbers in [0, 1)."""
+    image = view.astype(np.float32)
+    for operation in sorted(range(3), key=lambda n: u[3 + n]):
+        factor = max(0.0, 1 + strength * (2 * u[operation] - 1))
+        if operation == 0:
+            image *= factor
+        else:
+            grey = image @ _LUMA
+            pivot = np.full_like(grey, grey.mean()) if operation == 1 else grey
+            image = (pivot[..., None] + factor * (image - pivot[..., None])).astype(np.float32)
+        np.clip(image, 0, 255, out=image)
+    np.copyto(view, cv2.convertScaleAbs(image))
+
+
+def erase(view: Pixels, probability: float, u: list[float], stream: int) -> None:
+    """Random erasing (Zhong et al., 2020) with noise: a box of 2 to 33 % of the area, aspect 0.3 to 3.3."""
+    if u[0] >= probability:
+        return
+    size = view.shape[0]
+    area, aspect = size * size * (0.02 + u[1] * 0.31), 0.3 * (1 / 0.09) ** u[2]
+    h = max(1, min(size, round((area * aspect) ** 0.5)))
+    w = max(1, min(size, round((area / aspect) ** 0.5)))
+    top, left = int(u[3] * (size - h + 1)), int(u[4] * (size - w + 1))
+    noise = uniforms(stream, np.arange(h, dtype=np.int64), 3 * w) * 256
+    view[top : top + h, left : left + w] = noise.astype(np.uint8).reshape(h, w, 3)

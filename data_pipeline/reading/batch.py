@@ -1,0 +1,63 @@
+"""What the reader yields: one rank's share of a micro-batch, as uint8, to be normalised on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+class SampleRef(NamedTuple):
+    """Where a row came from. `row` counts the packed samples of the shard."""
+
+    source: str
+    shard: str
+    key: str
+    row: int = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of V views of S x S pixels, on the CPU until `to`.
+
+    `crops` are (top, left, height, width, flip, source width) in pixels of the source image, measured after the whole
+    image was flipped where `flip` is 1 (the convention of SiameseIM's relative positions).
+    """
+
+    step: int
+    micro: int
+    positions: Tensor  # int64 [B] global positions
+    views: Tensor  # uint8 [B, V, S, S, 3]
+    crops: Tensor  # float32 [B, V, 6]
+    tokens: Tensor  # int64 [B, L]
+    has_text: Tensor  # bool [B]
+    labels: Tensor  # int64 [B], -1 where missing
+    has_label: Tensor  # bool [B]
+    samples: tuple[SampleRef, ...] = ()
+    captions: tuple[str | None, ...] = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
+        """The same batch on `device`; the copy is asynchronous where the batch is pinned."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in TENSORS}
+        return replace(self, **moved)
+
+    def pin(self) -> Self:
+        """The same batch in page-locked memory."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+
+TENSORS = ("positions", "views", "crops", "tokens", "has_text", "labels", "has_label")
+
+
+def normalize(views: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [B, S, S, 3] -> dtype [B, 3, S, S] (channels last in memory), (x / 255 - mean) / std per channel.
+
+    The arithmetic is fp32 whatever `dtype` is; runs wherever `views` is.
+    """
+    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=views.device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=views.device)
+    return torch.addcmul(shift, views.float(), scale).to(dtype).permute(0, 3, 1, 2)

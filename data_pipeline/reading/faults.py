@@ -1,0 +1,78 @@
+"""Counts bad samples, records them, and says when there are too many."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from data_pipeline.errors import BadDataError
+from data_pipeline.reading.assembly import Fault
+
+Events = Callable[[dict[str, Any]], None]
+
+
+def too_many(bad: int, seen: int, rate: float) -> bool:
+    """Whether `bad` of `seen` are clearly over `rate`: three standard deviations and two samples above what it allows,
+    so that neither a few bad samples at the start of a run nor chance ends it. A rate of 0 allows none."""
+    if rate == 0:
+        return bad > 0
+    expected = rate * seen
+    return bad > expected + 3 * expected**0.5 + 2
+
+
+class FaultLog:
+    """What went wrong in the batches that were consumed. `events` gets one dictionary a fault."""
+
+    def __init__(self, max_bad_rate: float, events: Events | None) -> None:
+        self.seen = self.bad = 0
+        self.reasons: Counter[str] = Counter()
+        self._shards: Counter[tuple[str, str, str]] = Counter()
+        self._rate = max_bad_rate
+        self._events = events
+
+    def add(self, step: int, samples: int, faults: Iterable[Fault]) -> None:
+        """One consumed batch. Raises BadDataError above the allowed rate, naming the shards."""
+        self.seen += samples
+        for position, group in _by_position(faults):
+            replaced = [fault for fault in group if fault.replaced_by is not None]
+            self.bad += bool(replaced)
+            for fault in group:
+                self.reasons[fault.reason] += 1
+                if fault.replaced_by is not None:
+                    self._shards[fault.source, fault.shard, fault.reason] += 1
+                if self._events is not None:
+                    self._events(_event(step, position, fault))
+        if self.bad and too_many(self.bad, self.seen, self._rate):
+            raise BadDataError(self._message())
+
+    def _message(self) -> str:
+        worst = "; ".join(
+            f"{source}/{shard}: {count} x {reason}" for (source, shard, reason), count in self._shards.most_common(8)
+        )
+        return (
+            f"{self.bad} of {self.seen} samples read were bad, above data.max_bad_rate {self._rate}: {worst}. "
+            "Look at the shards with `internimage shards verify`, repair or drop them, or raise data.max_bad_rate"
+        )
+
+
+def _by_position(faults: Iterable[Fault]) -> list[tuple[int, list[Fault]]]:
+    groups: dict[int, list[Fault]] = {}
+    for fault in faults:
+        groups.setdefault(fault.position, []).append(fault)
+    return list(groups.items())
+
+
+def _event(step: int, position: int, fault: Fault) -> dict[str, Any]:
+    event: dict[str, Any] = {
+        "kind": "bad_sample" if fault.replaced_by else "incomplete_sample",
+        "step": step,
+        "position": position,
+        "source": fault.source,
+        "shard": fault.shard,
+        "key": fault.key,
+        "row": fault.row,
+        "reason": fault.reason,
+        "detail": fault.detail,
+    }
+    if fault.replaced_by is not None:
+        event["replaced_by"] = {"shard": fault.replaced_by[0], "key": fault.replaced_by[1]}
+    return event

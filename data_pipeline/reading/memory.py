@@ -1,0 +1,64 @@
+"""Memory that a process and its workers share, without names: nothing to collide, nothing to leave behind, and no
+/dev/shm whose size a container limits. Works with forked and spawned workers."""
+
+import mmap
+import os
+import tempfile
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+
+_ALIGN = 64
+
+
+class SharedMemory:
+    """`size` bytes behind a file descriptor that is handed to workers when they start."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        if hasattr(os, "memfd_create"):
+            self._file = os.memfd_create("internimage-batches", os.MFD_CLOEXEC)
+        else:  # not Linux
+            with tempfile.TemporaryFile() as file:
+                self._file = os.dup(file.fileno())
+        os.ftruncate(self._file, size)
+        self.map = mmap.mmap(self._file, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"size": self.size, "file": reduction.DupFd(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.size = state["size"]
+        self._file = state["file"].detach()
+        self.map = mmap.mmap(self._file, self.size)
+
+    def close(self) -> None:
+        """Gives the descriptor back; the memory lives on while an array lies in it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+Shapes = list[tuple[tuple[int, ...], type[np.generic]]]
+
+
+def slot_bytes(shapes: Shapes) -> int:
+    """Bytes of one slot holding arrays of these shapes, each aligned."""
+    return sum(_aligned(shape, dtype) for shape, dtype in shapes)
+
+
+def slot_arrays(memory: SharedMemory, slot: int, shapes: Shapes) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The slot's bytes as one array, and the arrays in it (views that keep the first alive)."""
+    size = slot_bytes(shapes)
+    whole = np.frombuffer(memory.map, np.uint8, count=size, offset=slot * size)
+    arrays, start = [], 0
+    for shape, dtype in shapes:
+        length = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        arrays.append(whole[start : start + length].view(dtype).reshape(shape))
+        start += _aligned(shape, dtype)
+    return whole, arrays
+
+
+def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> int:
+    return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _ALIGN) * _ALIGN

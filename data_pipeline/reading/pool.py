@@ -1,0 +1,156 @@
+"""Worker processes that fill batches in shared memory, and hand them on in order.
+
+    parent:  task (positions, slot) --pipe--> worker: fills the slot --pipe--> parent: a batch over the slot, not copied
+The slot is free again when the last tensor over it is gone. A task is a pure function, so any worker may do it.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.reading.assembly import Assembled, Assembler, Rows
+from data_pipeline.reading.hashing import Integers
+from data_pipeline.reading.memory import Shapes, SharedMemory, slot_arrays, slot_bytes
+
+_SPARE = 2  # slots for batches in the consumer's hands
+_POLL_SECONDS = 1.0
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    pending: int = 0
+
+
+class WorkerPool:
+    """`workers` processes, `prefetch` tasks ahead for each."""
+
+    def __init__(self, assembler: Assembler, shapes: Shapes, *, workers: int, prefetch: int, start_method: str) -> None:
+        slots = workers * prefetch + _SPARE
+        self._shapes = shapes
+        self._memory = SharedMemory(slots * slot_bytes(shapes))
+        self._free: deque[int] = deque(range(slots))
+        self._ahead = workers * prefetch
+        context = multiprocessing.get_context(start_method)
+        self._workers: list[_Worker] = []
+        for number in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(  # type: ignore[attr-defined]
+                target=_work,
+                args=(assembler, self._memory, shapes, theirs, os.getpid()),
+                name=f"reader-{number}",
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(process, ours))
+        self._finalizer = weakref.finalize(self, _end, self._workers, self._memory)
+
+    def run(self, tasks: Iterable[tuple[Any, Integers]]) -> Iterator[tuple[Any, Integers, Rows, Assembled]]:
+        """(name, positions) -> (name, positions, rows, what goes with them), in the order of the tasks."""
+        coming = iter(tasks)
+        queue: deque[tuple[Any, Integers, int, _Worker]] = deque()
+        while True:
+            while len(queue) < self._ahead and self._free and (task := next(coming, None)) is not None:
+                worker = min(self._workers, key=lambda w: w.pending)
+                slot = self._free.popleft()
+                self._send(worker, (slot, task[1]))
+                worker.pending += 1
+                queue.append((*task, slot, worker))
+            if not queue:
+                return
+            name, positions, slot, worker = queue.popleft()
+            done = self._receive(worker)
+            worker.pending -= 1
+            yield name, positions, self._rows(slot), done
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def _rows(self, slot: int) -> Rows:
+        """The slot's arrays; a copy where the consumer holds on to so many batches that no slot would be left."""
+        whole, arrays = slot_arrays(self._memory, slot, self._shapes)
+        if not self._free:
+            self._free.append(slot)
+            return Rows(*(array.copy() for array in arrays))
+        weakref.finalize(whole, self._free.append, slot).atexit = False
+        return Rows(*arrays)
+
+    def _send(self, worker: _Worker, task: Any) -> None:
+        try:
+            worker.pipe.send(task)
+        except OSError:
+            raise self._died(worker) from None
+
+    def _receive(self, worker: _Worker) -> Assembled:
+        wait([worker.pipe, worker.process.sentinel])
+        try:
+            if not worker.pipe.poll():
+                raise EOFError
+            done = worker.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died(worker) from None
+        if isinstance(done, BaseException):
+            raise done
+        return done  # type: ignore[no-any-return]
+
+    def _died(self, worker: _Worker) -> RuntimeError:
+        worker.process.join(5)
+        code = worker.process.exitcode
+        how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        hint = (
+            "; signal 9 is mostly the kernel short of memory: lower data.workers or data.prefetch" if code == -9 else ""
+        )
+        return RuntimeError(f"{worker.process.name} died ({how}){hint}")
+
+
+def _end(workers: list[_Worker], memory: SharedMemory) -> None:
+    """Workers hold nothing that a kill could harm: they only read, and the cache writes under temporary names."""
+    for worker in workers:
+        worker.process.kill()
+        worker.pipe.close()
+    for worker in workers:
+        worker.process.join()
+    memory.close()
+
+
+def _work(assembler: Assembler, memory: SharedMemory, shapes: Shapes, pipe: Connection, parent: int) -> None:
+    """A worker's life: until its parent closes the pipe, kills it, or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a stop request is for the rank, which ends its workers
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    while True:
+        while not pipe.poll(_POLL_SECONDS):
+            if os.getppid() != parent:  # siblings hold copies of the pipe's ends: its closing alone tells nothing
+                os._exit(0)
+        try:
+            slot, positions = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            rows = Rows(*slot_arrays(memory, slot, shapes)[1])
+            answer: Any = assembler.fill(np.asarray(positions), rows)
+        except UserError as error:
+            answer = error
+        except BaseException:
+            answer = RuntimeError(f"in {multiprocessing.current_process().name}:\n{traceback.format_exc()}")
+        try:
+            pipe.send(answer)
+        except (OSError, pickle.PicklingError):
+            return

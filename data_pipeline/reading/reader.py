@@ -1,0 +1,180 @@
+"""The training loop's only source of data: batches that are a pure function of (sets, configuration, seed, step)."""
+
+import hashlib
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.reading.assembly import Assembled, Assembler, Rows, Tokenizer
+from data_pipeline.reading.batch import Batch, SampleRef
+from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.faults import Events, FaultLog
+from data_pipeline.reading.hashing import Integers
+from data_pipeline.reading.order import Order, Share
+from data_pipeline.reading.pool import WorkerPool
+from data_pipeline.reading.sources import merge_classes, open_sources
+
+
+class Reader:
+    """One rank's batches.
+
+    Step s is global positions [s B, (s + 1) B); micro-batch a of it is the a-th run of B / accumulation, and a rank's
+    share the rank-th run of that. Resuming is `batches(start_step)`: there is no other state.
+
+    `tokenizer`: list of captions -> int64 [n, config.context_length] (None: captions are not used). `events` gets a
+    dictionary for each sample that was bad or incomplete, when its batch is consumed. `index_folder` takes the index of
+    sets that have none (default: beside their shards).
+
+    Raises UserError where sets are missing or the batch does not divide; BadDataError from `batches` above
+    `config.max_bad_rate`.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        tokenizer: Tokenizer | None,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        events: Events | None = None,
+        index_folder: Path | str | None = None,
+    ) -> None:
+        self.config = config
+        self.share = Share(batch_size, accumulation, rank, world_size)
+        _check_tokenizer(tokenizer, config.context_length)
+        self.names, self._sets = open_sources(config, index_folder, events if rank == 0 else None)
+        self.classes, labels = merge_classes(config, self._sets)
+        sizes = [[shard.samples for shard in s.manifest.shards] for s in self._sets]
+        self.order = Order(sizes, [s.weight for s in config.sources], block_shards=config.block_shards, seed=seed)
+        self.faults = FaultLog(config.max_bad_rate, events)
+        self._assembler = Assembler(config, self.order, self.names, self._sets, labels, tokenizer, seed)
+        self._shapes = Rows.shapes(self.share.rows, config.views, config.image_size, config.context_length)
+        self._pool: WorkerPool | None = None
+        self._seed = seed
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of all sources together: the length of an epoch of the run."""
+        return self.order.epoch_samples
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes or ())
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that the order depends on: equal fingerprints give equal batches."""
+        shards = [[(s.name, s.samples, s.sha256) for s in one.manifest.shards] for one in self._sets]
+        parts = [
+            shards,
+            [s.weight for s in self.config.sources],
+            self.config.block_shards,
+            self._seed,
+            self.share.batch_size,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches from `start_step` on, endless: step by step, micro-batch by micro-batch."""
+        filled = self._filled(start_step)
+        try:
+            for (step, micro), positions, rows, done in filled:
+                self.faults.add(step, len(positions), done.faults)
+                batch = self._batch(step, micro, positions, rows, done)
+                del rows
+                yield batch.pin() if torch.cuda.is_available() else batch
+                del batch
+        finally:
+            filled.close()
+
+    def progress(self, step: int) -> dict[str, dict[str, float]]:
+        """What each source has given before `step`: samples and epochs."""
+        position = step * self.share.batch_size
+        samples, epochs = self.order.mixture.consumed(position), self.order.epochs(position)
+        return {n: {"samples": s, "epochs": e} for n, s, e in zip(self.names, samples, epochs, strict=True)}
+
+    def lineage(self, step: int) -> list[SampleRef]:
+        """The samples of the whole global batch of `step`, by position, as the order has them (before replacements)."""
+        first = step * self.share.batch_size
+        found = self.order.locate(np.arange(first, first + self.share.batch_size, dtype=np.int64))
+        return [
+            self._reference(int(s), int(shard), int(row))
+            for s, shard, row in zip(found.source, found.shard, found.row, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Ends the workers and closes the shards."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        for one in self._sets:
+            one.close()
+
+    def _filled(self, start_step: int) -> Generator[tuple[tuple[int, int], Integers, Rows, Assembled], None, None]:
+        if self.config.workers == 0:
+            for name, positions in self._tasks(start_step):
+                rows = Rows(*(np.empty(shape, dtype) for shape, dtype in self._shapes))
+                yield name, positions, rows, self._assembler.fill(positions, rows)
+            return
+        if self._pool is not None:
+            self._pool.close()
+        pool = self._pool = WorkerPool(
+            self._assembler,
+            self._shapes,
+            workers=self.config.workers,
+            prefetch=self.config.prefetch,
+            start_method=self.config.start_method,
+        )
+        try:
+            yield from pool.run(self._tasks(start_step))
+        finally:
+            pool.close()
+
+    def _tasks(self, step: int) -> Iterator[tuple[tuple[int, int], Integers]]:
+        while True:
+            for micro in range(self.share.accumulation):
+                yield (step, micro), self.share.positions(step, micro)
+            step += 1
+
+    def _batch(self, step: int, micro: int, positions: Integers, rows: Rows, done: Assembled) -> Batch:
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in rows._asdict().items()}
+        samples = tuple(
+            SampleRef(self.names[source], self._sets[source].manifest.shards[shard].name, key, row)
+            for source, shard, row, key in done.samples
+        )
+        return Batch(
+            step=step,
+            micro=micro,
+            positions=torch.from_numpy(positions),
+            samples=samples,
+            captions=tuple(done.captions),
+            **tensors,
+        )
+
+    def _reference(self, source: int, shard: int, row: int) -> SampleRef:
+        entry = self._sets[source].manifest.shards[shard]
+        return SampleRef(self.names[source], entry.name, self._sets[source].shard(shard).key(row), row)
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_tokenizer(tokenizer: Tokenizer | None, length: int) -> None:
+    if tokenizer is None:
+        return
+    shape = tuple(tokenizer(["a"]).shape)
+    if shape != (1, length):
+        raise UserError(
+            f"the tokenizer makes {shape[-1]} tokens a caption, data.context_length is {length}; build it with that"
+        )

@@ -1,0 +1,193 @@
+"""Reads samples by offset, and says what is wrong where one cannot be read.
+
+The image's sha256, which stands in the sidecar, is checked on every read (a few microseconds): only where it does not
+match is the tar looked at, to tell damaged bytes from a replaced shard from an index out of date.
+"""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import UserError
+from data_pipeline.format import Manifest, ShardEntry, packed_rows
+from data_pipeline.format.ustar import BLOCK, Member, walk
+from data_pipeline.reading.decode import BadSample
+
+_COLUMNS = ["status", "reason", "key", "sha256", "caption", "label", "image_offset", "image_size"]
+
+
+class RawSample(NamedTuple):
+    """A sample as it stands in its shard. `note` is what it lacks ("missing_text", ...); "" where all is well."""
+
+    key: str
+    image: bytes
+    caption: str | None
+    label: int | None
+    note: str
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The packed rows of a sidecar, kept small."""
+
+    keys: pa.StringArray
+    captions: pa.StringArray
+    notes: dict[int, str]
+    labels: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    digests: np.ndarray  # uint8 [rows, 32]
+    has_digest: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> "_Index":
+        rows = packed_rows(pq.ParquetFile(path).read(columns=_COLUMNS, use_threads=False)).combine_chunks()
+        digests = rows["sha256"].to_pylist()
+        has_digest = np.array([digest is not None for digest in digests], dtype=bool)
+        packed = b"".join(bytes.fromhex(digest) if digest else bytes(32) for digest in digests)
+        return cls(
+            keys=_column(rows, "key"),
+            captions=_column(rows, "caption"),
+            notes={n: note for n, note in enumerate(rows["reason"].to_pylist()) if note},
+            labels=rows["label"].fill_null(-1).to_numpy(),
+            offsets=rows["image_offset"].fill_null(-1).to_numpy(),
+            sizes=rows["image_size"].fill_null(-1).to_numpy(),
+            digests=np.frombuffer(packed, np.uint8).reshape(-1, 32),
+            has_digest=has_digest,
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class OpenShard:
+    """One shard with its index. Faults found on opening are raised by each `read`, so that each sample says why."""
+
+    def __init__(self, entry: ShardEntry, path: Path, sidecar: Path) -> None:
+        self._entry = entry
+        self._file: int | None = None
+        self._index: _Index | None = None
+        self._fault: BadSample | None = None
+        try:
+            self._index = _Index.read(sidecar)
+        except Exception as error:  # missing, cut, or no Parquet at all: pyarrow, OSError, ValueError, KeyError
+            self._fault = BadSample("sidecar_unreadable", f"{sidecar.name}: {error}")
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._bytes = os.fstat(self._file).st_size
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            self._fault = BadSample("shard_missing" if missing else "shard_unreadable", f"{path}: {error.strerror}")
+
+    def key(self, row: int) -> str:
+        """The sample's key; "" where the index does not reach."""
+        if self._index is None or row >= len(self._index):
+            return ""
+        return str(self._index.keys[row])
+
+    def read(self, row: int) -> RawSample:
+        """Row `row` of the packed ones. Raises BadSample; its reasons are listed in docs/reading.md."""
+        if self._fault is not None:
+            raise self._fault
+        assert self._index is not None and self._file is not None
+        index = self._index
+        if row >= len(index):
+            raise BadSample("index_out_of_date", f"manifest counts {self._entry.samples} samples, sidecar {len(index)}")
+        offset, size = int(index.offsets[row]), int(index.sizes[row])
+        if offset < 0 or size < 0:
+            raise BadSample("index_out_of_date", "the sidecar gives no place for the image")
+        try:
+            image = os.pread(self._file, size, offset)
+        except OSError as error:
+            raise BadSample("shard_unreadable", f"{error.strerror}") from None
+        if len(image) < size:
+            raise self._cut(offset, size)
+        if not index.has_digest[row]:
+            self._check_header(row, offset, size)
+        elif hashlib.sha256(image).digest() != index.digests[row].tobytes():
+            self._check_header(row, offset, size)
+            raise BadSample("image_damaged", "the image's sha256 is not the one in the sidecar")
+        caption = index.captions[row].as_py()
+        label = int(index.labels[row])
+        note = index.notes.get(row, "")
+        return RawSample(str(index.keys[row]), image, caption, None if label < 0 else label, note)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _cut(self, offset: int, size: int) -> BadSample:
+        found = f"the image ends at byte {offset + size}, the shard at {self._bytes} (manifest: {self._entry.bytes})"
+        return BadSample("shard_cut" if self._bytes < self._entry.bytes else "index_out_of_date", found)
+
+    def _check_header(self, row: int, offset: int, size: int) -> None:
+        """Raises BadSample unless the tar has the member there that the index names."""
+        assert self._index is not None and self._file is not None
+        block = os.pread(self._file, BLOCK, max(0, offset - BLOCK))
+        member = next(walk(block + bytes(size + 2 * BLOCK)), None) if len(block) == BLOCK else None
+        key = str(self._index.keys[row])
+        if self._bytes != self._entry.bytes:
+            if isinstance(member, Member) and member.size == size and member.name.startswith(f"{key}."):
+                return
+            found = f"the shard has {self._bytes} bytes, the manifest says {self._entry.bytes}"
+            raise BadSample("index_out_of_date", found)
+        if not isinstance(member, Member):
+            raise BadSample("corrupt_header", f"no tar header at byte {offset - BLOCK}")
+        if member.size != size or not member.name.startswith(f"{key}."):
+            raise BadSample("shard_replaced", f"at byte {offset} lies {member.name} of {member.size} bytes, not {key}")
+
+
+class ShardSet:
+    """One source: its manifest, and its most recently used shards kept open."""
+
+    def __init__(
+        self, manifest: Manifest, *, keep: int, locate: Callable[[ShardEntry], tuple[Path, Path]] | None = None
+    ):
+        self.manifest = manifest
+        self._keep = keep
+        self._locate = locate or self._beside
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def _beside(self, entry: ShardEntry) -> tuple[Path, Path]:
+        return self.manifest.shard_path(entry), self.manifest.sidecar_path(entry)
+
+    def shard(self, number: int) -> OpenShard:
+        """Shard `number` of the manifest, opened on first use."""
+        found = self._open.get(number)
+        if found is not None:
+            self._open.move_to_end(number)
+            return found
+        entry = self.manifest.shards[number]
+        try:
+            path, sidecar = self._locate(entry)
+        except UserError as error:  # a remote shard that cannot be had
+            found = _Unavailable(entry, BadSample("shard_missing", str(error)))
+        else:
+            found = OpenShard(entry, path, sidecar)
+        self._open[number] = found
+        while len(self._open) > self._keep:
+            self._open.popitem(last=False)[1].close()
+        return found
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+class _Unavailable(OpenShard):
+    def __init__(self, entry: ShardEntry, fault: BadSample) -> None:
+        self._entry, self._file, self._index, self._fault = entry, None, None, fault
+
+
+def _column(rows: pa.Table, name: str) -> Any:
+    column = rows[name].combine_chunks()
+    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column

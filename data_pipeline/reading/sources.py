@@ -1,0 +1,85 @@
+"""Opens the sets that a configuration names, and joins their categories."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import BadDataError
+from data_pipeline.format import open_set
+from data_pipeline.format.sets import INDEX_SUFFIX
+from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.damage import index_damage
+from data_pipeline.reading.faults import Events, too_many
+from data_pipeline.reading.shards import ShardSet
+
+_EXTRA_SHARDS = 2  # kept open beyond a block, for the batches that reach into the next
+
+
+def open_sources(
+    config: DataConfig, index_folder: Path | str | None, events: Events | None
+) -> tuple[list[str], list[ShardSet]]:
+    """Names and sets of `config.sources`. Sets without an index get one, once (other processes wait).
+
+    `events` gets what indexing found damaged. Raises UserError for a missing or empty set, BadDataError for one with
+    more damage than `config.max_bad_rate`.
+    """
+    names: list[str] = []
+    sets: list[ShardSet] = []
+    for number, source in enumerate(config.sources):
+        own = None if index_folder is None else Path(index_folder) / f"source-{number}"
+        manifest = open_set(source.path, own)
+        name = source.name or manifest.name
+        names.append(f"{name}-{number}" if name in names else name)
+        if any(shard.sidecar.endswith(INDEX_SUFFIX) for shard in manifest.shards):
+            _report_damage(index_damage(manifest), manifest.samples, names[-1], config.max_bad_rate, events)
+        if manifest.samples == 0:
+            raise BadDataError(
+                f"{source.path}: none of its {len(manifest.shards)} shard(s) holds a sample that can be used"
+            )
+        for shard in manifest.shards:
+            if shard.samples == 0 and events is not None and not shard.sidecar.endswith(INDEX_SUFFIX):
+                events(
+                    {
+                        "kind": "damaged_shard",
+                        "source": names[-1],
+                        "shard": shard.name,
+                        "reason": "empty_shard",
+                        "samples": 1,
+                    }
+                )
+        sets.append(ShardSet(manifest, keep=config.block_shards + _EXTRA_SHARDS))
+    return names, sets
+
+
+def merge_classes(
+    config: DataConfig, sets: Sequence[ShardSet]
+) -> tuple[tuple[str, ...] | None, list[np.ndarray | None]]:
+    """Categories of all labelled sources, joined by name in order of appearance, and each source's numbers in them."""
+    joined: dict[str, int] = {}
+    labels: list[np.ndarray | None] = []
+    for source, one in zip(config.sources, sets, strict=True):
+        classes = one.manifest.classes if source.labels else None
+        if classes is None:
+            labels.append(None)
+            continue
+        if len(set(classes)) != len(classes):  # ImageNet has two cranes and two maillots: names stay apart by number
+            classes = tuple(f"{name} #{n}" if classes.count(name) > 1 else name for n, name in enumerate(classes))
+        labels.append(np.array([joined.setdefault(name, len(joined)) for name in classes], dtype=np.int64))
+    return tuple(joined) or None, labels
+
+
+def _report_damage(
+    found: list[tuple[str, str, int]], samples: int, name: str, rate: float, events: Events | None
+) -> None:
+    for shard, reason, count in found:
+        if events is not None:
+            events({"kind": "damaged_shard", "source": name, "shard": shard, "reason": reason, "samples": count})
+    bad = sum(count for _, _, count in found)
+    if bad and too_many(bad, samples + bad, rate):
+        worst = sorted(found, key=lambda item: -item[2])[:8]
+        shards = "; ".join(f"{shard}: {count} x {reason}" for shard, reason, count in worst)
+        raise BadDataError(
+            f"source {name}: {bad} of {samples + bad} samples are damaged, above data.max_bad_rate {rate}: {shards}. "
+            "Look at the shards with `internimage shards verify`, repair or drop them, or raise data.max_bad_rate"
+        )

@@ -1,0 +1,132 @@
+"""`internimage inspect variants` and `inspect search-space`: the published models and the paper's rules, as tables.
+
+Each function returns rows (plain dictionaries, for --json) and a rich table of them.
+"""
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+from pretrain.models.counting import multiply_adds, parameters
+from pretrain.models.scaling import ALPHA, BETA, ORIGIN, candidates, scale
+from pretrain.models.variants import VARIANTS
+
+Rows = list[dict[str, Any]]
+
+
+def variants_table() -> tuple[Rows, Table]:
+    """The seven published models: counted parameters and multiply-adds beside the published ones, and the scaling
+    rule's answer.
+    """
+    rows: Rows = []
+    for name, variant in VARIANTS.items():
+        arguments = variant.arguments
+        phi = math.log(arguments["channels"] / ORIGIN.channels) / math.log(BETA)
+        rule = scale(phi)
+        rows.append(
+            {
+                "name": name,
+                "channels": arguments["channels"],
+                "depths": list(arguments["depths"]),
+                "groups": list(arguments["groups"]),
+                "norm": _norm(arguments),
+                "layer_scale": arguments.get("layer_scale"),
+                "offset_scale": arguments.get("offset_scale", 1.0),
+                "image_size": variant.image_size,
+                "parameters": parameters(arguments).total,
+                "published_parameters_m": variant.parameters,
+                "multiply_adds": multiply_adds(arguments, variant.image_size).total,
+                "multiply_adds_layers": multiply_adds(arguments, variant.image_size, layers_only=True).total,
+                "published_multiply_adds_g": variant.flops,
+                "published_top1": variant.top1,
+                "phi": round(phi, 2),
+                "depth": sum(arguments["depths"]),
+                "rule_depth": rule.depth,
+            }
+        )
+    table = Table(
+        title="InternImage, 1000 classes",
+        caption=f"G multiply-adds: all, and of layers only. phi: C1 = {ORIGIN.channels} * {BETA}^phi; "
+        f"rule: depth {ORIGIN.depth} * {ALPHA}^phi, which the published models follow loosely.",
+    )
+    for heading in (
+        "",
+        "C1",
+        "depths",
+        "groups",
+        "norm",
+        "px",
+        "M params",
+        "published",
+        "G mult-adds",
+        "layers",
+        "published",
+    ):
+        table.add_column(heading, justify="left" if heading in ("", "depths", "groups", "norm") else "right")
+    for heading in ("top-1", "phi", "depth", "rule"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            str(row["channels"]),
+            ",".join(map(str, row["depths"])),
+            ",".join(map(str, row["groups"])),
+            row["norm"],
+            str(row["image_size"]),
+            f"{row['parameters'] / 1e6:.2f}",
+            f"{row['published_parameters_m']:g}",
+            f"{row['multiply_adds'] / 1e9:.1f}",
+            f"{row['multiply_adds_layers'] / 1e9:.1f}",
+            f"{row['published_multiply_adds_g']:g}",
+            f"{row['published_top1']:g}",
+            f"{row['phi']:g}",
+            str(row["depth"]),
+            str(row["rule_depth"]),
+        )
+    return rows, table
+
+
+def search_space_table(image_size: int = 224) -> tuple[Rows, Table]:
+    """The 30 candidates of the paper's search, those that cannot be built marked with the reason."""
+    rows: Rows = []
+    for candidate in candidates():
+        stack = candidate.stack
+        row: dict[str, Any] = {
+            "channels": stack.channels,
+            "group_width": stack.group_width,
+            "l1": stack.l1,
+            "l3": None if candidate.parameters is None else stack.l3,
+            "parameters": candidate.parameters,
+            "multiply_adds": None,
+            "reason": candidate.reason,
+            "origin": stack == ORIGIN,
+        }
+        if candidate.parameters is not None:
+            row["multiply_adds"] = multiply_adds(stack.arguments(), image_size).total
+        rows.append(row)
+    built = sum(row["reason"] is None for row in rows)
+    table = Table(
+        title=f"Search space: {len(rows)} candidates of about 30 M parameters, {built} of which can be built",
+        caption="C1 in 48, 64, 80; L1 in 1..5; C' in 16, 32; L1 = L2 = L4 <= L3, which is chosen for 30 M. * the origin, T.",
+    )
+    for heading in ("C1", "C'", "L1", "L3", "M params", f"G @{image_size}"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for row in rows:
+        table.add_row(
+            str(row["channels"]),
+            str(row["group_width"]),
+            str(row["l1"]),
+            "-" if row["l3"] is None else str(row["l3"]),
+            "-" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f}",
+            "-" if row["multiply_adds"] is None else f"{row['multiply_adds'] / 1e9:.2f}",
+            "*" if row["origin"] else (f"cannot be built: {row['reason']}" if row["reason"] else ""),
+        )
+    return rows, table
+
+
+def _norm(arguments: dict[str, Any]) -> str:
+    if arguments.get("post_norm"):
+        return "post"
+    return "pre + res-post" if arguments.get("res_post_norm") else "pre"

@@ -28,11 +28,18 @@ class Mark:
 
 
 def line_chart(
-    series: Sequence[Series], *, marks: Sequence[Mark] = (), log_y: bool = False, unit: str = "", zero: bool = False
+    series: Sequence[Series],
+    *,
+    marks: Sequence[Mark] = (),
+    log_y: bool = False,
+    unit: str = "",
+    zero: bool = False,
+    noisy: bool = True,
 ) -> str:
     """Steps across, values up, one line a series.
 
-    Long series are shown twice: every point faint, their running mean in full colour. Non-finite values, and values at
+    Long noisy series are shown twice: every point faint, their running mean in full colour. `zero`: the axis begins at
+    0. Non-finite values, and values at
     or below 0 on a logarithmic axis, break the line. Returns "" where no series has a point to show.
     """
     shown = [Series(s.name, *_drawable(s, log_y)) for s in series]
@@ -53,7 +60,7 @@ def line_chart(
             )
     for i, s in enumerate(shown):
         colour = f"var(--c{i % COLOURS + 1})"
-        smooth = _running_mean(s.ys) if len(s.ys) > 40 else None
+        smooth = _running_mean(s.ys) if noisy and len(s.ys) > 40 else None
         if smooth:
             parts.append(_path(s.xs, s.ys, x_axis, y_axis, colour, "raw"))
         parts.append(_path(s.xs, smooth or s.ys, x_axis, y_axis, colour, "line", s.name))

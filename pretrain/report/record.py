@@ -71,7 +71,12 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
 def _one_a_step(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     """A run that was killed repeats the steps since its last checkpoint: the later telling counts."""
     latest = {row["step"]: row for row in rows if is_number(row.get("step"))}
-    return tuple(latest[step] for step in sorted(latest))
+    return tuple({k: _number(v) for k, v in latest[step].items()} for step in sorted(latest))
+
+
+def _number(value: Any) -> Any:
+    """Non-finite values are logged as words, since JSON has no number for them."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _results(folder: Path) -> Iterable[dict[str, Any]]:

@@ -80,7 +80,8 @@ def curves(run: RunRecord) -> str:
     charts = [
         ("Loss", line_chart([Series("total", *run.series("loss"))], marks=marks)),
         ("Parts of the loss", line_chart(parts, marks=marks)),
-        ("Learning rate", line_chart([Series("learning rate", *run.series("lr"))], marks=marks)),
+        ("Accuracy in the batch", line_chart(_by_prefix(run, "accuracy"), marks=marks)),
+        ("Learning rate", line_chart([Series("learning rate", *run.series("lr"))], marks=marks, noisy=False)),
         (
             "Throughput",
             line_chart(
@@ -99,11 +100,39 @@ def curves(run: RunRecord) -> str:
         ("Gradient norm", line_chart([Series("gradient norm", *run.series("grad_norm"))], marks=marks, log_y=True)),
         ("Memory", line_chart([Series("memory", *run.series("memory_mb"))], marks=marks, unit="MB", zero=True)),
     ]
-    drawn = "".join(f"<figure><figcaption>{name}</figcaption>{chart}</figure>" for name, chart in charts if chart)
+    drawn = _figures(charts)
     if not drawn:
         return ""
     note = '<p class="note">Dashed lines: stopped and resumed.</p>' if marks else ""
-    return f'<section id="curves"><h2>Training</h2><div class="charts">{drawn}</div>{note}</section>'
+    body = f'<div class="charts">{drawn}</div>{note}{_diagnostics(run, marks)}'
+    return f'<section id="curves"><h2>Training</h2>{body}</section>'
+
+
+def _diagnostics(run: RunRecord, marks: list[Mark]) -> str:
+    """What else was logged as part/measure (the objective's collapse watch), a chart a measure, folded away."""
+    names = [key.partition("/")[2] for key in run.keys("") if "/" in key and not key.startswith("loss/")]
+    charts = [
+        (_words(name), line_chart(_by_prefix(run, name), marks=marks))
+        for name in dict.fromkeys(names)
+        if name != "accuracy"
+    ]
+    drawn = _figures(charts)
+    if not drawn:
+        return ""
+    return f'<details><summary>Diagnostics</summary><div class="charts inner">{drawn}</div></details>'
+
+
+def _by_prefix(run: RunRecord, name: str) -> list[Series]:
+    """One series for each metric called ANYTHING/name."""
+    found = [key for key in run.keys("") if key.partition("/")[2] == name and not key.startswith("loss/")]
+    return [Series(key.partition("/")[0], *run.series(key)) for key in found]
+
+
+def _figures(charts: Iterable[tuple[str, str]]) -> str:
+    """Drawings with their titles; those with nothing to show are left out."""
+    return "".join(
+        f"<figure><figcaption>{escape(name)}</figcaption>{chart}</figure>" for name, chart in charts if chart
+    )
 
 
 def inner_runs(run: RunRecord) -> str:
@@ -112,9 +141,9 @@ def inner_runs(run: RunRecord) -> str:
     for part in run.parts:
         charts = [
             ("Loss", line_chart([Series("total", *part.series("loss"))])),
-            ("Learning rate", line_chart([Series("learning rate", *part.series("lr"))])),
+            ("Learning rate", line_chart([Series("learning rate", *part.series("lr"))], noisy=False)),
         ]
-        drawn = "".join(f"<figure><figcaption>{name}</figcaption>{chart}</figure>" for name, chart in charts if chart)
+        drawn = _figures(charts)
         if drawn:
             blocks.append(f'<h3>{escape(part.folder.name)}</h3>{headline(part)}<div class="charts">{drawn}</div>')
     return f'<section id="inner-runs"><h2>Runs inside this one</h2>{"".join(blocks)}</section>' if blocks else ""

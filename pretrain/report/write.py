@@ -49,7 +49,7 @@ def _subtitle(run: RunRecord) -> str:
 
     size = at("data", "image_size")
     stage, precision = at("training", "zero_stage"), at("training", "precision")
-    ranks = run.environment.get("world_size")
+    ranks = run.environment.get("ranks")
     facts = [
         at("model", "name"),
         f"{at('objective', 'preset')} objective" if at("objective", "preset") else None,
@@ -62,7 +62,7 @@ def _subtitle(run: RunRecord) -> str:
 
 
 def _footer(run: RunRecord) -> str:
-    facts = [
-        f"{name} {run.environment[name]}" for name in ("torch", "deepspeed", "commit") if run.environment.get(name)
-    ]
+    packages = run.environment.get("packages")
+    known = packages if isinstance(packages, dict) else {}
+    facts = [f"{name} {known[name]}" for name in ("internimage-pretrain", "torch", "deepspeed") if known.get(name)]
     return " · ".join(["Written by internimage report from the files of this run", *facts])

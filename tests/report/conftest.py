@@ -28,6 +28,10 @@ def metric_row(step: int, draw: random.Random, start: float = 1_760_000_000.0) -
         "time": start + step * 0.9 + (30 if step > 200 else 0),
         "loss": sum(parts.values()),
         **parts,
+        "text/accuracy": 0.6 * (1 - falling),
+        "category/accuracy": 0.11 + 0.5 * (1 - falling),
+        "intra/rank": 20 + 90 * (1 - falling),
+        "inter/rank": 20 + 70 * (1 - falling),
         "lr": 1e-3 * min(step / 40, 0.5 + 0.5 * math.cos(math.pi * step / 400)),
         "grad_norm": 1 + 9 * falling + abs(draw.gauss(0, 0.4)),
         "images_per_second": 140 + draw.gauss(0, 6),
@@ -68,7 +72,9 @@ def run_dir(tmp_path: Path) -> Path:
         "model: {name: custom}\nobjective: {preset: m3i}\ndata: {image_size: 64}\nschedule: {steps: 400}\n"
         "training: {batch_size: 128, zero_stage: 2, precision: fp32}\n"
     )
-    (run / "environment.json").write_text(json.dumps({"torch": "2.15.0", "deepspeed": "0.19.8", "world_size": 2}))
+    (run / "environment.json").write_text(
+        json.dumps({"ranks": 2, "packages": {"torch": "2.15.0", "deepspeed": "0.19.8"}})
+    )
     retrieval = {
         "task": "retrieval",
         "title": "Image-text retrieval",

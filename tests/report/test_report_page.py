@@ -133,7 +133,7 @@ def test_text_from_the_data_cannot_become_markup(run_dir):
 
 def test_a_stop_and_a_resume_are_marked_on_every_curve(page):
     marks = [a["class"] for a in page.all("line") if str(a.get("class")).startswith("mark")]
-    charts = 7
+    charts = 9  # loss, its parts, accuracy, rate, throughput, time, gradient, memory, and rank among the diagnostics
     assert marks.count("mark stopped") == charts and marks.count("mark resumed") == charts
 
 

@@ -1,0 +1,33 @@
+"""How good a checkpoint is, each score beside chance.
+
+metrics         pure functions: recall with fair ties, top-k, intervals
+encoding        a set or texts through the model
+retrieval       image-text retrieval, both ways
+classification  top-1 of a classifier, and zero-shot by class names
+probe           linear probe on frozen features
+results         the JSON that an evaluation writes and the report reads
+evaluate        a checkpoint and a set in, all results out
+"""
+
+from pretrain.evaluation.classification import top1, zero_shot
+from pretrain.evaluation.evaluate import evaluate
+from pretrain.evaluation.loading import load_task, tokenizer_of, untrained_task
+from pretrain.evaluation.probe import linear_probe
+from pretrain.evaluation.results import put_beside, read_results, summary, value_of, write_result
+from pretrain.evaluation.retrieval import retrieval
+
+__all__ = [
+    "evaluate",
+    "linear_probe",
+    "load_task",
+    "put_beside",
+    "read_results",
+    "retrieval",
+    "summary",
+    "tokenizer_of",
+    "top1",
+    "untrained_task",
+    "value_of",
+    "write_result",
+    "zero_shot",
+]

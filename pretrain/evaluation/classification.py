@@ -1,0 +1,139 @@
+"""Classification of a labelled set: by the model's own classifier, or zero-shot by the names of the classes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from pretrain.configuration.schema import RunConfig
+from pretrain.evaluation.encoding import encode_set, encode_texts
+from pretrain.evaluation.metrics import largest_share, mean_per_class, per_class, top_hits
+from pretrain.evaluation.results import Result, score
+from pretrain.evaluation.sets import AboutSet, describe
+from pretrain.objectives import Task
+
+# The class by its bare name, as tags name it; CLIP's "a photo of a {}" suits captions of photographs.
+TEMPLATES = ("{}",)
+
+
+def top1(
+    task: Task,
+    set_folder: Path | str,
+    config: RunConfig,
+    *,
+    batch_size: int = 64,
+    title: str = "Classification",
+    classes: Sequence[str] | None = None,
+) -> Result:
+    """Accuracy of the model's classifier on the labelled samples of the set.
+
+    classes: names of the classifier's rows, where they are not the set's own classes in the set's own order; a set's
+    label is then looked up by name. Raises UserError where names, rows and labels do not fit together.
+    """
+    about = describe(set_folder)
+    encoded = encode_set(task, set_folder, config, task.classify, batch_size=batch_size)
+    names = tuple(classes) if classes is not None else about.class_names()
+    if encoded.values.shape[1] != len(names):
+        raise UserError(
+            f"the classifier has {encoded.values.shape[1]} rows, and there are {len(names)} class names "
+            f"({about.folder}); evaluate on a set with the classes that the model was trained on"
+        )
+    return classification_result("top1", title, encoded.values, _labels(encoded.labels, about, names), names, about)
+
+
+def zero_shot(
+    task: Task,
+    set_folder: Path | str,
+    config: RunConfig,
+    *,
+    tokenizer: Callable[[list[str]], Tensor],
+    templates: Sequence[str] = TEMPLATES,
+    batch_size: int = 64,
+) -> Result:
+    """Accuracy of the class whose name, put into the templates and averaged, is nearest (CLIP, section 3.1.4)."""
+    about = describe(set_folder)
+    names = about.class_names()
+    vectors = class_vectors(task, names, tokenizer=tokenizer, templates=templates)
+    encoded = encode_set(task, set_folder, config, task.encode_image, batch_size=batch_size)
+    labels = _labels(encoded.labels, about, names)
+    result = classification_result(
+        "zero_shot", "Zero-shot classification", encoded.values @ vectors.T, labels, names, about
+    )
+    return {**result, "settings": {"templates": list(templates)}}
+
+
+def class_vectors(
+    task: Task,
+    names: Sequence[str],
+    *,
+    tokenizer: Callable[[list[str]], Tensor],
+    templates: Sequence[str] = TEMPLATES,
+) -> Tensor:
+    """float32 [classes, D], unit length: for each class the mean direction of its prompts."""
+    prompts = prompts_of(names, templates)
+    vectors = F.normalize(encode_texts(task, prompts, tokenizer, task.encode_text), dim=1)
+    return F.normalize(vectors.view(len(names), len(templates), -1).mean(1), dim=1)
+
+
+def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every name in every template, a name's prompts together. Raises UserError for a template without its {}."""
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong or not templates:
+        raise UserError(f"templates {list(templates)}: each needs exactly one {{}}, where the name of the class goes")
+    return [template.replace("{}", name) for name in names for template in templates]
+
+
+def classification_result(
+    task: str, title: str, logits: Tensor, labels: Tensor, names: Sequence[str], about: AboutSet
+) -> Result:
+    """The result of scores [N, classes] for labels [N], -1 where a sample has none; such samples do not count."""
+    labelled = labels >= 0
+    logits, labels = logits[labelled], labels[labelled]
+    if not len(labels):
+        raise UserError(f"{about.folder}: no sample has a label of these classes, so there is nothing to classify")
+    hits, count, classes = top_hits(logits, labels), len(labels), len(names)
+    beside = {"largest category": largest_share(labels)}
+    found = len(labels.unique())
+    scores = [
+        score("top1", "top-1 accuracy", hits.mean().item(), chance=1 / classes, count=count, beside=beside),
+        score(
+            "mean_per_class",
+            "top-1 accuracy, mean of classes",
+            mean_per_class(hits, labels),
+            chance=1 / classes,
+            count=count,
+            beside={"largest category": 1 / found},
+        ),
+    ]
+    if classes > 20:
+        hits5 = top_hits(logits, labels, 5).mean().item()
+        largest5 = torch.bincount(labels).topk(min(5, found)).values.sum().item() / count
+        scores.insert(
+            1,
+            score(
+                "top5", "top-5 accuracy", hits5, chance=5 / classes, count=count, beside={"largest category": largest5}
+            ),
+        )
+    return {
+        "task": task,
+        "title": title,
+        "set": about.name,
+        "samples": count,
+        "classes": classes,
+        "scores": scores,
+        "per_class": per_class(hits, labels, names),
+        **about.credit,
+    }
+
+
+def _labels(labels: Tensor, about: AboutSet, names: Sequence[str]) -> Tensor:
+    """The set's labels as indices into `names`; -1 for those that `names` lacks."""
+    own = about.classes
+    if own is None or tuple(own) == tuple(names):
+        return labels
+    place = {name: i for i, name in enumerate(names)}
+    table = torch.tensor([*(place.get(name, -1) for name in own), -1])  # label -1 reads the last entry
+    return table[labels]

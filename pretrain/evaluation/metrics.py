@@ -1,0 +1,107 @@
+"""Scores as pure functions of similarities, logits and labels. Ties get what a random order of the tied would get.
+
+A model that has collapsed gives every candidate the same similarity. Sorting would then score whatever the order of the
+files gives; here it scores exactly chance.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class ClassScore(TypedDict):
+    value: float
+    samples: int
+
+
+def hits_at_k(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
+    """Probability that one of the k nearest candidates is a right one, for each query.
+
+    Args:
+        similarity: [Q, G] float, larger is nearer.
+        relevant: [Q, G] bool, the right candidates of each query; at least one each.
+
+    Returns [Q] float64: 0 or 1, and between them only where a right candidate ties across the k-th place: with t
+    tied candidates, r of them right, and m places left for them, 1 - C(t-r, m) / C(t, m).
+
+    Raises ValueError for shapes that differ, a query without a right candidate, or similarities that are NaN.
+    """
+    if similarity.shape != relevant.shape or similarity.dim() != 2:
+        raise ValueError(f"similarity {tuple(similarity.shape)} and relevant {tuple(relevant.shape)}: both [Q, G]")
+    if k < 1:
+        raise ValueError(f"k is {k}: at least 1")
+    if similarity.isnan().any():
+        raise ValueError("similarities hold NaN: the model's weights or inputs are broken")
+    if not relevant.any(1).all():
+        raise ValueError("every query needs at least one right candidate")
+    best = similarity.masked_fill(~relevant, -math.inf).amax(1, keepdim=True)
+    above = (similarity > best).sum(1)
+    tied = similarity == best
+    return _hit_probability(tied.sum(1), (tied & relevant).sum(1), (k - above).clamp_min(0))
+
+
+def chance_at_k(relevant: Tensor, k: int) -> float:
+    """Mean of `hits_at_k` when the candidates stand in random order. relevant: [Q, G] bool."""
+    candidates = torch.full((len(relevant),), relevant.shape[1], device=relevant.device)
+    places = torch.full_like(candidates, k)
+    return _hit_probability(candidates, relevant.sum(1), places).mean().item()
+
+
+def top_hits(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Whether the right class is among the k largest logits, ties shared fairly.
+
+    logits: [N, classes]; labels: [N] int64 in [0, classes). Returns [N] float64.
+    """
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise ValueError(
+            f"labels reach from {int(labels.min())} to {int(labels.max())}, logits have {logits.shape[1]} classes"
+        )
+    return hits_at_k(logits, torch.nn.functional.one_hot(labels, logits.shape[1]).bool(), k)
+
+
+def per_class(hits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, ClassScore]:
+    """Mean of `hits` [N] over the samples of each class that occurs; labels: [N]."""
+    return {
+        name: ClassScore(value=hits[labels == i].mean().item(), samples=int((labels == i).sum()))
+        for i, name in enumerate(classes)
+        if (labels == i).any()
+    }
+
+
+def mean_per_class(hits: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the mean of their samples: every class counts alike. hits, labels: [N]."""
+    found, index = labels.unique(return_inverse=True)
+    sums = torch.zeros(len(found), dtype=torch.float64).index_add_(0, index, hits.double())
+    return (sums / torch.bincount(index, minlength=len(found))).mean().item()
+
+
+def largest_share(labels: Tensor) -> float:
+    """Share of the commonest class: what always answering with it scores. labels: [N]."""
+    return torch.bincount(labels).max().item() / len(labels)
+
+
+def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a proportion seen in `count` independent samples (Wilson 1927).
+
+    Unlike the normal one it stays in [0, 1] and does not shrink to nothing at 0 and 1.
+    """
+    if count < 1 or not 0 <= share <= 1:
+        raise ValueError(f"a share in [0, 1] of at least one sample is needed, got {share} of {count}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _hit_probability(candidates: Tensor, right: Tensor, places: Tensor) -> Tensor:
+    """1 - C(candidates - right, places) / C(candidates, places), elementwise, in float64 over log-gamma."""
+    t, r, m = candidates.double(), right.double(), torch.minimum(places, candidates).double()
+    certain = m > t - r  # more places than wrong candidates
+    wrong = (t - r - m).clamp_min(0)
+    log_miss = torch.lgamma(t - r + 1) - torch.lgamma(wrong + 1) - torch.lgamma(t + 1) + torch.lgamma(t - m + 1)
+    miss = torch.where(certain, 0.0, log_miss.exp())
+    return torch.where(m == 0, 0.0, 1 - torch.where((r == 1) & ~certain, 1 - m / t, miss))

@@ -1,0 +1,91 @@
+"""Linear probe: multinomial logistic regression on frozen features, its penalty chosen on a validation split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.configuration.schema import RunConfig
+from pretrain.evaluation.classification import classification_result
+from pretrain.evaluation.encoding import Encoded, encode_set
+from pretrain.evaluation.metrics import top_hits
+from pretrain.evaluation.results import Result
+from pretrain.evaluation.sets import describe
+from pretrain.objectives import Task
+
+PENALTIES = tuple(10.0**e for e in range(-6, 3))
+
+
+class Linear(NamedTuple):
+    weight: Tensor  # float64 [classes, D]
+    bias: Tensor  # float64 [classes]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features.double() @ self.weight.T + self.bias
+
+
+def linear_probe(
+    task: Task,
+    train_folder: Path | str,
+    validation_folder: Path | str,
+    test_folder: Path | str,
+    config: RunConfig,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    batch_size: int = 64,
+) -> Result:
+    """Fit on the training set, choose the penalty on the validation set, score once on the test set.
+
+    Features are the backbone's last map averaged over space; the three sets must have the same classes.
+    """
+
+    def features(images: Tensor) -> Tensor:
+        return task.image.forward_features(images).mean((2, 3))
+
+    about = describe(test_folder)
+    names = about.class_names()
+    train, validation, test = (
+        encode_set(task, folder, config, features, batch_size=batch_size)
+        for folder in (train_folder, validation_folder, test_folder)
+    )
+    mean, std = train.values.mean(0), train.values.std(0).clamp_min(1e-6)
+    train_x, train_y = _labelled(train, mean, std)
+    validation_x, validation_y = _labelled(validation, mean, std)
+    fits = {penalty: fit_logistic(train_x, train_y, len(names), penalty) for penalty in penalties}
+    accuracy = {penalty: top_hits(fit(validation_x), validation_y).mean().item() for penalty, fit in fits.items()}
+    best = max(penalties, key=lambda penalty: (accuracy[penalty], penalty))  # of equals the strongest
+    logits = fits[best]((test.values - mean) / std)
+    result = classification_result("linear_probe", "Linear probe", logits, test.labels, names, about)
+    return {**result, "settings": {"penalty": best, "validation_top1": accuracy[best]}}
+
+
+def fit_logistic(features: Tensor, labels: Tensor, classes: int, penalty: float, *, steps: int = 500) -> Linear:
+    """Minimiser of mean cross-entropy + penalty/2 * |W|^2, by L-BFGS in float64; the bias is not penalised.
+
+    features: [N, D]; labels: [N] in [0, classes). Strictly convex in W, so the result does not depend on the start.
+    """
+    x, count = features.double(), features.shape[1]
+    parameters = torch.zeros(classes, count + 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [parameters], max_iter=steps, tolerance_grad=1e-8, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        weight, bias = parameters[:, :count], parameters[:, count]
+        loss = F.cross_entropy(x @ weight.T + bias, labels) + 0.5 * penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    solution = parameters.detach()
+    return Linear(solution[:, :count], solution[:, count])
+
+
+def _labelled(encoded: Encoded, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    keep = encoded.labels >= 0
+    return (encoded.values[keep] - mean) / std, encoded.labels[keep]

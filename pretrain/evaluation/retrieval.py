@@ -1,0 +1,99 @@
+"""Image-text retrieval: which caption belongs to a picture, which picture to a caption."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from pretrain.configuration.schema import RunConfig
+from pretrain.evaluation.encoding import encode_set, encode_texts
+from pretrain.evaluation.metrics import chance_at_k, hits_at_k
+from pretrain.evaluation.results import Result, score
+from pretrain.evaluation.sets import describe
+from pretrain.objectives import Task
+
+SHOWN = 5  # captions listed for an example
+
+
+def retrieval(
+    task: Task,
+    set_folder: Path | str,
+    config: RunConfig,
+    *,
+    tokenizer: Callable[[list[str]], Tensor],
+    ks: Sequence[int] = (1, 5, 10),
+    batch_size: int = 64,
+    examples: int = 12,
+) -> Result:
+    """Recall@k both ways over every captioned sample of the set.
+
+    A caption that several pictures share is one candidate and one query, and any of its pictures is right: equal
+    captions are not each other's negatives, and chance stays exact. `examples` samples, evenly spaced through the set
+    rather than chosen, are kept with their picture and nearest captions.
+
+    Returns the result (see `results`): scores image_to_text_recall@k and text_to_image_recall@k.
+    Raises UserError where no sample has a caption.
+    """
+    about = describe(set_folder)
+    shown = _evenly(about.samples, examples)
+    encoded = encode_set(task, set_folder, config, task.encode_image, batch_size=batch_size, pictures=shown)
+    captioned = [i for i, caption in enumerate(encoded.captions) if caption]
+    if not captioned:
+        raise UserError(f"{about.folder}: no sample has a caption, so there is nothing to retrieve")
+    texts = list(dict.fromkeys(str(encoded.captions[i]) for i in captioned))
+    place = {text: i for i, text in enumerate(texts)}
+    owner = torch.tensor([place[str(encoded.captions[i])] for i in captioned])
+    relevant = torch.nn.functional.one_hot(owner, len(texts)).bool()
+    text_vectors = encode_texts(task, texts, tokenizer, task.encode_text)
+    similarity = encoded.values[captioned] @ text_vectors.T
+    scores = []
+    for direction, title, table, right in (
+        ("image_to_text", "image to text", similarity, relevant),
+        ("text_to_image", "text to image", similarity.T, relevant.T),
+    ):
+        for k in ks:
+            scores.append(
+                score(
+                    f"{direction}_recall@{k}",
+                    f"{title}, recall@{k}",
+                    hits_at_k(table, right, k).mean().item(),
+                    chance=chance_at_k(right, k),
+                    count=len(table),
+                    beside={},
+                )
+            )
+    row = {sample: i for i, sample in enumerate(captioned)}
+    return {
+        "task": "retrieval",
+        "title": "Image-text retrieval",
+        "set": about.name,
+        "samples": len(captioned),
+        "captions": len(texts),
+        "scores": scores,
+        "examples": [
+            {
+                "key": encoded.samples[i].key,
+                "caption": encoded.captions[i],
+                "image": encoded.pictures[i],
+                "retrieved": _nearest(similarity[row[i]], texts, str(encoded.captions[i])),
+            }
+            for i in shown
+            if i in row
+        ],
+        **about.credit,
+    }
+
+
+def _nearest(similarity: Tensor, texts: Sequence[str], right: str) -> list[Result]:
+    found = similarity.topk(min(SHOWN, len(texts)))
+    return [
+        {"caption": texts[i], "score": value, "correct": texts[i] == right}
+        for value, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)
+    ]
+
+
+def _evenly(total: int, count: int) -> list[int]:
+    count = min(count, total)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]

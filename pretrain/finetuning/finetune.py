@@ -1,0 +1,55 @@
+"""Fine-tuning for classification: `pretrain.training.run` with the `supervised` preset, from a backbone's weights.
+
+It is a run like any other: it stops and resumes by the same command, and layer-wise decay and the offsets' rate are
+configuration (optimizer.layer_decay, optimizer.offset_lr_scale).
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from data_pipeline.errors import UserError
+from pretrain.configuration import RunConfig
+from pretrain.finetuning.weights import load_into, read_rows
+
+PRESET = "supervised"
+
+
+def finetune(
+    config: RunConfig, *, source: Path | str | None = None, output: Path | str, head_rows: Path | str | None = None
+) -> int:
+    """One rank's whole life; the exit code: 0 done, 75 stopped on request after saving.
+
+    Args:
+        config: with objective.preset supervised; data.sources need labels.
+        source: run directory, checkpoint, exported file or folder, or official .pth that the backbone comes from; None
+            takes config.initialize_from, and without that random weights.
+        output: run directory, started or resumed; a resumed run reads nothing from `source`.
+        head_rows: text file with, for each class, the row of the source's classifier that it starts from (21,841
+            classes to 1,000); None for a new classifier.
+
+    Raises UserError (2), BadDataError (3), GaveUpError (4).
+    """
+    from pretrain.training import run
+
+    if config.objective.preset != PRESET:
+        raise UserError(
+            f"objective.preset is {config.objective.preset!r}; fine-tuning a classifier needs {PRESET!r} "
+            "(see configs/finetune_in1k.yaml)"
+        )
+    source = source if source is not None else config.initialize_from
+    if source is None:
+        if head_rows is not None:
+            raise UserError("rows of a classifier were given, but no weights to take them from; name a source")
+        return run(config, output)
+    if not Path(source).exists():
+        raise UserError(f"{source}: does not exist; give a run directory, a checkpoint or a weights file")
+    return run(config, output, initialize=partial(_start, source=source, head_rows=head_rows))
+
+
+def _start(task: nn.Module, *, source: Path | str, head_rows: Path | str | None) -> None:
+    image: Any = task.image
+    rows = None if head_rows is None else read_rows(head_rows, image.num_classes)
+    load_into(image, source, head_rows=rows)

@@ -1,0 +1,121 @@
+"""Train until the validation split stops improving. The test set is not looked at here.
+
+    RUN/                 an ordinary run directory, trained in segments of equal length; killed, it continues
+    RUN/validation.json  [{"step", "top1"}, ...] one entry a finished segment
+    RUN/checkpoints/best the segment that was best on validation
+
+The rate is constant after its warm-up, since a decay would have to know the end beforehand; the averaged weights, which
+are the ones evaluated, do what the decay would.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from pretrain.configuration import RunConfig
+from pretrain.finetuning.finetune import finetune
+
+HISTORY = "validation.json"
+STOPPED = 75
+
+Train = Callable[
+    [RunConfig, Path | None, Path], int
+]  # configuration, source of the weights, run directory -> exit code
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """How a run ended. reached: the plateau, rather than the longest length allowed."""
+
+    run: Path
+    step: int
+    validation: float
+    reached: bool
+    history: tuple[tuple[int, float], ...]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run / "checkpoints" / f"step-{self.step:08d}"
+
+
+def has_plateaued(scores: Sequence[float], patience: int, least_gain: float = 0.0) -> bool:
+    """Whether none of the last `patience` scores is more than `least_gain` above the best one before them."""
+    if patience < 1:
+        raise ValueError(f"patience {patience}: at least 1")
+    return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience]) + least_gain
+
+
+def best_index(scores: Sequence[float]) -> int:
+    """Of the best score; of equals the first, which was trained least."""
+    return max(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+def train_to_plateau(
+    config: RunConfig,
+    *,
+    source: Path | str | None,
+    output: Path | str,
+    validation: Path | str,
+    segment_steps: int,
+    patience: int = 3,
+    least_gain: float = 0.0,
+    train: Train | None = None,
+) -> Plateau:
+    """Fine-tune `source` (None: random weights) until validation top-1 has not risen for `patience` segments.
+
+    Args:
+        config: as for `finetune`, with schedule.steps the longest length allowed; its schedule becomes constant.
+        validation: folder of the validation set, of the same classes.
+        train: how a segment is run; by default in this process, alone.
+
+    Returns where the best segment is. Raises UserError where a segment fails or the configuration has no step count.
+    """
+    from pretrain.evaluation import load_task, top1, value_of
+    from pretrain.training.checkpoints import mark_best
+
+    output, source = Path(output), None if source is None else Path(source)
+    most = config.schedule.steps
+    if most is None or segment_steps < 1:
+        raise UserError("training to the plateau needs schedule.steps (not epochs) and segments of at least one step")
+    history = _read_history(output)
+    while not history or not (has_plateaued([s for _, s in history], patience, least_gain) or history[-1][0] >= most):
+        end = min((history[-1][0] if history else 0) + segment_steps, most)
+        code = (train or _alone)(segment_config(config, end, most), source, output)
+        if code not in (0, STOPPED):
+            raise UserError(f"{output}: training up to step {end} ended with exit code {code}; see its events.jsonl")
+        task, own = load_task(output, "ema")
+        history.append((end, value_of(top1(task, validation, own), "top1")))
+        _write_history(output, history)
+        mark_best(output, history[best_index([s for _, s in history])][0])
+    scores = [s for _, s in history]
+    step, best = history[best_index(scores)]
+    return Plateau(output, step, best, has_plateaued(scores, patience, least_gain), tuple(history))
+
+
+def segment_config(config: RunConfig, end: int, most: int) -> RunConfig:
+    """`config` at a constant rate, stopping with a checkpoint after step `end` of `most`."""
+    data = config.model_dump()
+    data["schedule"] |= {"name": "constant", "steps": most}
+    data["training"]["stop_after"] = end if end < most else None
+    data["training"]["ema"]["enabled"] = True
+    data["checkpoint"] |= {"every_steps": None, "every_minutes": None, "keep": 1}
+    return RunConfig.model_validate(data)
+
+
+def _alone(config: RunConfig, source: Path | None, output: Path) -> int:
+    return finetune(config, source=source, output=output)
+
+
+def _read_history(run: Path) -> list[tuple[int, float]]:
+    path = run / HISTORY
+    if not path.exists():
+        return []
+    return [(int(entry["step"]), float(entry["top1"])) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _write_history(run: Path, history: Sequence[tuple[int, float]]) -> None:
+    partial = run / f".{HISTORY}.partial"
+    partial.write_text(json.dumps([{"step": step, "top1": value} for step, value in history], indent=1) + "\n")
+    partial.replace(run / HISTORY)

@@ -1,0 +1,304 @@
+"""Writing and restoring checkpoints from a running engine, all ranks together.
+
+save(step)   copy this rank's fragments aside (memory to memory: the only time a step waits) and start a thread that writes them
+poll()       at every step boundary: once all ranks have written, rank 0 completes the checkpoint
+             (index, state, manifest; fsync; rename; `latest`; rotation); one rank failed: it is dropped, the run goes on
+wait()       the same, at the end
+restore()    the newest intact one, into the live engine; damaged ones are set aside with a word
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import GaveUpError, UserError
+from pretrain.configuration import RunConfig, dump_config
+from pretrain.training import checkpoints as disk
+from pretrain.training.checkpoints import Checkpoint, DamagedError, OpenFiles
+from pretrain.training.ema import Ema
+from pretrain.training.engine import Engine
+from pretrain.training.processes import Processes
+from pretrain.training.shard_file import sha256_of, sync_folder, write_durably, write_shard
+
+FAILURES_ALLOWED = 3
+Report = Callable[..., None]
+
+
+class Checkpointer:
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        engine: Engine,
+        ema: Ema | None,
+        processes: Processes,
+        report: Report,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.run, self.config, self.engine, self.ema = run, config, engine, ema
+        self._folder = run / disk.FOLDER
+        self._processes, self._report, self._clock = processes, report, clock
+        self._entries = self._layout()
+        self._staging: list[Tensor] | None = None
+        self._index = self._build_index()
+        self._thread: threading.Thread | None = None
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._error: Exception | None = None
+        self._failures = 0
+        self._saved_at = clock()
+        self.last_step = -1
+        self.constant_state: dict[str, Any] = {}  # what every state.json says besides
+        if processes.leader:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob(f"{disk.WRITING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        processes.barrier()
+
+    # --- what is saved -------------------------------------------------------------------------------------------------
+    def _layout(self) -> list[tuple[str, Tensor]]:
+        """(key, live tensor) of everything that this rank writes."""
+        entries = [(f"{kind}/{f.name}", tensor) for f in self.engine.owned for kind, tensor in f.kinds()]
+        if self.ema is not None:
+            entries += [(f"ema/{f.name}", value) for f, value in zip(self.ema.fragments, self.ema.values, strict=True)]
+        if self._processes.leader:
+            entries += [(f"buffer/{name}", buffer) for name, buffer in self._buffers()]
+        return entries
+
+    def _buffers(self) -> Iterable[tuple[str, Tensor]]:
+        persistent = self.engine.task.state_dict(keep_vars=True).keys()
+        return [(name, b.detach()) for name, b in self.engine.task.named_buffers() if name in persistent]
+
+    def _build_index(self) -> dict[str, Any]:
+        mine = [(f.name, f.shape, f.start, f.length, f.trainable) for f in self.engine.owned]
+        parameters: dict[str, Any] = {}
+        for rank, fragments in enumerate(self._processes.gather(mine)):
+            for name, shape, start, length, trainable in fragments:
+                entry = parameters.setdefault(
+                    name, {"shape": list(shape), "ema": trainable and self.ema is not None, "fragments": []}
+                )
+                entry["fragments"].append([_shard(rank), start, length])
+        return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self._buffers()}}
+
+    # --- saving --------------------------------------------------------------------------------------------------------
+    def due(self, step: int) -> bool:
+        """Is a checkpoint to be made after `step` steps? By steps or by minutes; the leader's clock decides for all."""
+        settings = self.config.checkpoint
+        if settings.every_steps and step % settings.every_steps == 0:
+            return True
+        if settings.every_minutes is None:
+            return False
+        mine = self._processes.leader and self._clock() - self._saved_at >= 60 * settings.every_minutes
+        return self._processes.sum([float(mine)])[0] > 0
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Start saving. `state` becomes state.json, with the engine's counters added."""
+        if step == self.last_step:
+            return
+        self.wait()
+        self._saved_at, self.last_step = self._clock(), step
+        state = (
+            self.constant_state
+            | state
+            | {
+                "step": step,
+                "adam_steps": self.engine.adam_steps,
+                "scaler": self.engine.scaler_state(),
+                "world_size": self._processes.world_size,
+                "zero_stage": self.engine.stage,
+            }
+        )
+        self._pending, self._error = (step, state), None
+        entries = self._stage() if self.config.checkpoint.asynchronous else self._entries
+        writer = threading.Thread(target=self._write, args=(step, entries), name="checkpoint")
+        self._thread = writer
+        writer.start()
+        if not self.config.checkpoint.asynchronous:
+            self.wait()
+
+    @torch.no_grad()
+    def _stage(self) -> list[tuple[str, Tensor]]:
+        live = [tensor for _, tensor in self._entries]
+        if self._staging is None:
+            self._staging = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for tensor in live]
+        for copy, tensor in zip(self._staging, live, strict=True):
+            copy.copy_(tensor)
+        return [(key, copy) for (key, _), copy in zip(self._entries, self._staging, strict=True)]
+
+    def _temporary(self, step: int) -> Path:
+        return self._folder / f"{disk.WRITING}{disk.step_name(step)}"
+
+    def _write(self, step: int, entries: list[tuple[str, Tensor]]) -> None:
+        rank, folder = self._processes.rank, self._temporary(step)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = write_shard(folder / _shard(rank), entries)
+            write_durably(folder / f"rank-{rank:05d}.json", json.dumps(written))
+        except Exception as error:
+            self._error = error
+
+    def poll(self) -> None:
+        """Complete a finished save. Collective; cheap when nothing is pending."""
+        if self._pending is None:
+            return
+        done = self._thread is None or not self._thread.is_alive()
+        finished, failed = self._processes.sum([float(done), float(done and self._error is not None)])
+        if finished == self._processes.world_size:
+            self._complete(failed > 0)
+
+    def wait(self) -> bool:
+        """Until nothing is pending. Collective. Was the last save good?"""
+        if self._pending is None:
+            return self._failures == 0
+        if self._thread is not None:
+            self._thread.join()
+        failed = self._processes.sum([float(self._error is not None)])[0] > 0
+        self._complete(failed)
+        return self._failures == 0
+
+    def wait_or_raise(self) -> bool:
+        """At the end of the work: raises GaveUpError where the last save failed, for then work would be lost unsaid."""
+        if not self.wait():
+            raise GaveUpError(
+                f"the last checkpoint could not be written to {self._folder} ({self._error or 'another rank says why'}); "
+                "make room or mend the disk, and run the same command again: it goes on from the checkpoint before"
+            )
+        return True
+
+    def _complete(self, failed: bool) -> None:
+        assert self._pending is not None
+        (step, state), self._pending, self._thread = self._pending, None, None
+        if self._processes.leader and not failed:
+            try:
+                self._commit(step, state)
+            except OSError as error:
+                self._error = error
+        failed = failed or self._processes.sum([float(self._error is not None)])[0] > 0
+        if not failed:
+            self._failures = 0
+            return
+        self._failures, self.last_step = self._failures + 1, -1
+        if self._error is not None:
+            self._report("checkpoint_failed", step=step, message=f"{self._temporary(step)}: {self._error}")
+        if self._processes.leader:
+            shutil.rmtree(self._temporary(step), ignore_errors=True)
+        if self._failures >= FAILURES_ALLOWED:
+            raise GaveUpError(
+                f"{self._failures} checkpoints in a row could not be written to {self._folder} "
+                f"({self._error or 'another rank says why'}); make room or mend the disk, and run the same command again"
+            )
+
+    def _commit(self, step: int, state: dict[str, Any]) -> None:
+        temporary, final = self._temporary(step), self._folder / disk.step_name(step)
+        files: dict[str, Any] = {}
+        for rank in range(self._processes.world_size):
+            note = temporary / f"rank-{rank:05d}.json"
+            files[_shard(rank)] = json.loads(note.read_text())
+            note.unlink()
+        for name, text in (
+            (disk.INDEX, json.dumps(self._index)),
+            (disk.STATE, json.dumps(state)),
+            (disk.CONFIG, dump_config(self.config)),
+        ):
+            write_durably(temporary / name, text)
+            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": sha256_of(temporary / name)}
+        write_durably(temporary / disk.MANIFEST, json.dumps({"schema": disk.SCHEMA, "step": step, "files": files}))
+        if final.exists():
+            self._set_aside(final)
+        os.rename(temporary, final)
+        sync_folder(self._folder)
+        write_durably(self._folder / disk.LATEST, final.name)
+        self._report("checkpoint", step=step, bytes=sum(entry["bytes"] for entry in files.values()))
+        self._rotate(step)
+
+    def _rotate(self, newest: int) -> None:
+        settings = self.config.checkpoint
+        best = self._folder / disk.BEST
+        kept = {best.read_text().strip()} if best.is_file() else set()
+        for old in disk.complete_checkpoints(self.run)[settings.keep :]:
+            forever = settings.keep_every is not None and old.step % settings.keep_every == 0
+            if old.step < newest and old.path.name not in kept and not forever:
+                # Without its manifest first: a crash inside the deletion must not leave half a checkpoint.
+                (old.path / disk.MANIFEST).unlink()
+                shutil.rmtree(old.path, ignore_errors=True)
+
+    def _set_aside(self, path: Path) -> None:
+        number = 0
+        while (target := path.with_name(f"damaged-{path.name}-{number}")).exists():
+            number += 1
+        os.rename(path, target)
+
+    # --- restoring -----------------------------------------------------------------------------------------------------
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest intact checkpoint; its state.json, or None where there is none at all.
+
+        Raises UserError where there are checkpoints but none is intact: starting afresh over them would lose the run.
+        """
+        refused = []
+        for checkpoint in disk.complete_checkpoints(self.run):
+            problem = self._verify(checkpoint)
+            if problem is None:
+                self._load(checkpoint)
+                self.last_step = checkpoint.step
+                return checkpoint.state
+            refused.append(problem)
+            if self._processes.leader:
+                self._report("checkpoint_refused", step=checkpoint.step, message=problem)
+                try:
+                    self._set_aside(checkpoint.path)
+                except OSError:
+                    pass  # a read-only folder: it is refused again next time
+            self._processes.barrier()
+        if refused:
+            raise UserError(
+                f"none of the checkpoints under {self._folder} is intact:\n  " + "\n  ".join(refused) + "\n"
+                "They were set aside as damaged-*. Restore the folder from a copy, or name a new --output"
+            )
+        return None
+
+    def _verify(self, checkpoint: Checkpoint) -> str | None:
+        problem = None
+        try:
+            checkpoint.verify(part=self._processes.rank, parts=self._processes.world_size)
+        except DamagedError as error:
+            problem = str(error)
+        problems = [found for found in self._processes.gather(problem) if found]
+        return problems[0] if problems else None
+
+    @torch.no_grad()
+    def _load(self, checkpoint: Checkpoint) -> None:
+        files, known = OpenFiles(), checkpoint.index["parameters"]
+        expected = {name for name, _ in self.engine.task.named_parameters()}
+        if expected != set(known):
+            odd = sorted(expected ^ set(known))
+            raise UserError(
+                f"checkpoint {checkpoint.path} is of another model: for instance {odd[0]!r} is only on one side"
+            )
+        for fragment in self.engine.held:
+            if list(fragment.shape) != known[fragment.name]["shape"]:
+                raise UserError(
+                    f"checkpoint {checkpoint.path}: {fragment.name} has shape {known[fragment.name]['shape']}, "
+                    f"this model {list(fragment.shape)}"
+                )
+            for kind, tensor in fragment.kinds():
+                checkpoint.read_into(tensor, kind, fragment.name, fragment.start, files)
+        self.engine.publish()
+        if self.ema is not None:
+            for fragment, value in zip(self.ema.fragments, self.ema.values, strict=True):
+                kind = "ema" if known[fragment.name]["ema"] else "param"
+                checkpoint.read_into(value, kind, fragment.name, fragment.start, files)
+        for name, buffer in self._buffers():
+            buffer.copy_(files.get(checkpoint.path / _shard(0)).get_tensor(f"buffer/{name}"))
+        self.engine.adam_steps = checkpoint.state["adam_steps"]
+        self.engine.load_scaler_state(checkpoint.state["scaler"])
+
+
+def _shard(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"

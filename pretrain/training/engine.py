@@ -1,0 +1,144 @@
+"""DeepSpeed behind five verbs: forward, backward, set the rate, step or not, and the fragments that a rank holds.
+
+All that depends on the ZeRO stage or on DeepSpeed's habits is here and in `fragments.py`; the loop knows neither.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.configuration.schema import RunConfig
+from pretrain.training.deepspeed_config import derive
+from pretrain.training.fragments import Fragment, held_fragments, owned_fragments, publish
+from pretrain.training.parameter_groups import ParameterGroup
+from pretrain.training.processes import Processes
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW whose step can be vetoed after the gradients are in, under every ZeRO stage alike."""
+
+    veto = False
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.veto else super().step(closure)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without building an operator at start and without its start-up log."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    # Without this the shared-memory collectives are compiled at start: a minute, and a failure without ninja.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """The task under ZeRO. `held` and `owned` are the rank's fragments; `compute_dtype` is that of forward and backward."""
+
+    def __init__(
+        self, task: nn.Module, config: RunConfig, groups: Sequence[ParameterGroup], processes: Processes
+    ) -> None:
+        deepspeed = import_deepspeed()
+        optimizer = config.optimizer
+        parameters = dict(task.named_parameters())
+        points = [name for name, parameter in parameters.items() if parameter.dim() == 0]
+        if points:  # DeepSpeed broadcasts a byte view, which a 0-d tensor has not
+            raise ValueError(
+                f"parameters need at least one dimension under DeepSpeed: {points[0]}; make it of shape [1]"
+            )
+        trainable = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        cuda = processes.device.type == "cuda"
+        settings = derive(config, world_size=processes.world_size, parameters=trainable, cuda=cuda)
+        self.processes, self.task, self.stage = processes, task, config.training.zero_stage
+        self._clip = optimizer.clip_grad
+        self._clips_here = self.stage == 0 and config.training.precision == "fp32"
+        # lr 0 until the first step: stages 0 and 3 take a dummy step while they build, which would decay the weights.
+        self._adam = GuardedAdamW(
+            [
+                {"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay}
+                for group in groups
+            ],
+            lr=0.0,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            fused=True,
+        )
+        self._lr_scales = [group.lr_scale for group in groups]
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        self._engine, *_ = deepspeed.initialize(model=task, optimizer=self._adam, config=settings)
+        self.settings = settings
+        self.held, self._masters = held_fragments(self._engine, task)
+        self.owned: list[Fragment] = owned_fragments(self.held, rank=processes.rank, world_size=processes.world_size)
+        self.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+            config.training.precision
+        ]
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates; the gradient of the step is the mean over micro-batches and ranks."""
+        self._engine.backward(loss)
+        self._last_micro = self._engine.is_gradient_accumulation_boundary()
+        if not self._last_micro:
+            self._engine.step()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group, scale in zip(self._adam.param_groups, self._lr_scales, strict=True):
+            group["lr"] = rate * scale
+
+    def step(self, *, apply: bool) -> tuple[bool, float]:
+        """Clip and update, or throw the gradients away. Returns (applied, gradient norm before clipping); equal on all ranks."""
+        norm = math.nan
+        if self._clips_here:
+            limit = self._clip if self._clip is not None else math.inf
+            gradients = [p for p in self.task.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.clip_grad_norm_(gradients, limit))
+            apply = apply and math.isfinite(norm)
+        self._adam.veto = not apply
+        try:
+            self._engine.step()
+        finally:
+            self._adam.veto = False
+        if not self._clips_here:
+            norm = float(self._engine.get_global_grad_norm() or 0.0)
+        return apply and self._engine.was_step_applied(), norm
+
+    def publish(self) -> None:
+        """After the masters were written from outside (a restored checkpoint)."""
+        publish(self._engine, self.task)
+
+    @property
+    def adam_steps(self) -> float:
+        """Updates applied so far, as AdamW's bias correction counts them."""
+        return float(self._adam.state[self._masters[0]]["step"]) if self._masters else 0.0
+
+    @adam_steps.setter
+    def adam_steps(self, value: float) -> None:
+        for master in self._masters:
+            self._adam.state[master]["step"].fill_(value)
+
+    def scaler_state(self) -> dict[str, float]:
+        """Of fp16's dynamic loss scale; empty elsewhere."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if self.compute_dtype != torch.float16 or scaler is None:
+            return {}
+        return {k: v for k, v in vars(scaler).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        for name, value in state.items():
+            setattr(scaler, name, value)
+
+    def close(self) -> None:
+        self._engine.destroy()

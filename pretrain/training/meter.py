@@ -1,0 +1,108 @@
+"""The numbers of a step, from where they arise to the log: losses, rates, times, memory."""
+
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.training.processes import Processes
+
+
+class Meter:
+    """Sums over micro-batches and steps since the last log; means over ranks only when asked for."""
+
+    def __init__(self, processes: Processes, batch_size: int) -> None:
+        self._processes, self._batch_size = processes, batch_size
+        self._micro_losses: list[Tensor] = []
+        self.flops_per_sample: float | None = None
+        self._clear()
+        self._mark = time.perf_counter()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._outputs = self._steps = 0
+        self._wait = self._elapsed = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        start = time.perf_counter()
+        yield
+        self._wait += time.perf_counter() - start
+
+    def add(self, total: Tensor, parts: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
+        """One micro-batch's output; no device synchronisation."""
+        self._micro_losses.append(total.detach().float())
+        named = {f"loss/{name}": value for name, value in parts.items()} | dict(metrics)
+        for name, value in named.items():
+            value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._outputs += 1
+
+    def loss(self) -> float:
+        """Mean over this step's micro-batches and all ranks. Collective."""
+        mine = float(torch.stack(self._micro_losses).mean())
+        self._micro_losses.clear()
+        return self._processes.sum([mine])[0] / self._processes.world_size
+
+    def end_step(self) -> None:
+        now = time.perf_counter()
+        self._elapsed, self._mark, self._steps = self._elapsed + now - self._mark, now, self._steps + 1
+
+    def pause(self) -> None:
+        """What happened since the last step's end (a rollback, the start) is no step's time."""
+        self._mark = time.perf_counter()
+
+    def collect(self, loss: float, rate: float, norm: float) -> dict[str, float]:
+        """Everything since the last call, averaged. Collective: all ranks call it at the same step."""
+        names = sorted(self._sums)
+        local = [float(self._sums[name]) / max(1, self._outputs) for name in names]
+        world, steps = self._processes.world_size, max(1, self._steps)
+        means = [value / world for value in self._processes.sum([*local, self._wait])]
+        step_seconds = self._elapsed / steps
+        values = {"loss": loss, **dict(zip(names, means, strict=False)), "lr": rate, "grad_norm": norm}
+        values["images_per_second"] = self._batch_size / step_seconds if step_seconds else 0.0
+        values["data_wait_ms"] = 1e3 * means[-1] / steps
+        values["step_ms"] = 1e3 * step_seconds
+        values["memory_mb"] = memory_mb(self._processes.device)
+        if self.flops_per_sample:
+            achieved = self.flops_per_sample * values["images_per_second"] / world
+            values["tflops_per_rank"] = achieved / 1e12
+            if peak := peak_flops(self._processes.device):
+                values["mfu"] = achieved / peak
+        self._clear()
+        return values
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak allocated on the GPU since the start; the process's peak resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+# Dense bf16 peak of one device, vendors' data sheets, FLOP/s.
+_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in _PEAKS.items() if key in name), None)
+
+
+def count_flops(call: Any, samples: int) -> tuple[Any, float]:
+    """Run `call()` once; (its result, model FLOPs a sample of a training step = 3 x those of the forward pass).
+
+    Matrix products and convolutions are counted, as torch's flop counter knows them; the sampling of DCNv3 is not.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        result = call()
+    return result, 3.0 * counter.get_total_flops() / max(1, samples)

@@ -1,0 +1,92 @@
+"""What happens when a step goes wrong. One object decides, from numbers that are equal on every rank.
+
+    non-finite loss or gradient   the step is not applied, its batch is passed over; more than `max_skipped` in a row: roll back
+    loss > spike_factor * median  (of the last 64 applied steps, from the 16th on) the step is not applied: roll back
+    roll back                     the last complete checkpoint is loaded and the offending batches are passed over;
+                                  no checkpoint yet: the batch is passed over and the run goes on
+    more than `rollbacks` of them the run gives up (exit 4)
+
+A batch that is passed over takes its step number with it: the schedule and the data position move on, the weights do not.
+Rollbacks are written to `policy.json` before the run goes on, so a crash right after one does not forget it.
+"""
+
+import json
+import math
+import os
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import GaveUpError
+from pretrain.configuration.schema import PolicyConfig
+
+WINDOW = 64
+SETTLED = 16
+
+
+class Verdict(Enum):
+    APPLY = "apply"
+    SKIP = "skip"
+    ROLL_BACK = "roll back"
+
+
+class Policy:
+    def __init__(self, config: PolicyConfig, run: Path, *, leader: bool) -> None:
+        self.config = config
+        self.passed_over: set[int] = set()
+        self.rollbacks = 0
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._skipped: list[int] = []
+        self._path, self._leader = run / "policy.json", leader
+        if self._path.exists():
+            kept = json.loads(self._path.read_text())
+            self.passed_over, self.rollbacks = set(kept["passed_over"]), kept["rollbacks"]
+
+    def judge(self, step: int, loss: float) -> Verdict:
+        """Before the update, from the mean loss over ranks and micro-batches."""
+        if not math.isfinite(loss):
+            return Verdict.SKIP
+        factor = self.config.spike_factor
+        if factor is not None and len(self._losses) >= SETTLED:
+            median = statistics.median(self._losses)
+            if loss > factor * abs(median):
+                self._skipped.append(step)
+                return Verdict.ROLL_BACK
+        return Verdict.APPLY
+
+    def record(self, step: int, loss: float, applied: bool) -> Verdict:
+        """After the update; ROLL_BACK when too many in a row were not applied."""
+        if applied:
+            self._losses.append(loss)
+            self._skipped.clear()
+            return Verdict.APPLY
+        self._skipped.append(step)
+        return Verdict.ROLL_BACK if len(self._skipped) > self.config.max_skipped else Verdict.SKIP
+
+    def roll_back(self) -> list[int]:
+        """Count one rollback, remember the offending steps durably and return them. Raises GaveUpError after too many."""
+        self.rollbacks += 1
+        offending = sorted(set(self._skipped))
+        if self.rollbacks > self.config.rollbacks:
+            raise GaveUpError(
+                f"gave up at step {offending[-1]} after {self.config.rollbacks} rollbacks: losses are non-finite or spike "
+                f"again and again. Look at events.jsonl; lower optimizer.lr, or raise training.policy.rollbacks to go on"
+            )
+        self.passed_over.update(offending)
+        self._skipped.clear()
+        self._losses.clear()
+        if self._leader:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"passed_over": sorted(self.passed_over), "rollbacks": self.rollbacks}))
+            os.replace(temporary, self._path)
+        return offending
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": list(self._losses), "skipped": self._skipped}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._losses = deque(state["losses"], maxlen=WINDOW)
+        self._skipped = list(state["skipped"])

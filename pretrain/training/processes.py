@@ -1,0 +1,84 @@
+"""Where this process stands among the others, and the small talk between them.
+
+The tensors of the model go over NCCL on GPUs and gloo on CPUs, by DeepSpeed's hand. What the ranks agree on at a step boundary (stop
+requests, losses, finished checkpoint writes) goes over a gloo group of its own: a few CPU numbers, no device synchronisation.
+"""
+
+import datetime
+import os
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    rank: int
+    world_size: int
+    device: torch.device
+    group: Any  # gloo
+
+    @property
+    def leader(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sum over ranks; equal on every rank."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.group)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """One small picklable object a rank, in rank order, from our own processes only."""
+        if self.world_size == 1:
+            return [value]
+        everything: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everything, value, group=self.group)
+        return everything
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier(group=self.group)
+
+
+def join(timeout_seconds: float) -> Processes:
+    """Read RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (absent: a single process) and meet the others.
+
+    timeout_seconds: of a collective; slightly above the hang limit, so that the watchdog speaks first.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if not dist.is_initialized():
+        backend = "nccl" if cuda else "gloo"
+        if world_size == 1:
+            # A file to meet at needs no port; DeepSpeed reads the variables all the same.
+            for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+                os.environ.setdefault(name, value)
+            place = Path(tempfile.mkdtemp(prefix="internimage-")) / "meet"
+            dist.init_process_group(backend, init_method=f"file://{place}", rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+    group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
+    return Processes(rank, world_size, device, group)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Every generator as a function of (seed, step, rank): a resumed run draws what the unbroken one drew, nothing is saved."""
+    value = ((seed * 1_000_003 + step) * 65_537 + rank) % (2**63)
+    torch.manual_seed(value)
+    random.seed(value)
+    numpy.random.seed(value % (2**32))

@@ -1,0 +1,72 @@
+"""A thread that notices that nothing happens any more.
+
+It counts its own ticks instead of comparing clocks: a jump of the clock, a suspended machine or a stopped process is not a hang.
+"""
+
+import faulthandler
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+TICK_SECONDS = 1.0
+HUNG = 4
+GRACE_EXCEEDED = 143  # as a lost node: the scheduler runs the command again, from the checkpoint before
+
+
+class Watchdog:
+    """`beat()` at every step boundary. Without one for `hang_seconds`: all stacks to a file, `report`, exit 4.
+
+    `stopping()` starts the grace of a stop request: without `close()` for `grace_seconds` the process leaves with 143.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        hang_seconds: float,
+        grace_seconds: float,
+        report: Callable[[str, str], None],
+        leave: Callable[[int], None] = os._exit,
+        tick_seconds: float = TICK_SECONDS,
+    ) -> None:
+        self._stacks = folder / f"stacks-rank-{rank:05d}.txt"
+        self._hang, self._grace = hang_seconds, grace_seconds
+        self._report, self._leave, self._tick = report, leave, tick_seconds
+        self._quiet = self._stopping_for = 0.0
+        self._is_stopping = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def beat(self) -> None:
+        self._quiet = 0.0
+
+    def stopping(self) -> None:
+        self._is_stopping = True
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._tick):
+            self._quiet += self._tick
+            if self._is_stopping:
+                self._stopping_for += self._tick
+                if self._stopping_for > self._grace:
+                    self._dump("grace_exceeded", f"no checkpoint within the grace of {self._grace:g} s", GRACE_EXCEEDED)
+                    return
+            if self._quiet > self._hang:
+                self._dump("hang", f"no step ended for {self._hang:g} s", HUNG)
+                return
+
+    def _dump(self, kind: str, message: str, code: int) -> None:
+        try:
+            with open(self._stacks, "w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file=file, all_threads=True)
+            self._report(kind, f"{message}; stacks of all threads in {self._stacks}")
+        finally:
+            self._leave(code)

@@ -1,0 +1,272 @@
+"""A small task and reader that training can run on, and processes that run it.
+
+The reader is a pure function of the global position, as the real one is; the task has what tends to break: a norm, biases, a scalar, a
+frozen parameter, a buffer that changes (batch statistics), a teacher of a part of it, and randomness keyed by position.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.configuration import RunConfig, parse_config
+
+PIXELS, CLASSES, EPOCH = 24, 5, 160
+HERE = Path(__file__).parent
+
+
+class FakeBatch(NamedTuple):
+    positions: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def to(self, device: Any) -> "FakeBatch":
+        return FakeBatch(*(tensor.to(device) for tensor in self))
+
+
+class FakeKeys(NamedTuple):
+    seed: int
+    step: int
+    micro: int
+    measure: bool
+
+
+class FakeOutput(NamedTuple):
+    total: Tensor
+    parts: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+def sample(position: int) -> tuple[Tensor, int]:
+    generator = torch.Generator().manual_seed(position % EPOCH + 1)
+    image = torch.randn(PIXELS, generator=generator)
+    return image, int(image[:CLASSES].argmax())
+
+
+class FakeReader:
+    epoch_samples, num_classes = EPOCH, CLASSES
+
+    def __init__(self, config: RunConfig, processes: Any) -> None:
+        training = config.training
+        self.batch, self.accumulation = training.batch_size, training.accumulation
+        self.rank, self.world = processes.rank, processes.world_size
+
+    def batches(self, start_step: int) -> Iterator[FakeBatch]:
+        micro_size = self.batch // self.accumulation
+        share = micro_size // self.world
+        step = start_step
+        while True:
+            for micro in range(self.accumulation):
+                first = step * self.batch + micro * micro_size + self.rank * share
+                positions = list(range(first, first + share))
+                pairs = [sample(position) for position in positions]
+                images, labels = torch.stack([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])
+                yield FakeBatch(torch.tensor(positions), images, labels)
+            step += 1
+
+    def close(self) -> None:
+        pass
+
+
+class Body(nn.Module):
+    def __init__(self, width: int, checkpointing: bool) -> None:
+        super().__init__()
+        self.inner, self.norm, self.outer = nn.Linear(PIXELS, width), nn.LayerNorm(width), nn.Linear(width, width)
+        self.register_buffer("mean", torch.zeros(PIXELS))
+        self.checkpointing = checkpointing
+
+    def _layers(self, x: Tensor) -> Tensor:
+        return self.outer(F.gelu(self.norm(self.inner(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.inner.weight.dtype)
+        if self.checkpointing and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(self._layers, x, use_reentrant=False)
+        return self._layers(x)
+
+
+class FakeTask(nn.Module):
+    """Cross-entropy plus a distance to the teacher's features, both means over the rank's rows."""
+
+    def __init__(self, width: int = 33, *, checkpointing: bool = False, teacher: bool = True) -> None:
+        super().__init__()
+        self.width, self.with_teacher = width, teacher
+        self.body = Body(width, checkpointing)
+        self.head = nn.Linear(width, CLASSES)
+        self.scale = nn.Parameter(torch.tensor([1.5]))
+        self.frozen = nn.Parameter(torch.linspace(0, 1, 7), requires_grad=False)
+
+    def teacher(self) -> nn.Module | None:
+        if not self.with_teacher:
+            return None
+        holder = nn.Module()
+        holder.body = Body(self.width, False)
+        holder.body.load_state_dict(self.body.state_dict())
+        return holder
+
+    def teacher_names(self) -> list[str]:
+        return [name for name, _ in self.named_parameters() if name.startswith("body.")] if self.with_teacher else []
+
+    @torch.no_grad()
+    def targets(self, teacher: nn.Module, batch: FakeBatch, keys: FakeKeys) -> dict[str, Tensor]:
+        return {"features": teacher.body(batch.images)}
+
+    def forward(self, batch: FakeBatch, keys: FakeKeys, targets: dict[str, Tensor] | None) -> FakeOutput:
+        _misbehave(batch, keys)
+        noise = torch.stack([
+            torch.randn(PIXELS, generator=torch.Generator().manual_seed(keys.step * 100_003 + int(p)))
+            for p in batch.positions
+        ]).to(batch.images.device)  # fmt: skip
+        features = self.body(batch.images + 0.1 * noise)
+        logits = self.head(features).float() * self.scale.float()
+        parts = {"class": F.cross_entropy(logits, batch.labels) + 0.0 * self.frozen.float().sum()}
+        if targets is not None:
+            parts["dense"] = 0.1 * (features.float() - targets["features"].float()).pow(2).mean()
+        total = torch.stack(list(parts.values())).sum()
+        if _happens("nan", keys.step) and int(batch.positions.min()) % 16 < 4:  # in one sample of one rank
+            total = total * float("nan")
+        if _happens("spike", keys.step):
+            total = total * 1000.0
+        return FakeOutput(total, {k: v.detach() for k, v in parts.items()}, {"accuracy": _accuracy(logits, batch)})
+
+
+def _accuracy(logits: Tensor, batch: FakeBatch) -> Tensor:
+    return (logits.argmax(1) == batch.labels).float().mean()
+
+
+def _happens(what: str, step: int) -> bool:
+    """FAKE_NAN=3,4 makes steps 3 and 4 non-finite; FAKE_SPIKE alike."""
+    return str(step) in os.environ.get(f"FAKE_{what.upper()}", "").split(",")
+
+
+def _misbehave(batch: FakeBatch, keys: FakeKeys) -> None:
+    rank = int(os.environ.get("RANK", 0))
+    if lineage := os.environ.get("FAKE_LINEAGE"):
+        with open(f"{lineage}.{rank}", "a") as file:
+            file.write(json.dumps([keys.step, keys.micro, batch.positions.tolist()]) + "\n")
+    if sleep := os.environ.get("FAKE_SLEEP"):
+        time.sleep(float(sleep))
+    if rank == 1 and _happens("hang", keys.step):
+        time.sleep(1000)
+    if rank == 1 and _happens("death", keys.step):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def factories(**arguments: Any) -> Any:
+    from pretrain.training.rank import Factories
+
+    return Factories(
+        task=lambda config, classes: FakeTask(checkpointing=config.model.activation_checkpointing, **arguments),
+        reader=lambda config, processes, events, run: FakeReader(config, processes),
+        keys=FakeKeys,
+    )
+
+
+def configuration(**changes: Any) -> RunConfig:
+    """Dotted keys with `__` for the dot: configuration(training__zero_stage=2)."""
+    raw: dict[str, Any] = {
+        "data": {"sources": [{"path": "fake"}]},
+        "schedule": {"steps": 12, "warmup_steps": 3},
+        "optimizer": {"lr": 1e-2, "clip_grad": 1.0},
+        "training": {"batch_size": 16, "precision": "fp32", "log_every": 1, "zero_stage": 1},
+        "checkpoint": {"every_steps": 4},
+    }
+    for key, value in changes.items():
+        node = raw
+        *parents, last = key.split("__")
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return parse_config(raw)
+
+
+def start_ranks(config: RunConfig, output: Path, ranks: int, **environment: str) -> list[subprocess.Popen[str]]:
+    """One process a rank, running this file."""
+    from pretrain.configuration import dump_config
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    described = output.parent / f"{output.name}-{time.monotonic_ns()}.yaml"
+    described.write_text(dump_config(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        variables = os.environ | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]),
+        } | environment  # fmt: skip
+        if ranks == 1:
+            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                variables.pop(name)
+        log = open(output.parent / f"{output.name}-rank{rank}.log", "a")  # noqa: SIM115  handed to the process
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, __file__, str(described), str(output)],
+                env=variables,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )  # fmt: skip
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 90) -> list[int]:
+    """Exit codes; the first failure ends the others after a moment, as a launcher does."""
+    deadline, failed_at = time.monotonic() + timeout, None
+    try:
+        while any(process.poll() is None for process in processes):
+            now = time.monotonic()
+            if failed_at is None and any(process.poll() not in (None, 0) for process in processes):
+                failed_at = now
+            if now > deadline or (failed_at is not None and now > failed_at + 10):
+                break
+            time.sleep(0.02)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+    return [process.wait() for process in processes]
+
+
+def run_ranks(config: RunConfig, output: Path, ranks: int, **environment: str) -> list[int]:
+    return finish(start_ranks(config, output, ranks, **environment))
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
+    return [event for event in found if kind is None or event["kind"] == kind]
+
+
+def logs(output: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(output.parent.glob(f"{output.name}-rank*.log")))
+
+
+if __name__ == "__main__":
+    import yaml
+
+    from data_pipeline.errors import UserError
+    from pretrain.training import run
+
+    try:
+        chosen = parse_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
+        width = int(os.environ.get("FAKE_WIDTH", 33))
+        sys.exit(run(chosen, sys.argv[2], factories=factories(width=width)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

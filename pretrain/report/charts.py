@@ -39,8 +39,8 @@ def line_chart(
     """Steps across, values up, one line a series.
 
     Long noisy series are shown twice: every point faint, their running mean in full colour. `zero`: the axis begins at
-    0. Non-finite values, and values at
-    or below 0 on a logarithmic axis, break the line. Returns "" where no series has a point to show.
+    0. Non-finite values, and values at or below 0 on a logarithmic axis, break the line. Returns "" where no series has
+    a point to show.
     """
     shown = [Series(s.name, *_drawable(s, log_y)) for s in series]
     shown = [s for s in shown if any(math.isfinite(y) for y in s.ys)]

@@ -2,10 +2,10 @@
 
 A row is *packed* where the image can be read at its offset. What else is wrong with it stands in `reason`:
 
-    missing_text  its text is missing, the shard's other samples have one       empty_text  its text is empty
-    text_not_utf8 its caption is no UTF-8 (the caption is null)                 bad_json    its JSON cannot be read
+    text_missing   it has no caption, the shard's other samples have one     text_empty  its caption is blank
+    text_not_utf8  its caption is no UTF-8 (and null in the row)             bad_json    its JSON cannot be read
 
-A row is *rejected* where no image can be had: `no_image`, `empty_image`, `not_an_image`, `not_a_file` (a link),
+A row is *rejected* where no image can be had: `image_missing`, `image_empty`, `not_an_image`, `not_a_file` (a link),
 `duplicate_key` (the first one stays), or what happened to the archive there (`ustar`: `corrupt_header`, ...).
 Damage that hit no sample in particular has a rejected row of its own with an empty key; so has an `empty_shard`.
 """
@@ -28,14 +28,14 @@ from data_pipeline.format.ustar import Damage, Member
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
-NO_IMAGE = "no_image"
-EMPTY_IMAGE = "empty_image"
+NO_IMAGE = "image_missing"
+EMPTY_IMAGE = "image_empty"
 NOT_AN_IMAGE = "not_an_image"
 NOT_A_FILE = "not_a_file"
 DUPLICATE_KEY = "duplicate_key"
 EMPTY_SHARD = "empty_shard"
-MISSING_TEXT = "missing_text"
-EMPTY_TEXT = "empty_text"
+MISSING_TEXT = "text_missing"
+EMPTY_TEXT = "text_empty"
 TEXT_NOT_UTF8 = "text_not_utf8"
 BAD_JSON = "bad_json"
 

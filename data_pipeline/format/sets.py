@@ -2,9 +2,12 @@
 
 import fcntl
 import hashlib
+import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pyarrow as pa
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import manifest as manifests
@@ -60,30 +63,52 @@ def file_digest(path: Path) -> str:
 
 
 def _index(folder: Path, index_folder: Path, shards: list[Path], force: bool, progress: Progress | None) -> Manifest:
-    known = _known(folder, index_folder)
+    former = _former(folder, index_folder)
+    known = {} if former is None else {entry.name: entry for entry in former.shards}
     entries = []
+    names: dict[int, str] = {}
     for done, path in enumerate(shards):
         entry = known.get(path.name)
         if force or entry is None or not _current(entry, path, index_folder / entry.sidecar):
             rows = index_shard(path)
             name = path.stem + INDEX_SUFFIX
             sidecar.write_sidecar(index_folder / name, rows)
-            samples = sidecar.packed_rows(rows).num_rows
-            entry = ShardEntry(path.name, name, samples, path.stat().st_size, file_digest(path))
+            packed = sidecar.packed_rows(rows)
+            names |= _label_names(path, packed, names)
+            entry = ShardEntry(path.name, name, packed.num_rows, path.stat().st_size, file_digest(path))
         entries.append(entry)
         if progress is not None:
             progress(done + 1, len(shards))
     if force or entries != list(known.values()):
-        manifests.write_manifest(index_folder, name=folder.resolve().name, shards=entries)
+        classes = former.classes if former is not None else None
+        if classes is None and names:
+            classes = tuple(names.get(label, str(label)) for label in range(max(names) + 1))
+        name, about = (folder.resolve().name, None) if former is None else (former.name, former.about)
+        manifests.write_manifest(index_folder, name=name, shards=entries, classes=classes, about=about)
     return _read(folder, index_folder)
 
 
-def _known(folder: Path, index_folder: Path) -> dict[str, ShardEntry]:
-    """Entries of an earlier index; none where there is no index, or none that can be read."""
+def _former(folder: Path, index_folder: Path) -> Manifest | None:
+    """An earlier index; None where there is none, or none that can be read."""
     try:
-        return {entry.name: entry for entry in _read(folder, index_folder).shards}
+        return _read(folder, index_folder)
     except (UserError, FileNotFoundError):
-        return {}
+        return None
+
+
+def _label_names(shard: Path, packed: pa.Table, known: dict[int, str]) -> dict[int, str]:
+    """Names of the labels that are not known yet, from the JSON of one sample each: shards outlive their manifest."""
+    found: dict[int, str] = {}
+    with open(shard, "rb") as file:
+        for row in packed.select(["label", "json_offset", "json_size"]).to_pylist():
+            label = row["label"]
+            if label is None or row["json_offset"] is None or label in known or label in found:
+                continue
+            file.seek(row["json_offset"])
+            with suppress(ValueError):
+                name = json.loads(file.read(row["json_size"])).get("label_name")
+                found[label] = name if isinstance(name, str) else str(label)
+    return found
 
 
 def _read(folder: Path, index_folder: Path) -> Manifest:

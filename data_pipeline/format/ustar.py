@@ -57,7 +57,6 @@ def header(name: str, size: int) -> bytes:
     block[136:148] = b"00000000000\0"
     block[156:157] = b"0"
     block[257:265] = b"ustar\x0000"
-    block[329:337] = block[337:345] = b"0000000\0"
     block[148:156] = b"        "
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -167,7 +166,7 @@ def _pax_records(data: bytes) -> dict[str, str] | None:
         length = int(digits)
         record = data[len(digits) + 1 : length]
         key, equals, value = record[:-1].partition(b"=")
-        if length <= len(digits) + 1 or not equals or not record.endswith(b"\n"):
+        if not len(digits) + 1 < length <= len(data) or not equals or not record.endswith(b"\n"):
             return None
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         data = data[length:]

@@ -1,1 +1,25 @@
-"""From URL lists, folders and tables to shards. Never imports torch."""
+"""From URL lists, folders and tables to shards. Never imports torch.
+
+pack      local images and captions            packing, rows, images
+index, verify, stats                           inspection
+openmoji  the embedded set                     openmoji, emoji_drawings, emoji_concepts
+samples   a shard on disk as one act           plan: one run at a time, resumed only with the plan it began with
+"""
+
+from data_pipeline.preparation.images import ImageRules
+from data_pipeline.preparation.inspection import IndexSummary, Stats, VerifySummary, index, stats, verify
+from data_pipeline.preparation.packing import PackSummary, pack
+from data_pipeline.preparation.rows import Columns
+
+__all__ = [
+    "Columns",
+    "ImageRules",
+    "IndexSummary",
+    "PackSummary",
+    "Stats",
+    "VerifySummary",
+    "index",
+    "pack",
+    "stats",
+    "verify",
+]

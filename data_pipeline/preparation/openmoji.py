@@ -8,11 +8,8 @@ Drawings: OpenMoji, CC BY-SA 4.0 (the manifest's `about` carries the attribution
 """
 
 import hashlib
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +21,7 @@ from PIL import Image
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry, manifest, write_manifest
 from data_pipeline.preparation.emoji_drawings import CLASSES, Drawing, drawings
+from data_pipeline.preparation.processes import available, ordered_map
 from data_pipeline.preparation.samples import KEY_DIGITS, Sample, recover, write_shard
 
 SPLITS = ("train", "validation", "held-out")
@@ -65,7 +63,7 @@ def build(
         return folders
     found, unnamed = drawings()
     counts = {"named": len(found), "unnamed": unnamed}
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    workers = min(8, available()) if workers is None else workers
     images = _render([drawing.path for drawing in found], image_size, workers, progress)
     pictures = {drawing.code: image for drawing, image in zip(found, images, strict=True)}
     splits = split(found, same_as=pictures, drawings_a_concept=drawings_a_concept)
@@ -141,20 +139,11 @@ def _group(found: Sequence[Drawing], same_as: dict[str, bytes]) -> dict[str, lis
 def _render(paths: list[Path], size: int, workers: int, progress: Progress | None) -> list[bytes]:
     """JPEG bytes of each drawing, in order."""
     images = []
-    for image in _mapped(partial(_draw, size=size), paths, workers):
+    for image in ordered_map(partial(_draw, size=size), paths, workers):
         images.append(image)
         if progress is not None:
             progress(len(images), len(paths))
     return images
-
-
-def _mapped(draw: Callable[[Path], bytes], paths: list[Path], workers: int) -> Iterator[bytes]:
-    if workers <= 1:
-        yield from map(draw, paths)
-        return
-    # Fresh processes: a caller that trains already has threads, which a fork would copy half of.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(draw, paths, chunksize=64)
 
 
 def _draw(path: Path, size: int) -> bytes:

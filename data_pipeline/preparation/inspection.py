@@ -1,0 +1,253 @@
+"""`internimage shards index`, `verify` and `stats`: what is in a set, whether it is what its manifest says."""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from data_pipeline.errors import BadDataError
+from data_pipeline.format import (
+    Manifest,
+    ShardEntry,
+    count_reasons,
+    index_set,
+    index_shard,
+    open_set,
+    packed_rows,
+    read_manifest,
+    read_sidecar,
+)
+from data_pipeline.format.sets import file_digest
+
+Progress = Callable[[int, int], None]  # shards done, shards in all
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What a look at foreign shards found."""
+
+    folder: Path
+    manifest: Path
+    shards: int
+    samples: int
+    rejected: Mapping[str, int]  # damage and samples without an image, by reason
+    noted: Mapping[str, int]  # samples that are usable but lack something, by reason
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a set that is not as its manifest or sidecar says. `key` is empty where it concerns the shard."""
+
+    shard: str
+    key: str
+    what: str
+
+
+@dataclass(frozen=True)
+class VerifySummary:
+    """`problems` holds the first ones (`kept` of `verify`); `problem_count` counts them all."""
+
+    folder: Path
+    shards: int
+    samples: int
+    sound: bool
+    problem_count: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Five numbers of a distribution; zeros where there is nothing."""
+
+    smallest: float
+    p10: float
+    median: float
+    p90: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A set in numbers. rows = packed + the sum of `rejected`."""
+
+    folder: Path
+    name: str
+    shards: int
+    bytes: int
+    rows: int
+    packed: int
+    rejected: Mapping[str, int]
+    noted: Mapping[str, int]
+    formats: Mapping[str, int]
+    image_bytes: Spread
+    width: Spread
+    height: Spread
+    captions: int
+    caption_characters: Spread
+    caption_words: Spread
+    labelled: int
+    labels: Mapping[str, int]  # samples by class name, or by number where the set names no classes
+    duplicate_images: int  # packed images whose bytes another one has
+
+
+def index(
+    folder: Path, *, index_folder: Path | None = None, force: bool = False, progress: Progress | None = None
+) -> IndexSummary:
+    """Indexes the `*.tar` shards of `folder`: sidecars and a manifest, beside them or in `index_folder`.
+
+    Shards that have a current index are not read again, unless `force`. Raises UserError where there is nothing to
+    index or the index cannot be written.
+    """
+    found = index_set(Path(folder), Path(index_folder or folder), force=force, progress=progress)
+    rejected: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
+    for _, rows in _sidecars(found):
+        rejected.update(count_reasons(rows))
+        noted.update(_notes(rows))
+    return IndexSummary(
+        found.folder, found.index_folder / "manifest.json", len(found.shards), found.samples, rejected, noted
+    )
+
+
+def verify(
+    folder: Path,
+    *,
+    index_folder: Path | None = None,
+    decode: bool = False,
+    kept: int = 100,
+    progress: Progress | None = None,
+) -> VerifySummary:
+    """Compares every shard of a set with its manifest (size, digest) and its sidecar (members, places, image digests).
+
+    `decode` also decodes every image. Nothing is changed. Raises UserError or BadDataError only where the manifest
+    itself cannot be read; all else is a problem in the summary.
+    """
+    found = open_set(folder, index_folder) if index_folder is not None else read_manifest(folder)
+    problems: list[Problem] = []
+    count = 0
+    for done, entry in enumerate(found.shards):
+        for problem in _problems(found, entry, decode):
+            count += 1
+            if len(problems) < kept:
+                problems.append(problem)
+        if progress is not None:
+            progress(done + 1, len(found.shards))
+    return VerifySummary(found.folder, len(found.shards), found.samples, count == 0, count, tuple(problems))
+
+
+def stats(folder: Path, *, index_folder: Path | None = None, progress: Progress | None = None) -> Stats:
+    """Counts, sizes, caption lengths and labels of a set, from its sidecars alone; foreign shards are indexed first."""
+    found = open_set(folder, index_folder)
+    tables = []
+    for done, (_, rows) in enumerate(_sidecars(found)):
+        tables.append(rows.select([name for name in rows.column_names if name in _COLUMNS]))
+        if progress is not None:
+            progress(done + 1, len(found.shards))
+    rows = pa.concat_tables(tables, promote_options="default")
+    packed = packed_rows(rows)
+    captions = [caption for caption in packed["caption"].to_pylist() if caption is not None]
+    labels = Counter(label for label in packed["label"].to_pylist() if label is not None)
+    digests = packed["sha256"].drop_null()
+    return Stats(
+        folder=found.folder,
+        name=found.name,
+        shards=len(found.shards),
+        bytes=sum(entry.bytes for entry in found.shards),
+        rows=rows.num_rows,
+        packed=packed.num_rows,
+        rejected=count_reasons(rows),
+        noted=_notes(rows),
+        formats=dict(Counter(packed["image_format"].to_pylist()).most_common()),
+        image_bytes=_spread(packed["image_size"].drop_null().to_numpy()),
+        width=_spread(packed["width"].drop_null().to_numpy()),
+        height=_spread(packed["height"].drop_null().to_numpy()),
+        captions=len(captions),
+        caption_characters=_spread(np.array([len(caption) for caption in captions])),
+        caption_words=_spread(np.array([len(caption.split()) for caption in captions])),
+        labelled=sum(labels.values()),
+        labels={_class_name(found.classes, label): count for label, count in sorted(labels.items())},
+        duplicate_images=len(digests) - len(digests.unique()),
+    )
+
+
+_COLUMNS = ("status", "reason", "sha256", "width", "height", "caption", "label", "image_size", "image_format")
+
+
+def _sidecars(found: Manifest) -> Iterator[tuple[ShardEntry, pa.Table]]:
+    for entry in found.shards:
+        yield entry, read_sidecar(found.sidecar_path(entry))
+
+
+def _notes(rows: pa.Table) -> dict[str, int]:
+    return dict(Counter(reason for reason in packed_rows(rows)["reason"].to_pylist() if reason).most_common())
+
+
+def _class_name(classes: Sequence[str] | None, label: int) -> str:
+    return str(label) if classes is None or label >= len(classes) else classes[label]
+
+
+def _spread(values: np.ndarray[Any, Any]) -> Spread:
+    if values.size == 0:
+        return Spread(0.0, 0.0, 0.0, 0.0, 0.0)
+    return Spread(*(float(value) for value in np.percentile(values, (0, 10, 50, 90, 100))))
+
+
+def _problems(found: Manifest, entry: ShardEntry, decode: bool) -> Iterator[Problem]:
+    path = found.shard_path(entry)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        yield Problem(entry.name, "", f"cannot be read: {error.strerror}")
+        return
+    if size != entry.bytes:
+        yield Problem(entry.name, "", f"has {size} bytes, the manifest says {entry.bytes}")
+    elif (digest := file_digest(path)) != entry.sha256:
+        yield Problem(entry.name, "", f"has sha256 {digest}, the manifest says {entry.sha256}")
+    try:
+        rows = read_sidecar(found.sidecar_path(entry))
+    except BadDataError as error:
+        yield Problem(entry.name, "", str(error))
+        return
+    packed = packed_rows(rows)
+    if packed.num_rows != entry.samples:
+        yield Problem(entry.name, "", f"sidecar has {packed.num_rows} packed rows, the manifest says {entry.samples}")
+    yield from _members(path, entry.name, packed)
+    if decode:
+        yield from _undecodable(path, entry.name, packed)
+
+
+def _members(path: Path, shard: str, packed: pa.Table) -> Iterator[Problem]:
+    """Every packed row against the archive's own headers, and every sample of the archive against the rows."""
+    there = {row["key"]: row for row in packed_rows(index_shard(path)).to_pylist()}
+    places = [f"{part}_{what}" for part in ("image", "text", "json") for what in ("offset", "size")]
+    for row in packed.to_pylist():
+        member = there.pop(row["key"], None)
+        if member is None:
+            yield Problem(shard, row["key"], "stands in the sidecar, not in the shard")
+        elif any(row[place] != member[place] for place in places):
+            yield Problem(shard, row["key"], "lies elsewhere in the shard than the sidecar says")
+        elif row["sha256"] is not None and row["sha256"] != member["sha256"]:
+            yield Problem(shard, row["key"], "image has another sha256 than the sidecar says")
+        elif row["caption"] != member["caption"]:
+            yield Problem(shard, row["key"], "caption differs from the sidecar's")
+        elif (row["width"], row["height"]) != (member["width"], member["height"]):
+            yield Problem(shard, row["key"], "image has another size than the sidecar says")
+    for key in there:
+        yield Problem(shard, key, "stands in the shard, not in the sidecar")
+
+
+def _undecodable(path: Path, shard: str, packed: pa.Table) -> Iterator[Problem]:
+    with open(path, "rb") as file:
+        for row in packed.select(["key", "image_offset", "image_size"]).to_pylist():
+            file.seek(row["image_offset"])
+            try:
+                with Image.open(io.BytesIO(file.read(row["image_size"]))) as image:
+                    image.load()
+            except Exception as error:  # decoders raise many kinds on damaged bytes; all of them are the finding
+                yield Problem(shard, row["key"], f"image cannot be decoded: {error}")

@@ -1,0 +1,77 @@
+"""The folder that a preparation run writes to: one run at a time, and a run goes on only with the plan it began with.
+
+`plan.json` says what the shards are made from (digest of the input, number of rows) and how (options). A killed run
+leaves it behind; the next run with the same plan finishes the set, a run with another plan is refused.
+"""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from data_pipeline.format import manifest
+from data_pipeline.format.files import write_bytes
+from data_pipeline.preparation.samples import recover
+
+NAME = "plan.json"
+
+
+@contextmanager
+def opened(folder: Path, plan: Mapping[str, Any]) -> Iterator[bool]:
+    """Holds `folder` for one run of `plan`; yields whether the set is finished already.
+
+    What a killed run left unfinished is put right first. Raises UserError where another run is writing there, or where
+    the folder holds shards of another plan.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"output folder {folder} cannot be written: {error.strerror}; choose another") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {folder}; wait for it, or choose another output") from None
+        _agree(folder, plan)
+        recover(folder)
+        yield (folder / manifest.NAME).exists()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a table that rows come from."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, paths: Iterable[Path]) -> str:
+    """sha256 over names, sizes and times of files: a change is noticed without reading them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
+    path = folder / NAME
+    wanted = json.loads(json.dumps(plan))
+    if not path.exists():
+        if (folder / manifest.NAME).exists() or any(folder.glob("*.tar")):
+            raise UserError(f"{folder} already holds shards that this did not write; choose another output folder")
+        write_bytes(path, (json.dumps(wanted, indent=1, ensure_ascii=False) + "\n").encode())
+        return
+    try:
+        begun = json.loads(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path} is damaged; choose another output folder, or delete {folder} and begin anew") from None
+    changed = sorted(key for key in wanted.keys() | begun.keys() if wanted.get(key) != begun.get(key))
+    if changed:
+        raise UserError(
+            f"{folder} was begun with other input or options ({', '.join(changed)} changed); "
+            "run with the former ones to finish it, or choose another output folder"
+        )

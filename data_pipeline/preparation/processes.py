@@ -1,0 +1,45 @@
+"""The same work on many items in several processes, results in the order of the items, memory bounded."""
+
+import itertools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_CHUNK = 16  # items a message: enough to hide the pipe, few enough to share the work evenly
+
+
+def available() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map` over `workers` processes (in this one where there is one); at most 4 chunks a process are under way.
+
+    Fresh processes are started, not forks: a caller that trains has threads already, and a fork copies half of them.
+    """
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    source = iter(items)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting: deque[Future[list[Result]]] = deque()
+        try:
+            while True:
+                while len(waiting) < 4 * workers and (chunk := list(itertools.islice(source, _CHUNK))):
+                    waiting.append(pool.submit(_each, work, chunk))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _each(work: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
+    return [work(item) for item in chunk]

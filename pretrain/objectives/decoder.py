@@ -72,7 +72,7 @@ class Predictor(nn.Module):
         (position.py).
         """
         dtype, dim = tokens.dtype, tokens.shape[-1]
-        known = tokens + absolute_embedding(grid, dim, tokens.device)[index].to(dtype)
+        known = tokens + absolute_embedding(grid, dim, tokens.device, parameters.dtype)[index].to(dtype)
         queries = self.mask_token + self.position(relative_embedding(parameters, grid, dim).to(dtype))
         x = self.blocks(torch.cat([known, queries], dim=1))
         return self.head(self.norm(x[:, index.shape[0] :]))

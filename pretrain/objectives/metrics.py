@@ -30,9 +30,10 @@ class Measures:
         """`x` itself, as seen by one loss: its backward pass notes the norm of that loss's gradient here, at no extra
         pass.
         """
-        if not (self.enabled and x.requires_grad):
-            return x
+        # Also where nothing is noted: gradients then add up in the same order, to the same bits, on every step.
         alias = x.view_as(x)
+        if not (self.enabled and x.requires_grad):
+            return alias
 
         def note(grad: Tensor) -> None:
             self.values[f"grad_norm/{name}"] = full(grad.detach()).norm()
@@ -97,13 +98,12 @@ def rank_one_loss(decorrelation: float, dim: int) -> float:
     return decorrelation * dim / (1 + decorrelation * dim)
 
 
-def collapse_alarms(metrics: Mapping[str, float], dim: int, decorrelation: float) -> list[str]:
-    """What is wrong, one sentence each; empty for a healthy run. metrics: those of `LossOutput`, averaged over ranks.
+def collapse_alarms(metrics: Mapping[str, float], dim: int, decorrelation: float) -> dict[str, str]:
+    """What is wrong, by kind, one sentence each; empty for a healthy run. metrics: those of `LossOutput`.
 
-    Freshly initialised targets are nearly constant too: ask after the warm-up, and act on what several measurements
-    agree on.
+    One measurement may mislead: `Task.alarms` reports what several in a row agree on.
     """
-    alarms = []
+    alarms = {}
     for name in ("intra", "inter"):
         if f"{name}/feature_std" not in metrics:
             continue
@@ -111,14 +111,20 @@ def collapse_alarms(metrics: Mapping[str, float], dim: int, decorrelation: float
         share, cosine = metrics[f"{name}/content_share"], metrics[f"{name}/cos"]
         loss, floor = metrics[f"{name}/positive"] + metrics[f"{name}/negative"], rank_one_loss(decorrelation, dim)
         if std < 0.1:
-            alarms.append(f"{name}: targets are nearly constant (std of unit features {std:.3f}, healthy near 1)")
+            alarms[f"{name}/constant"] = (
+                f"collapse, {name}: targets near constant (std of unit features {std:.3f}; healthy: near 1)"
+            )
         if rank < max(2.0, 0.02 * dim):
-            alarms.append(f"{name}: targets span few directions (effective rank {rank:.1f} of {dim})")
+            alarms[f"{name}/rank"] = (
+                f"collapse, {name}: targets span few directions (effective rank {rank:.1f} of {dim})"
+            )
         if share < 0.05:
-            alarms.append(f"{name}: targets tell positions, not images (share of content {share:.3f})")
+            alarms[f"{name}/position"] = (
+                f"collapse, {name}: targets tell positions, not images (share of content {share:.3f})"
+            )
         if decorrelation > 0 and cosine > 0.95 and loss > 0.5 * floor:
-            alarms.append(
-                f"{name}: well predicted (cosine {cosine:.2f}) at a loss of {loss:.2f}, near the {floor:.2f} that "
-                "targets of rank 1 leave"
+            alarms[f"{name}/loss"] = (
+                f"collapse, {name}: well predicted (cosine {cosine:.2f}) at a loss of {loss:.2f}, near the {floor:.2f} "
+                "that targets of rank 1 leave"
             )
     return alarms

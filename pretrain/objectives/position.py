@@ -27,9 +27,9 @@ def relative_parameters(source: Tensor, target: Tensor) -> Tensor:
     )
 
 
-def identity_parameters(batch: int, device: torch.device) -> Tensor:
+def identity_parameters(batch: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """The parameters of a view seen from itself, [B, 6]."""
-    return torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], device=device).expand(batch, 6)
+    return torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], device=device, dtype=dtype).expand(batch, 6)
 
 
 def token_positions(parameters: Tensor, grid: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,8 @@ from pretrain.objectives.position import identity_parameters, relative_parameter
 from pretrain.objectives.recipes import MOCO_TEMPERATURE, DenseTarget, Recipe
 from pretrain.objectives.teacher import Teacher, teacher_of
 
+PATIENCE = 3  # measurements in a row that an alarm needs
+
 
 class LossOutput(NamedTuple):
     """total: scalar whose mean over ranks is the loss of the joined micro-batch (back-propagate this). parts: each
@@ -91,6 +93,7 @@ class Task(nn.Module):
         self.decorrelation = decorrelation if recipe.decorrelated else 0.0
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
         self.dense_targets = tuple(d for d in recipe.dense if d.name in weights)
+        self._suspected: dict[str, int] = {}
         self.make_image, self.make_projector = make_image, make_projector
         for name, module in modules.items():
             self.add_module(name, module)
@@ -149,8 +152,12 @@ class Task(nn.Module):
         return LossOutput(total, {name: part.detach() for name, part in parts.items()}, measures.values)
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
-        """Signs of collapse in metrics averaged over ranks; see metrics.collapse_alarms."""
-        return collapse_alarms(metrics, self.dim, self.decorrelation)
+        """Signs of collapse in metrics averaged over ranks that `PATIENCE` calls in a row agree on
+        (metrics.collapse_alarms).
+        """
+        found = collapse_alarms(metrics, self.dim, self.decorrelation)
+        self._suspected = {kind: self._suspected.get(kind, 0) + 1 for kind in found}
+        return [message for kind, message in found.items() if self._suspected[kind] >= PATIENCE]
 
     # -- what evaluation calls
 
@@ -262,9 +269,10 @@ class Task(nn.Module):
         measures: Measures,
     ) -> Tensor:
         grid, view = self.image_size // TOKEN, self.recipe.view
-        parameters = identity_parameters(len(fused), fused.device)
+        precise = torch.promote_types(fused.dtype, torch.float32)
+        parameters = identity_parameters(len(fused), fused.device, precise)
         if target.view != view:
-            crops = batch.crops[source.owner]
+            crops = batch.crops[source.owner].to(precise)
             parameters = relative_parameters(crops[:, view], crops[:, target.view])
         projected = self.projector(measures.probe(fused, target.name)[:, source.tokens])
         p = self.predictor(projected, source.tokens, parameters, grid)

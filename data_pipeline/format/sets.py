@@ -45,11 +45,14 @@ def index_set(folder: Path, index_folder: Path, *, force: bool = False, progress
     shards = sorted(path for path in folder.glob("*.tar") if path.is_file())
     if not shards:
         raise UserError(f"folder {folder} holds no manifest.json and no .tar shard; check the path")
+    former = None if force else _former(folder, index_folder)
+    if former is not None and _covers(former, shards):
+        return former  # without the lock: a set that is indexed already must open from a read-only disk
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
         with _lock(index_folder / ".index.lock"):
             return _index(folder, index_folder, shards, force, progress)
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(
             f"the index of {folder} cannot be written to {index_folder} ({error.strerror}); "
             "give another index folder that can be written"
@@ -92,8 +95,15 @@ def _former(folder: Path, index_folder: Path) -> Manifest | None:
     """An earlier index; None where there is none, or none that can be read."""
     try:
         return _read(folder, index_folder)
-    except (UserError, FileNotFoundError):
+    except (UserError, OSError):
         return None
+
+
+def _covers(former: Manifest, shards: list[Path]) -> bool:
+    """Whether an earlier index describes exactly these shards as they are now."""
+    return [path.name for path in shards] == [entry.name for entry in former.shards] and all(
+        _current(entry, former.shard_path(entry), former.sidecar_path(entry)) for entry in former.shards
+    )
 
 
 def _label_names(shard: Path, packed: pa.Table, known: dict[int, str]) -> dict[int, str]:
@@ -122,7 +132,7 @@ def _current(entry: ShardEntry, shard: Path, index: Path) -> bool:
         if entry.bytes != shard.stat().st_size:
             return False
         return index.stat().st_mtime_ns > shard.stat().st_mtime_ns or entry.sha256 == file_digest(shard)
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

@@ -1,12 +1,14 @@
 """Writing and restoring checkpoints from a running engine, all ranks together.
 
-save(step)   copy this rank's fragments aside (memory to memory: the only time a step waits) and start a thread that writes them
-poll()       at every step boundary: once all ranks have written, rank 0 completes the checkpoint
-             (index, state, manifest; fsync; rename; `latest`; rotation); one rank failed: it is dropped, the run goes on
+save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread
+             that writes them
+poll()       at every step boundary: once all ranks have written, rank 0 completes the checkpoint (index,
+             state, manifest; fsync; rename; `latest`; rotation); one rank failed: dropped, the run goes on
 wait()       the same, at the end
 restore()    the newest intact one, into the live engine; damaged ones are set aside with a word
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -62,7 +64,8 @@ class Checkpointer:
                 shutil.rmtree(left, ignore_errors=True)
         processes.barrier()
 
-    # --- what is saved -------------------------------------------------------------------------------------------------
+    # --- what is saved
+    # -------------------------------------------------------------------------------------------------
     def _layout(self) -> list[tuple[str, Tensor]]:
         """(key, live tensor) of everything that this rank writes."""
         entries = [(f"{kind}/{f.name}", tensor) for f in self.engine.owned for kind, tensor in f.kinds()]
@@ -87,7 +90,8 @@ class Checkpointer:
                 entry["fragments"].append([_shard(rank), start, length])
         return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self._buffers()}}
 
-    # --- saving --------------------------------------------------------------------------------------------------------
+    # --- saving
+    # --------------------------------------------------------------------------------------------------------
     def due(self, step: int) -> bool:
         """Is a checkpoint to be made after `step` steps? By steps or by minutes; the leader's clock decides for all."""
         settings = self.config.checkpoint
@@ -167,8 +171,9 @@ class Checkpointer:
         """At the end of the work: raises GaveUpError where the last save failed, for then work would be lost unsaid."""
         if not self.wait():
             raise GaveUpError(
-                f"the last checkpoint could not be written to {self._folder} ({self._error or 'another rank says why'}); "
-                "make room or mend the disk, and run the same command again: it goes on from the checkpoint before"
+                f"the last checkpoint could not be written to {self._folder} "
+                f"({self._error or 'another rank says why'}); make room or mend the disk, "
+                "and run the same command again: it goes on from the checkpoint before"
             )
         return True
 
@@ -192,7 +197,8 @@ class Checkpointer:
         if self._failures >= FAILURES_ALLOWED:
             raise GaveUpError(
                 f"{self._failures} checkpoints in a row could not be written to {self._folder} "
-                f"({self._error or 'another rank says why'}); make room or mend the disk, and run the same command again"
+                f"({self._error or 'another rank says why'}); make room or mend the disk, "
+                "and run the same command again"
             )
 
     def _commit(self, step: int, state: dict[str, Any]) -> None:
@@ -235,7 +241,8 @@ class Checkpointer:
             number += 1
         os.rename(path, target)
 
-    # --- restoring -----------------------------------------------------------------------------------------------------
+    # --- restoring
+    # -----------------------------------------------------------------------------------------------------
     def restore(self) -> dict[str, Any] | None:
         """Load the newest intact checkpoint; its state.json, or None where there is none at all.
 
@@ -251,10 +258,8 @@ class Checkpointer:
             refused.append(problem)
             if self._processes.leader:
                 self._report("checkpoint_refused", step=checkpoint.step, message=problem)
-                try:
+                with contextlib.suppress(OSError):  # a read-only folder: it is refused again next time
                     self._set_aside(checkpoint.path)
-                except OSError:
-                    pass  # a read-only folder: it is refused again next time
             self._processes.barrier()
         if refused:
             raise UserError(

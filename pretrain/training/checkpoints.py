@@ -1,4 +1,5 @@
-"""Checkpoints on the disk: what a complete one is, finding the newest, reading it by parameter. Needs no DeepSpeed and no ranks.
+"""Checkpoints on the disk: what a complete one is, finding the newest, reading it by parameter. Needs no DeepSpeed
+and no ranks.
 
     RUN/checkpoints/
         step-00001000/
@@ -11,8 +12,9 @@
         latest                       "step-00001000"
         .writing-step-00002000/      never read, deleted at the next start
 
-Any number of ranks at any ZeRO stage reads any range of any parameter, since a fragment is addressed by parameter and position, not
-by rank. A folder gets its name by rename after its manifest is on the disk, so nothing that a crash leaves looks like a checkpoint.
+Any number of ranks at any ZeRO stage reads any range of any parameter, since a fragment is addressed by parameter and
+position, not by rank. A folder gets its name by rename after its manifest is on the disk, so nothing that a crash
+leaves looks like a checkpoint.
 """
 
 import json
@@ -73,14 +75,17 @@ class Checkpoint:
         return parse_config(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")), str(self.path / CONFIG))
 
     def verify(self, *, part: int = 0, parts: int = 1) -> None:
-        """Sizes of all files, digests of every `parts`-th (the ranks share the work). Raises DamagedError naming the file."""
+        """Sizes of all files, digests of every `parts`-th (the ranks share the work). Raises DamagedError naming the
+        file.
+        """
         for number, (name, expected) in enumerate(sorted(self.manifest["files"].items())):
             path = self.path / name
             if not path.is_file():
                 raise DamagedError(f"checkpoint {self.path}: {name} is missing")
             if path.stat().st_size != expected["bytes"]:
                 raise DamagedError(
-                    f"checkpoint {self.path}: {name} has {path.stat().st_size} bytes, its manifest says {expected['bytes']}"
+                    f"checkpoint {self.path}: {name} has {path.stat().st_size} bytes, "
+                    f"its manifest says {expected['bytes']}"
                 )
             if number % parts == part and sha256_of(path) != expected["sha256"]:
                 raise DamagedError(f"checkpoint {self.path}: {name} does not have the digest its manifest says")
@@ -161,6 +166,25 @@ def load_weights(path: Path | str, which: str = "ema") -> tuple[dict[str, Tensor
     for name, file in checkpoint.index["buffers"].items():
         weights[name] = files.get(checkpoint.path / file).get_tensor(f"buffer/{name}")
     return weights, checkpoint.config
+
+
+def describe(path: Path | str) -> dict[str, Any]:
+    """What a checkpoint holds, after checking every digest; for people."""
+    checkpoint = find_checkpoint(Path(path))
+    checkpoint.verify()
+    files, parameters = checkpoint.manifest["files"], checkpoint.index["parameters"]
+    sizes = [torch.Size(entry["shape"]).numel() for entry in parameters.values()]
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "saved_with": {"ranks": checkpoint.state["world_size"], "zero_stage": checkpoint.state["zero_stage"]},
+        "parameters": sum(sizes),
+        "tensors": len(sizes),
+        "averaged": sum(entry["ema"] for entry in parameters.values()),
+        "buffers": len(checkpoint.index["buffers"]),
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "files": files,
+    }
 
 
 def mark_best(run: Path, step: int) -> None:

@@ -13,13 +13,15 @@ QUIET = 10**9
 def derive(config: RunConfig, *, world_size: int, parameters: int, cuda: bool) -> dict[str, Any]:
     """`config.deepspeed` is merged last, key by key, so that anything that DeepSpeed knows can be said.
 
-    parameters: trainable parameters, which bound the communication buckets. Raises UserError for a batch that does not divide.
+    parameters: trainable parameters, which bound the communication buckets. Raises UserError for a batch that does
+    not divide.
     """
     training = config.training
     micro, rest = divmod(training.batch_size, training.accumulation * world_size)
     if rest:
         raise UserError(
-            f"training.batch_size {training.batch_size} is not divisible by training.accumulation {training.accumulation} "
+            f"training.batch_size {training.batch_size} is not divisible by "
+            f"training.accumulation {training.accumulation} "
             f"x {world_size} ranks; choose a multiple of {training.accumulation * world_size}"
         )
     if training.precision == "fp16" and not cuda:

@@ -43,7 +43,9 @@ def import_deepspeed() -> Any:
 
 
 class Engine:
-    """The task under ZeRO. `held` and `owned` are the rank's fragments; `compute_dtype` is that of forward and backward."""
+    """The task under ZeRO. `held` and `owned` are the rank's fragments; `compute_dtype` is that of forward and
+    backward.
+    """
 
     def __init__(
         self, task: nn.Module, config: RunConfig, groups: Sequence[ParameterGroup], processes: Processes
@@ -98,7 +100,9 @@ class Engine:
             group["lr"] = rate * scale
 
     def step(self, *, apply: bool) -> tuple[bool, float]:
-        """Clip and update, or throw the gradients away. Returns (applied, gradient norm before clipping); equal on all ranks."""
+        """Clip and update, or throw the gradients away. Returns (applied, gradient norm before clipping); equal on
+        all ranks.
+        """
         norm = math.nan
         if self._clips_here:
             limit = self._clip if self._clip is not None else math.inf

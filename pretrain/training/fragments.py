@@ -1,11 +1,12 @@
 """What a rank holds of each parameter, as flat pieces, whatever the ZeRO stage.
 
     parameter "image.stem.conv1.weight", shape [32, 3, 3, 3], 864 values
-        rank 0: start 0,   length 500      master, exp_avg, exp_avg_sq  (1-D fp32 views into the optimizer's own storage)
+        rank 0: start 0,   length 500      master, exp_avg, exp_avg_sq  (1-D fp32 views of the optimizer's storage)
         rank 1: start 500, length 364
 
-Stage 0 keeps everything on every rank: there each rank *holds* all and *owns* one slice (what it saves, and whose EMA it keeps).
-Stages 1 and 2 cut flat groups of parameters; stage 3 cuts every parameter. This file is the only one that knows how.
+Stage 0 keeps everything on every rank: there each rank *holds* all and *owns* one slice (what it saves, and whose EMA
+it keeps). Stages 1 and 2 cut flat groups of parameters; stage 3 cuts every parameter. This file is the only one that
+knows how.
 """
 
 from collections.abc import Iterable, Iterator
@@ -129,7 +130,8 @@ def _stage3(engine: Any, module: nn.Module, base: torch.optim.Optimizer) -> tupl
     reset_state(base, flats)
     rank = torch.distributed.get_rank()
     fragments = []
-    for name, parameter in module.named_parameters():
+    for name, named in module.named_parameters():
+        parameter: Any = named  # with DeepSpeed's ds_* attributes
         shape, numel, part = tuple(parameter.ds_shape), parameter.ds_numel, parameter.ds_tensor.ds_numel
         start = min(numel, rank * part)
         length = min(numel, start + part) - start

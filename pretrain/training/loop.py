@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from pretrain.configuration import RunConfig
 from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.ema import Ema, Teacher
+from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine
 from pretrain.training.interruption import Interruption
 from pretrain.training.meter import Meter
@@ -19,6 +17,7 @@ from pretrain.training.policy import Policy, Verdict
 from pretrain.training.processes import Processes, seed_step
 from pretrain.training.record import Events
 from pretrain.training.schedule import Plan, ema_decay
+from pretrain.training.teacher import PartitionedTeacher, WholeTeacher
 from pretrain.training.watchdog import Watchdog
 
 
@@ -28,12 +27,12 @@ class Job:
 
     config: RunConfig
     plan: Plan
-    task: nn.Module
+    task: Any  # nn.Module with targets()
     engine: Engine
     batches: Callable[[int], Iterator[Any]]
     make_keys: Callable[..., Any]
     ema: Ema | None
-    teacher: Teacher | None
+    teacher: WholeTeacher | PartitionedTeacher | None
     checkpointer: Checkpointer
     policy: Policy
     processes: Processes

@@ -1,12 +1,13 @@
 """Which learning rate and weight decay a parameter has, and the merged groups that the optimizer gets.
 
-    decay     0 for biases and for parameters with at most one extent above 1 (norms, scales, tokens); else `weight_decay`
+    decay     0 for biases and for parameters with at most one extent above 1 (norms, tokens); else `weight_decay`
     lr scale  layer_decay ** (depth from the top) inside the image backbone, 1 elsewhere;
               times `offset_lr_scale` for the offset and mask projections of DCNv3
 
-There is one group per distinct (lr scale, decay), not one per tensor: a backbone of 40 blocks has about 80 groups, not 1,300.
-Layer-wise decay follows BEiT's rule (Bao et al. 2021): stem at the bottom, block k above block k-1, heads at full rate. A
-downsampling or a norm at the end of a stage counts with the stage's last block, a norm between blocks with the block before it.
+There is one group per distinct (lr scale, decay), not one per tensor: a backbone of 40 blocks has about 80 groups,
+not 1,300. Layer-wise decay follows BEiT's rule (Bao et al. 2021): stem at the bottom, block k above block k-1, heads
+at full rate. A downsampling or a norm at the end of a stage counts with the stage's last block, a norm between blocks
+with the block before it.
 """
 
 import re

@@ -1,13 +1,14 @@
 """What happens when a step goes wrong. One object decides, from numbers that are equal on every rank.
 
-    non-finite loss or gradient   the step is not applied, its batch is passed over; more than `max_skipped` in a row: roll back
+    non-finite loss or gradient   the step is not applied, its batch is passed over;
+                                  more than `max_skipped` in a row: roll back
     loss > spike_factor * median  (of the last 64 applied steps, from the 16th on) the step is not applied: roll back
     roll back                     the last complete checkpoint is loaded and the offending batches are passed over;
                                   no checkpoint yet: the batch is passed over and the run goes on
     more than `rollbacks` of them the run gives up (exit 4)
 
-A batch that is passed over takes its step number with it: the schedule and the data position move on, the weights do not.
-Rollbacks are written to `policy.json` before the run goes on, so a crash right after one does not forget it.
+A batch that is passed over takes its step number with it: the schedule and the data position move on, the weights do
+not. Rollbacks are written to `policy.json` before the run goes on, so a crash right after one does not forget it.
 """
 
 import json
@@ -67,13 +68,16 @@ class Policy:
         return Verdict.ROLL_BACK if len(self._skipped) > self.config.max_skipped else Verdict.SKIP
 
     def roll_back(self) -> list[int]:
-        """Count one rollback, remember the offending steps durably and return them. Raises GaveUpError after too many."""
+        """Count one rollback, remember the offending steps durably and return them. Raises GaveUpError after too
+        many.
+        """
         self.rollbacks += 1
         offending = sorted(set(self._skipped))
         if self.rollbacks > self.config.rollbacks:
             raise GaveUpError(
-                f"gave up at step {offending[-1]} after {self.config.rollbacks} rollbacks: losses are non-finite or spike "
-                f"again and again. Look at events.jsonl; lower optimizer.lr, or raise training.policy.rollbacks to go on"
+                f"gave up at step {offending[-1]} after {self.config.rollbacks} rollbacks: "
+                "losses are non-finite or spike again and again. Look at events.jsonl; lower optimizer.lr, or raise "
+                "training.policy.rollbacks to go on"
             )
         self.passed_over.update(offending)
         self._skipped.clear()

@@ -1,7 +1,8 @@
 """Where this process stands among the others, and the small talk between them.
 
-The tensors of the model go over NCCL on GPUs and gloo on CPUs, by DeepSpeed's hand. What the ranks agree on at a step boundary (stop
-requests, losses, finished checkpoint writes) goes over a gloo group of its own: a few CPU numbers, no device synchronisation.
+The tensors of the model go over NCCL on GPUs and gloo on CPUs, by DeepSpeed's hand. What the ranks agree on at a step
+boundary (stop requests, losses, finished checkpoint writes) goes over a gloo group of its own: a few CPU numbers, no
+device synchronisation.
 """
 
 import datetime
@@ -77,7 +78,9 @@ def join(timeout_seconds: float) -> Processes:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Every generator as a function of (seed, step, rank): a resumed run draws what the unbroken one drew, nothing is saved."""
+    """Every generator as a function of (seed, step, rank): a resumed run draws what the unbroken one drew, nothing
+    is saved.
+    """
     value = ((seed * 1_000_003 + step) * 65_537 + rank) % (2**63)
     torch.manual_seed(value)
     random.seed(value)

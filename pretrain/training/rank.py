@@ -17,8 +17,9 @@ from torch import nn
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, dump_config
 from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.ema import Ema, Teacher
+from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine
+from pretrain.training.initialize import initialize_from
 from pretrain.training.interruption import STOP_FILE, Interruption
 from pretrain.training.loop import Job, train
 from pretrain.training.meter import Meter
@@ -31,6 +32,7 @@ from pretrain.training.record import CONFIG, ENVIRONMENT, Events, MetricsLog, en
 from pretrain.training.resume import check_same_run
 from pretrain.training.schedule import make_plan
 from pretrain.training.shard_file import write_durably
+from pretrain.training.teacher import build_teacher
 from pretrain.training.watchdog import Watchdog
 
 DONE, STOPPED = 0, 75
@@ -73,10 +75,11 @@ def run(
     initialize: Callable[[nn.Module], None] | None = None,
     factories: Factories | None = None,
 ) -> int:
-    """Start or resume the run in `output`, whichever its content calls for; the exit code: 0 done, 75 stopped after saving.
+    """Start or resume the run in `output`, whichever its content calls for; the exit code: 0 done, 75 stopped after
+    saving.
 
-    initialize: called with the fresh task, before anything is sharded, unless the run resumes: its chance to load weights.
-    Raises UserError (2), BadDataError (3), GaveUpError (4).
+    initialize: called with the fresh task, before anything is sharded, unless the run resumes: its chance to load
+    weights. Raises UserError (2), BadDataError (3), GaveUpError (4).
     """
     interruption = Interruption().install()  # before the slow imports: a signal during start-up is kept
     try:
@@ -147,8 +150,13 @@ def _build(
     seed_step(config.training.seed, -1, 0)  # the same initial weights on every rank
     task = factories.task(config, classes=reader.num_classes)
     resuming = bool(list((output / "checkpoints").glob("step-*")))
-    if initialize is not None and not resuming:
-        initialize(task)
+    if not resuming:
+        if initialize is not None:
+            initialize(task)
+        elif config.initialize_from is not None:
+            fresh = initialize_from(task, config.initialize_from)
+            if processes.leader:
+                events("initialized", source=config.initialize_from, kept_fresh=fresh)
     image = getattr(task, "image", None)
     if config.model.activation_checkpointing and image is not None:
         image.set_grad_checkpointing(True)
@@ -163,27 +171,42 @@ def _build(
     ema = Ema(engine.owned) if config.training.ema.enabled else None
     teacher = None
     if module is not None and ema is not None:
-        teacher = Teacher(module, names, task, ema, processes, engine.compute_dtype)
+        teacher = build_teacher(module, names, engine, ema, processes)
     checkpointer = Checkpointer(output, config, engine, ema, processes, events)
     policy = Policy(config.training.policy, output, leader=processes.leader)
+    data = {"epoch_samples": reader.epoch_samples, "fingerprint": getattr(reader, "fingerprint", None)}
     state = checkpointer.restore()
     start = 0
     if state is not None:
         start = int(state["step"])
         policy.load(state["policy"])
-        if state.get("epoch_samples") not in (None, reader.epoch_samples):
+        if state["data"] != data:
             raise UserError(
-                f"{output} was trained on {state['epoch_samples']} samples an epoch, data.sources now hold "
-                f"{reader.epoch_samples}: the order would differ. Name the same sets, or start a new run"
+                f"{output} was trained on {state['data']['epoch_samples']} samples an epoch; data.sources now hold "
+                f"{reader.epoch_samples}, or other ones: the order would differ. Name the same sets, or start a new run"
             )
-    checkpointer.constant_state = {"epoch_samples": reader.epoch_samples}
+    checkpointer.constant_state = {"data": data}
     if processes.leader:
         events("start" if state is None else "resume", step=start, ranks=processes.world_size, stage=engine.stage)
-    meter = Meter(processes, config.training.batch_size)
     job = Job(
-        config, plan, task, engine, reader.batches, factories.keys, ema, teacher, checkpointer, policy, processes, meter,
-        interruption, watchdog, events, observe=lambda step, values: None, tick=lambda step: None,
-    )  # fmt: skip
+        config=config,
+        plan=plan,
+        task=task,
+        engine=engine,
+        batches=reader.batches,
+        make_keys=factories.keys,
+        ema=ema,
+        teacher=teacher,
+        checkpointer=checkpointer,
+        policy=policy,
+        processes=processes,
+        meter=Meter(processes, config.training.batch_size),
+        interruption=interruption,
+        watchdog=watchdog,
+        events=events,
+        observe=lambda step, values: None,
+        tick=lambda step: None,
+    )
     return job, start
 
 

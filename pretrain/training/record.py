@@ -1,7 +1,9 @@
-"""What a run leaves behind beside its checkpoints: config.yaml, environment.json, events.jsonl, metrics.jsonl, tensorboard/.
+"""What a run leaves behind beside its checkpoints: config.yaml, environment.json, events.jsonl, metrics.jsonl,
+tensorboard/.
 
 Events are appended by any rank, one line each, flushed: restarts, saves, bad samples, alarms, rollbacks, the end.
-Metrics are the leader's. After a crash the lines beyond the restored step are dropped, so that no step stands there twice.
+Metrics are the leader's. After a crash the lines beyond the restored step are dropped, so that no step stands there
+twice.
 """
 
 import json

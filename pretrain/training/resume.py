@@ -1,4 +1,6 @@
-"""May this configuration continue that run? What shapes the result must be as it was; where and how it runs may change."""
+"""May this configuration continue that run? What shapes the result must be as it was; where and how it runs may
+change.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,8 @@ def check_same_run(run: Path, config: RunConfig) -> None:
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
         raise UserError(
-            f"{run} holds a run of another configuration:\n{lines}\nSet them back to resume it, or start a new run with "
-            f"another --output (initialize_from={run} takes its weights)"
+            f"{run} holds a run of another configuration:\n{lines}\nSet them back to resume it, "
+            f"or start a new run with another --output (initialize_from={run} takes its weights)"
         )
 
 

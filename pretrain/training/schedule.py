@@ -1,7 +1,7 @@
 """Every rate of a run as a pure function of the step: learning rate, EMA decay, teacher momentum.
 
-Steps are counted from 0; a run of `total` steps uses the rates of steps 0 .. total - 1. Nothing here has state, so a resumed
-run needs no scheduler in its checkpoint.
+Steps are counted from 0; a run of `total` steps uses the rates of steps 0 .. total - 1. Nothing here has state, so a
+resumed run needs no scheduler in its checkpoint.
 """
 
 import math

@@ -1,7 +1,8 @@
 """One rank's part of a checkpoint: a safetensors file written as a stream, hashed on the way, flushed to the disk.
 
-The library's own writer wants all tensors at once and returns no digest; the format (8 bytes of header length, a JSON header, the
-values) is simple enough to write piece by piece, so that a save needs no second copy of what it saves. Reading is the library's.
+The library's own writer wants all tensors at once and returns no digest; the format (8 bytes of header length, a JSON
+header, the values) is simple enough to write piece by piece, so that a save needs no second copy of what it saves.
+Reading is the library's.
 """
 
 import hashlib
@@ -64,7 +65,7 @@ def _blocks(entries: list[tuple[str, Tensor]]) -> Iterable[memoryview | bytes]:
     for _, tensor in entries:
         if tensor.numel() == 0:
             continue
-        view = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        view = memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if len(view) < BLOCK // 16:
             pending.append(bytes(view))
             waiting += len(view)

@@ -1,6 +1,7 @@
 """A thread that notices that nothing happens any more.
 
-It counts its own ticks instead of comparing clocks: a jump of the clock, a suspended machine or a stopped process is not a hang.
+It counts its own ticks instead of comparing clocks: a jump of the clock, a suspended machine or a stopped process is
+not a hang.
 """
 
 import faulthandler

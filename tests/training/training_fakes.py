@@ -1,7 +1,8 @@
 """A small task and reader that training can run on, and processes that run it.
 
-The reader is a pure function of the global position, as the real one is; the task has what tends to break: a norm, biases, a scalar, a
-frozen parameter, a buffer that changes (batch statistics), a teacher of a part of it, and randomness keyed by position.
+The reader is a pure function of the global position, as the real one is; the task has what tends to break: a norm,
+biases, a scalar, a frozen parameter, a buffer that changes (batch statistics), a teacher of a part of it, and
+randomness keyed by position.
 """
 
 import json
@@ -123,10 +124,12 @@ class FakeTask(nn.Module):
 
     def forward(self, batch: FakeBatch, keys: FakeKeys, targets: dict[str, Tensor] | None) -> FakeOutput:
         _misbehave(batch, keys)
-        noise = torch.stack([
-            torch.randn(PIXELS, generator=torch.Generator().manual_seed(keys.step * 100_003 + int(p)))
-            for p in batch.positions
-        ]).to(batch.images.device)  # fmt: skip
+        noise = torch.stack(
+            [
+                torch.randn(PIXELS, generator=torch.Generator().manual_seed(keys.step * 100_003 + int(p)))
+                for p in batch.positions
+            ]
+        ).to(batch.images.device)
         features = self.body(batch.images + 0.1 * noise)
         logits = self.head(features).float() * self.scale.float()
         parts = {"class": F.cross_entropy(logits, batch.labels) + 0.0 * self.frozen.float().sum()}
@@ -202,10 +205,19 @@ def start_ranks(config: RunConfig, output: Path, ranks: int, **environment: str)
         port = probe.getsockname()[1]
     processes = []
     for rank in range(ranks):
-        variables = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]),
-        } | environment  # fmt: skip
+        variables = (
+            os.environ
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(HERE.parents[1]),
+            }
+            | environment
+        )
         if ranks == 1:
             for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 variables.pop(name)
@@ -217,7 +229,7 @@ def start_ranks(config: RunConfig, output: Path, ranks: int, **environment: str)
                 stdout=log,
                 stderr=log,
                 text=True,
-            )  # fmt: skip
+            )
         )
     return processes
 

@@ -12,7 +12,7 @@ from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.decode import BadSample, can_reduce, decode, read_header
 from data_pipeline.reading.faults import Events, FaultLog
 from data_pipeline.reading.shards import RawSample, ShardSet
-from data_pipeline.reading.views import centre_crop, enlarged, on_reduced, reduction, render
+from data_pipeline.reading.views import centre_crop, enlarged, on_reduced, one_thread, reduction, render
 
 _OPEN_SHARDS = 4
 
@@ -47,19 +47,19 @@ def evaluation_batches(
             positions = np.arange(start, min(start + batch_size, last), dtype=np.int64)
             faults: list[Fault] = []
             found = []
-            for position in positions:
-                number = int(np.searchsorted(starts, position, side="right")) - 1
-                row = int(position - starts[number])
-                try:
-                    raw = shards.shard(number).read(row)
-                    found.append(
-                        (int(position), number, row, raw, *_view(raw.image, image_size, crop_fraction, max_pixels))
-                    )
-                except BadSample as bad:
-                    entry, key = manifest.shards[number], shards.shard(number).key(row)
-                    faults.append(
-                        Fault(int(position), manifest.name, entry.name, key, row, bad.reason, bad.detail, ("", ""))
-                    )
+            with one_thread():
+                for position in positions:
+                    number = int(np.searchsorted(starts, position, side="right")) - 1
+                    row = int(position - starts[number])
+                    try:
+                        raw = shards.shard(number).read(row)
+                        view, crop = _view(raw.image, image_size, crop_fraction, max_pixels)
+                        found.append((int(position), number, row, raw, view, crop))
+                    except BadSample as bad:
+                        entry, key = manifest.shards[number], shards.shard(number).key(row)
+                        faults.append(
+                            Fault(int(position), manifest.name, entry.name, key, row, bad.reason, bad.detail, ("", ""))
+                        )
             log.add(step, len(positions), faults)
             if found:
                 yield _batch(step, manifest, found, tokenizer)

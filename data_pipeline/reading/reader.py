@@ -18,6 +18,7 @@ from data_pipeline.reading.hashing import Integers
 from data_pipeline.reading.order import Order, Share
 from data_pipeline.reading.pool import WorkerPool
 from data_pipeline.reading.sources import merge_classes, open_sources
+from data_pipeline.reading.views import one_thread
 
 
 class Reader:
@@ -122,7 +123,9 @@ class Reader:
         if self.config.workers == 0:
             for name, positions in self._tasks(start_step):
                 rows = Rows(*(np.empty(shape, dtype) for shape, dtype in self._shapes))
-                yield name, positions, rows, self._assembler.fill(positions, rows)
+                with one_thread():
+                    done = self._assembler.fill(positions, rows)
+                yield name, positions, rows, done
             return
         if self._pool is not None:
             self._pool.close()

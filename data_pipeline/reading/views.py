@@ -4,7 +4,8 @@ The whole image is flipped first, then cropped: crop parameters are those of the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import cv2
@@ -78,6 +79,18 @@ def enlarged(crop: Crop, reduce: int) -> Crop:
     """What a crop of the reduced image is in pixels of the whole one."""
     top, left, height, width, flip, source_width = crop
     return Crop(top * reduce, left * reduce, height * reduce, width * reduce, flip, source_width * reduce)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch from splitting one small image over threads, which costs more than it gains (ten times as much where
+    the cores are busy). For reading in the training process; workers have one thread anyway."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def render(pixels: Pixels, crop: Crop, out: Pixels) -> None:

@@ -1,0 +1,21 @@
+"""CC12M's sample, where it lies beside the checkout."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for reading_sets
+
+CC12M = Path(__file__).resolve().parents[2].parent / "shared/data/cc12m-sample.tar"
+
+
+@pytest.fixture
+def cc12m(tmp_path: Path) -> Path:
+    """A folder with the CC12M sample in it, unindexed."""
+    if not CC12M.is_file():
+        pytest.skip("the CC12M sample (../shared/data/cc12m-sample.tar) is not there")
+    folder = tmp_path / "cc12m"
+    folder.mkdir()
+    (folder / CC12M.name).symlink_to(CC12M)
+    return folder

@@ -1,0 +1,233 @@
+"""The global batch at a step is the same for any number of ranks and workers, and a run may stop and go on anywhere."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reading_sets import tokenize, write_set
+
+from data_pipeline.errors import UserError
+from data_pipeline.reading import DataConfig, Reader, normalize
+from data_pipeline.reading.batch import TENSORS
+
+
+def config(*paths: Path, **options) -> DataConfig:
+    sources = [
+        {"path": str(path), "weight": weight}
+        for path, weight in zip(paths, options.pop("weights", [1] * 9), strict=False)
+    ]
+    return DataConfig(
+        **{"sources": sources, "image_size": 32, "context_length": 8, "workers": 0, "prefetch": 2, "block_shards": 2}
+        | options
+    )
+
+
+def read(
+    settings: DataConfig,
+    steps: int,
+    *,
+    batch_size: int = 24,
+    start: int = 0,
+    world: int = 1,
+    accumulation: int = 1,
+    seed: int = 5,
+):
+    """The global batches of `steps` steps, put together from all ranks: one dictionary of arrays a step."""
+    readers = [
+        Reader(
+            settings,
+            tokenizer=tokenize,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            rank=rank,
+            world_size=world,
+            seed=seed,
+        )
+        for rank in range(world)
+    ]
+    streams = [reader.batches(start) for reader in readers]
+    found = []
+    for step in range(start, start + steps):
+        parts = []
+        for micro in range(accumulation):
+            for stream in streams:
+                batch = next(stream)
+                assert (batch.step, batch.micro) == (step, micro)
+                parts.append(batch)
+        whole = {name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in TENSORS}
+        found.append(whole | {"samples": [sample for part in parts for sample in part.samples]})
+    for reader in readers:
+        reader.close()
+    return found
+
+
+def assert_same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a["samples"] == b["samples"]
+        for name in TENSORS:
+            assert np.array_equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sets") / "small"
+    write_set(folder, [7, 5, 0, 9, 6], classes=["a", "b", "c"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(small):
+    """Two epochs and a bit, in one process: 27 samples an epoch do not divide into batches of 24."""
+    return read(config(small), 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_global_batches_do_not_depend_on_ranks_and_workers(small, expected, world, workers):
+    assert_same(read(config(small, workers=workers), 3, world=world), expected)
+
+
+def test_global_batches_do_not_depend_on_accumulation(small, expected):
+    assert_same(read(config(small), 3, world=2, accumulation=3), expected)
+
+
+def test_spawned_workers_read_what_forked_ones_read(small, expected):
+    assert_same(read(config(small, workers=1, start_method="spawn"), 3), expected)
+
+
+def test_every_sample_once_an_epoch_running_on_into_the_next(small, expected):
+    samples = [(s.shard, s.row) for batch in expected for s in batch["samples"]]
+    whole = sorted((f"{shard:05d}.tar", row) for shard, size in enumerate([7, 5, 0, 9, 6]) for row in range(size))
+    assert sorted(samples[:27]) == whole and sorted(samples[27:54]) == whole
+    assert samples[:27] != samples[27:54]
+
+
+@pytest.mark.parametrize(("stop", "world", "workers"), [(1, 3, 1), (2, 8, 0), (5, 2, 3)])
+def test_a_run_resumed_at_another_world_size_repeats_and_misses_nothing(small, stop, world, workers):
+    unbroken = read(config(small), 7)
+    before = read(config(small, workers=1), stop, world=2)
+    after = read(config(small, workers=workers), 7 - stop, start=stop, world=world)
+    assert_same(before + after, unbroken)
+
+
+def test_cc12m_two_epochs_from_ranks_and_workers(cc12m):
+    settings = config(cc12m, image_size=64)
+    one = read(settings, 4, batch_size=18)
+    keys = [sample.key for batch in one for sample in batch["samples"]]
+    assert len(set(keys[:32])) == 32 and sorted(keys[:32]) == sorted(keys[32:64])
+    assert all(batch["has_text"].all() for batch in one)
+    for world, workers in ((2, 1), (3, 0), (3, 3)):
+        assert_same(read(config(cc12m, image_size=64, workers=workers), 4, batch_size=18, world=world), one)
+
+
+def test_mixtures_keep_their_weights_and_count_epochs_by_source(small, tmp_path):
+    other = tmp_path / "bare"
+    write_set(other, [4, 4], captions=False)
+    settings = config(small, other, weights=[3, 1])
+    found = read(settings, 32, batch_size=32)
+    sources = [sample.source for batch in found for sample in batch["samples"]]
+    assert sources.count("small") == 768 and sources.count("bare") == 256
+    reader = Reader(settings, tokenizer=tokenize, batch_size=32, seed=5)
+    assert reader.progress(32) == {
+        "small": {"samples": 768, "epochs": 768 / 27},
+        "bare": {"samples": 256, "epochs": 32.0},
+    }
+    counts = {key: 0 for key in {(s.shard, s.row) for b in found for s in b["samples"] if s.source == "bare"}}
+    for batch in found:
+        for sample in batch["samples"]:
+            if sample.source == "bare":
+                counts[sample.shard, sample.row] += 1
+    assert set(counts.values()) == {32}
+
+
+def test_captioned_labelled_and_bare_images_share_a_batch(small, tmp_path):
+    write_set(tmp_path / "bare", [8], captions=False)
+    write_set(tmp_path / "labelled", [8], captions=False, classes=["c", "d"])
+    write_set(tmp_path / "captioned", [8])
+    names = ["small", "bare", "labelled", "captioned"]
+    paths = [small, *(tmp_path / name for name in names[1:])]
+    settings = config(*paths)
+    with Reader(settings, tokenizer=tokenize, batch_size=64) as reader:
+        assert reader.classes == ("a", "b", "c", "d") and reader.num_classes == 4
+        assert reader.epoch_samples == 27 + 24
+        batch = next(reader.batches(0))
+    for i, sample in enumerate(batch.samples):
+        number = int(batch.captions[i].split()[1]) if batch.captions[i] else None
+        assert bool(batch.has_text[i]) == (sample.source in ("small", "captioned"))
+        assert bool(batch.has_label[i]) == (sample.source in ("small", "labelled"))
+        if sample.source == "small":
+            assert int(batch.labels[i]) == number % 3
+        elif sample.source == "labelled":
+            assert int(batch.labels[i]) == 2 + sample.row % 2
+        else:
+            assert int(batch.labels[i]) == -1
+        expected = tokenize([batch.captions[i]])[0] if number is not None else torch.zeros(8, dtype=torch.int64)
+        assert torch.equal(batch.tokens[i], expected)
+
+
+def test_a_source_may_leave_its_captions_and_labels_out(small):
+    settings = config(small)
+    settings.sources[0].captions = settings.sources[0].labels = False
+    with Reader(settings, tokenizer=tokenize, batch_size=8) as reader:
+        batch = next(reader.batches(0))
+        assert reader.classes is None and not batch.has_text.any() and not batch.has_label.any()
+
+
+def test_lineage_names_the_samples_of_the_global_batch(small, expected):
+    with Reader(config(small), tokenizer=tokenize, batch_size=24, world_size=2, rank=1, seed=5) as reader:
+        for step, batch in enumerate(expected):
+            assert reader.lineage(step) == batch["samples"]
+
+
+def test_batches_held_by_the_consumer_are_not_overwritten(small):
+    settings = config(small, workers=2, prefetch=1)
+    with Reader(settings, tokenizer=tokenize, batch_size=24, seed=5) as reader:
+        held = list(islice(reader.batches(0), 12))
+    assert_same(
+        [{name: getattr(batch, name).numpy() for name in TENSORS} | {"samples": list(batch.samples)} for batch in held],
+        read(config(small), 12),
+    )
+
+
+def test_the_seed_changes_order_and_crops(small, expected):
+    other = read(config(small), 1, seed=6)[0]
+    assert other["samples"] != expected[0]["samples"] and not np.array_equal(other["crops"], expected[0]["crops"])
+
+
+def test_the_fingerprint_tells_whether_batches_will_be_the_same(small, tmp_path):
+    def fingerprint(settings, batch_size=24, seed=0, **share):
+        with Reader(settings, tokenizer=tokenize, batch_size=batch_size, seed=seed, **share) as reader:
+            return reader.fingerprint
+
+    same = {fingerprint(config(small)), fingerprint(config(small, workers=2), world_size=4, rank=1)}
+    assert len(same) == 1
+    write_set(tmp_path / "other", [7, 5, 0, 9, 5])
+    others = [
+        fingerprint(config(small), seed=1),
+        fingerprint(config(small), 12),
+        fingerprint(config(small, block_shards=1)),
+    ]
+    assert len({*same, *others, fingerprint(config(tmp_path / "other"))}) == 5
+
+
+def test_a_missing_folder_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        Reader(config(tmp_path / "nowhere"), tokenizer=tokenize, batch_size=2)
+
+
+def test_a_tokenizer_of_another_length_is_refused(small):
+    with pytest.raises(UserError, match="8 tokens a caption"):
+        Reader(config(small, context_length=16), tokenizer=tokenize, batch_size=2)
+
+
+def test_normalising_gives_the_textbook_floats():
+    views = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = (views.double().permute(0, 3, 1, 2) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
+        3, 1, 1
+    )
+    assert torch.allclose(normalize(views, mean, std, torch.float32).double(), expected, atol=1e-6)
+    assert normalize(views, mean, std, torch.bfloat16).dtype == torch.bfloat16

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def lines(result: Mapping[str, Any], indent: str = "") -> list[str]:
     width = max((len(key) for key, value in result.items() if not isinstance(value, dict)), default=0)
     out = []
     for key, value in result.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             out += [f"{indent}{key}:", *lines(value, indent + "  ")]
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             out.append(f"{indent}{key}:")
@@ -44,8 +44,10 @@ def lines(result: Mapping[str, Any], indent: str = "") -> list[str]:
 
 
 def text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value == {}:
+        return "-"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
@@ -53,3 +55,10 @@ def text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(text(item) for item in value) or "-"
     return str(value)
+
+
+def columns(rows: Iterable[Sequence[str]], heading: Sequence[str] = ()) -> str:
+    """Rows of text, each column as wide as its widest entry."""
+    table = [list(heading), *map(list, rows)] if heading else [list(row) for row in rows]
+    widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))] if table else []
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in table)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_OPTIONS_WITH_A_VALUE = ("--output", "-o", "--from", "--processes")
+_OPTIONS_WITH_A_VALUE = ("--output", "-o", "--from", "--processes", "--head-rows")
 
 
 def inside_a_launcher() -> bool:

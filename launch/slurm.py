@@ -52,6 +52,7 @@ class SlurmJob:
     logs: str = "."
     run: str | None = None  # run directory: its `latest` checkpoint tells whether the run moves on
     directory: str | None = None
+    script: str = "slurm.sh"  # where the script itself is kept
     container: Container | None = None
     setup: tuple[str, ...] = ()  # shell lines before the ranks start: module load, source .../activate
     extra: tuple[str, ...] = ()  # further #SBATCH options, as --exclusive
@@ -77,12 +78,13 @@ def script(job: SlurmJob) -> str:
     return "\n".join(parts) + "\n" + ending
 
 
-def submit(job: SlurmJob, path: Path) -> str:
-    """Write the script to `path`, hand it to sbatch, return the job's number. UserError where sbatch refuses."""
+def submit(job: SlurmJob) -> str:
+    """Write the script to `job.script`, hand it to sbatch, return the job's number. UserError where sbatch refuses."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "sbatch is not found here: submit from a login node, or keep the script with --dry-run > job.sh"
         )
+    path = Path(job.script)
     path.parent.mkdir(parents=True, exist_ok=True)
     Path(job.logs).mkdir(parents=True, exist_ok=True)
     path.write_text(script(job), encoding="utf-8")
@@ -124,7 +126,7 @@ def _preparation(job: SlurmJob) -> list[str]:
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"',
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch',
         *job.setup,
-        f"run={shlex.quote(job.run or '')}",
+        f"run={shlex.quote(job.run or '')} script={shlex.quote(job.script)}",
         'latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }',
         "before=$(latest)",
         'echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint ${before:-none}"',
@@ -154,10 +156,8 @@ case $code in
     if [ "$(latest)" != "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then again=yes; fi ;;
 esac
 echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest), start again: $again"
-if [ $again = yes ]; then
-  # Slurm would hold a requeued job for about two minutes.
-  scontrol requeue "$SLURM_JOB_ID" && scontrol update JobId="$SLURM_JOB_ID" StartTime=now
-fi
+# Slurm holds a requeued job for two minutes; `scontrol update JobId=N StartTime=now`, once this is over, ends that.
+if [ $again = yes ]; then scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"; fi
 exit $code
 """
 

@@ -47,17 +47,33 @@ def evaluate(
     ] = None,
     which: Weights = Which.ema,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the scores (JSON).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory for the scores. [default: CHECKPOINT's]")
+    ] = None,
+    untrained: Annotated[bool, typer.Option(help="Score the untrained model beside it.")] = True,
+    label: Annotated[str, typer.Option(help="Put before the scores' names.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> int:
     """Score a checkpoint: image-text retrieval, zero-shot or top-1 classification."""
     from pretrain.evaluation import evaluate as work
+    from pretrain.evaluation import summary
 
-    scores = work(
-        checkpoint, data, tasks=[t.value for t in task or []], which=which.value, batch_size=batch_size, output=output
+    results = work(
+        checkpoint,
+        data,
+        tasks=[t.value for t in task or []],
+        which=which.value,
+        batch_size=batch_size,
+        output=output,
+        untrained=untrained,
+        label=label,
     )
-    from launch.display import show
+    from launch.display import columns, show
 
-    show(scores)
+    if json:
+        show(results, as_json=True)
+    else:
+        typer.echo(columns(summary(results.values()), ("", "score", "chance", "beside")))
     return exits.DONE
 
 

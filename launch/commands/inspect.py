@@ -1,7 +1,7 @@
 """`internimage inspect`: look at variants, batches and checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,21 +18,17 @@ Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 @app.command(epilog="Example: internimage inspect variants")
 def variants(json: Json = False) -> int:
     """The seven variants: parameters and FLOPs, counted without allocating memory."""
-    from launch.display import show
     from pretrain.analysis.variants import variants_table
 
-    show(variants_table(), as_json=json)
-    return exits.DONE
+    return _table(*variants_table(), json)
 
 
 @app.command(name="search-space", epilog="Example: internimage inspect search-space")
 def search_space(json: Json = False) -> int:
     """The paper's 30 candidates under its stacking rules."""
-    from launch.display import show
     from pretrain.analysis.variants import search_space_table
 
-    show(search_space_table(), as_json=json)
-    return exits.DONE
+    return _table(*search_space_table(), json)
 
 
 @app.command(epilog="Example: internimage inspect batch runs/h --step 1000")
@@ -43,8 +39,9 @@ def batch(
     json: Json = False,
 ) -> int:
     """The samples of one global batch: shard, key, URL, caption."""
-    from launch.display import show
     from pretrain.analysis.batch import inspect_batch
+
+    from launch.display import show
 
     show(inspect_batch(run, step, output=output), as_json=json)
     return exits.DONE
@@ -60,4 +57,17 @@ def checkpoint(
     from pretrain.training.checkpoints import describe
 
     show(describe(path), as_json=json)
+    return exits.DONE
+
+
+def _table(rows: list[dict[str, Any]], table: Any, json: bool) -> int:
+    if json:
+        from launch.display import show
+
+        show(rows, as_json=True)
+    else:
+        from rich.console import Console
+
+        # A table of numbers cut to fit is no table; a wider line can be scrolled.
+        Console(width=max(Console().width, 160)).print(table)
     return exits.DONE

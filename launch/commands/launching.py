@@ -158,6 +158,7 @@ def slurm(
         logs=str(run.absolute() / "logs") if run else os.getcwd(),
         run=str(run.absolute()) if run else None,
         directory=os.getcwd(),
+        script=str((run or Path()).absolute() / "slurm.sh"),
         container=work.Container(container, container_mounts, container_runtime) if container else None,
         setup=tuple(setup or ()),
         extra=tuple(sbatch or ()),
@@ -166,9 +167,8 @@ def slurm(
     if dry_run:
         typer.echo(work.script(job), nl=False)
         return exits.DONE
-    path = (run / "slurm.sh") if run else Path("slurm.sh")
-    number = work.submit(job, path)
-    typer.echo(f"submitted job {number} ({path}); output in {job.logs}")
+    number = work.submit(job)
+    typer.echo(f"submitted job {number} ({job.script}); output in {job.logs}")
     return exits.DONE
 
 

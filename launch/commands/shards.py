@@ -1,7 +1,8 @@
-"""`internimage shards`: from URL lists and folders to indexed, verified shards."""
+"""`internimage shards`: from URL lists, folders and tables to indexed, verified shards."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,14 +14,135 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
-Set = Annotated[Path, typer.Argument(metavar="SET", help="Folder of a shard set.")]
+Set = Annotated[Path, typer.Argument(metavar="SET", help="Folder of a shard set, or of foreign WebDataset shards.")]
+IndexFolder = Annotated[Path | None, typer.Option(help="Where the index is kept, if not beside the shards.")]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the new set; a stopped run goes on there.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. [default: the cores]")]
+ShorterSide = Annotated[int | None, typer.Option(min=1, help="Shrink images to this shorter side, pixels.")]
+MinSide = Annotated[int, typer.Option(min=1, help="Reject images with a shorter side below this.")]
+Quality = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of images that are written anew.")]
+RowsPerShard = Annotated[int, typer.Option(min=1, help="Input rows of one shard.")]
 
 
-@app.command(epilog="Example: internimage shards verify shards/mine")
-def verify(folder: Set, json: Json = False) -> int:
-    """Check every digest, header and sidecar row of a set."""
+class FolderLabels(StrEnum):
+    auto = "auto"
+    folders = "folders"
+    none = "none"
+
+
+@app.command(epilog="Example: internimage shards pack captions.csv shards/mine --shorter-side 512")
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of images, or a CSV, TSV or Parquet table.")],
+    output: Output,
+    image_column: Annotated[str | None, typer.Option(help="[default: found by name]")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="[default: found by name]")] = None,
+    label_column: Annotated[str | None, typer.Option(help="[default: found by name]")] = None,
+    url_column: Annotated[str | None, typer.Option(help="[default: found by name]")] = None,
+    root: Annotated[Path | None, typer.Option(help="What relative image paths are relative to.")] = None,
+    labels: Annotated[FolderLabels, typer.Option(help="Whether sub-folders are classes.")] = FolderLabels.auto,
+    classes: Annotated[Path | None, typer.Option(help="Text file, one category name a line, in label order.")] = None,
+    shorter_side: ShorterSide = None,
+    min_side: MinSide = 1,
+    quality: Quality = 95,
+    rows_per_shard: RowsPerShard = 1000,
+    workers: Workers = None,
+    json: Json = False,
+) -> int:
+    """Pack local images and captions (folder, CSV, TSV, Parquet) into shards."""
+    from data_pipeline.preparation import Columns, ImageRules
+    from data_pipeline.preparation import pack as work
+    from launch.progress import progress
+
+    with progress("packing") as report:
+        summary = work(
+            source,
+            output,
+            columns=Columns(image=image_column, caption=caption_column, label=label_column, url=url_column),
+            root=root,
+            labels=labels.value,
+            classes=_names(classes),
+            rules=ImageRules(shorter_side=shorter_side, min_side=min_side, quality=quality),
+            rows_per_shard=rows_per_shard,
+            workers=workers,
+            progress=report,
+        )
+    return _show(summary, json)
+
+
+@app.command(epilog="Example: internimage shards index /data/cc12m --index-folder indexes/cc12m")
+def index(
+    folder: Set,
+    index_folder: IndexFolder = None,
+    force: Annotated[bool, typer.Option("--force", help="Read shards again that have a current index.")] = False,
+    json: Json = False,
+) -> int:
+    """Index foreign WebDataset shards: sidecars and a manifest."""
+    from data_pipeline.preparation import index as work
+    from launch.progress import progress
+
+    with progress("indexing") as report:
+        summary = work(folder, index_folder=index_folder, force=force, progress=report)
+    return _show(summary, json)
+
+
+@app.command(epilog="Example: internimage shards verify shards/mine --decode")
+def verify(
+    folder: Set,
+    index_folder: IndexFolder = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image, too.")] = False,
+    json: Json = False,
+) -> int:
+    """Check every digest and member of a set against its manifest and sidecars; 3 where something is wrong."""
     from data_pipeline.preparation import verify as work
+    from launch.progress import progress
+
+    with progress("verifying") as report:
+        summary = work(folder, index_folder=index_folder, decode=decode, progress=report)
+    _show(summary, json)
+    return exits.DONE if summary.sound else exits.BAD_DATA
+
+
+@app.command(epilog="Example: internimage shards stats shards/mine --json")
+def stats(folder: Set, index_folder: IndexFolder = None, json: Json = False) -> int:
+    """Counts, sizes, captions and labels of a set."""
+    from data_pipeline.preparation import stats as work
+    from launch.progress import progress
+
+    with progress("reading sidecars") as report:
+        summary = work(folder, index_folder=index_folder, progress=report)
+    return _show(summary, json)
+
+
+@app.command(epilog="Example: internimage shards openmoji shards/openmoji --image-size 96")
+def openmoji(
+    output: Output,
+    image_size: Annotated[int, typer.Option(min=1, max=2048, help="Side of the drawings, pixels.")] = 96,
+    rows_per_shard: RowsPerShard = 512,
+    workers: Workers = None,
+    json: Json = False,
+) -> int:
+    """Make the embedded set of named drawings, split by concept into three sets."""
+    from data_pipeline.preparation.openmoji import build
+    from launch.progress import progress
+
+    with progress("drawing") as report:
+        folders = build(output, image_size=image_size, rows_per_shard=rows_per_shard, workers=workers, progress=report)
+    return _show(folders, json)
+
+
+def _names(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    from data_pipeline.errors import UserError
+
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path}: cannot be read as text: {error}") from None
+
+
+def _show(result: Any, json: bool) -> int:
     from launch.display import show
 
-    show(work(folder), as_json=json)
+    show(result, as_json=json)
     return exits.DONE

@@ -1,6 +1,7 @@
 """`internimage pretrain` and `internimage finetune`: start or resume, alone or as all ranks of this machine."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +58,9 @@ def finetune(
             "--from", help="Run, checkpoint or weights file (.safetensors, .pth) to start from; none: random."
         ),
     ] = None,
+    head_rows: Annotated[
+        Path | None, typer.Option(help="Text file: for each class, the row of the source's classifier to start from.")
+    ] = None,
     output: Output = None,
     processes: Processes = "auto",
     print_config: PrintConfig = False,
@@ -72,8 +76,9 @@ def finetune(
         raise UserError(f"--from {checkpoint}: does not exist; give a run directory, a checkpoint or a weights file")
     folder = output or default_output(config)
     source = ["--from", str(checkpoint)] if checkpoint else []
-    arguments = ["finetune", config, *(overrides or []), *source, "--output", str(folder)]
-    return _run(resolved, folder, processes, arguments, lambda: _finetune_rank(resolved, checkpoint, folder))
+    rows = ["--head-rows", str(head_rows)] if head_rows else []
+    arguments = ["finetune", config, *(overrides or []), *source, *rows, "--output", str(folder)]
+    return _run(resolved, folder, processes, arguments, lambda: _finetune_rank(resolved, checkpoint, head_rows, folder))
 
 
 def _load(config: str, overrides: list[str] | None) -> "RunConfig":
@@ -89,19 +94,30 @@ def _show(config: "RunConfig") -> int:
     return exits.DONE
 
 
-def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str], one_rank) -> int:  # type: ignore[no-untyped-def]
+def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str], one_rank: Callable[[], int]) -> int:
     """Be one rank inside a launcher; otherwise check what can be checked and start the ranks of this machine."""
     from launch import invocation, local, machine, preflight
 
     if invocation.inside_a_launcher():
         preflight.check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
-        return int(one_rank())
+        return _be_a_rank(one_rank)
     count = machine.resolve_processes(processes)
     preflight.check_run(config, count)
     preflight.check_output(output)
     if count == 1:
-        return int(one_rank())
+        return _be_a_rank(one_rank)
     return local.spawn(invocation.own_command(arguments), count, logs=output / "logs")
+
+
+def _be_a_rank(one_rank: Callable[[], int]) -> int:
+    """Importing torch takes seconds, and a request to stop may come meanwhile: keep it for the run to find."""
+    from pretrain.training.interruption import Interruption
+
+    early = Interruption().install()
+    try:
+        return one_rank()
+    finally:
+        early.remove()
 
 
 def _pretrain_rank(config: "RunConfig", output: Path) -> int:
@@ -110,7 +126,7 @@ def _pretrain_rank(config: "RunConfig", output: Path) -> int:
     return run(config, output)
 
 
-def _finetune_rank(config: "RunConfig", checkpoint: Path | None, output: Path) -> int:
+def _finetune_rank(config: "RunConfig", source: Path | None, head_rows: Path | None, output: Path) -> int:
     from pretrain.finetuning import finetune as work
 
-    return work(config, checkpoint=checkpoint, output=output)
+    return work(config, source=source, head_rows=head_rows, output=output)

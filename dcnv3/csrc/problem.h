@@ -5,6 +5,7 @@
 
 namespace dcnv3 {
 
+enum Activation { kSoftmax = 0, kSigmoid = 1, kNone = 2 };  // as in dcnv3/geometry.py
 enum class Type { kDouble, kFloat, kBFloat16, kHalf };
 
 struct Problem {

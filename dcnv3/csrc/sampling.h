@@ -1,8 +1,8 @@
 // The arithmetic of DCNv3, shared by the CPU and the CUDA kernels, so that what is tested on a CPU is what a GPU runs.
+// Included inside a namespace: the CPU does so once per instruction set, and gives T short vectors of numbers too.
 //
 // A location samples the four pixels around it. Along one axis that is two pixels, each with a weight; the product of
 // the axes' weights is the pixel's share. `s0` and `s1` say whether the pixel counts: the slope of its weight is -s0, +s1.
-#pragma once
 
 #if defined(__CUDACC__)
 #define DCNV3_HD __host__ __device__ __forceinline__
@@ -10,38 +10,67 @@
 #define DCNV3_HD inline __attribute__((always_inline))
 #endif
 
-namespace dcnv3 {
+// What a number and a vector of numbers do under different names.
+template <typename T>
+struct Lanes {
+  using Element = T;
+  using Int = int;
+};
+
+DCNV3_HD float choose(bool condition, float yes, float no) { return condition ? yes : no; }
+DCNV3_HD double choose(bool condition, double yes, double no) { return condition ? yes : no; }
+DCNV3_HD int choose(bool condition, int yes, int no) { return condition ? yes : no; }
+DCNV3_HD int truncate(float x) { return static_cast<int>(x); }
+DCNV3_HD int truncate(double x) { return static_cast<int>(x); }
+DCNV3_HD void assign(float& to, int x) { to = static_cast<float>(x); }
+DCNV3_HD void assign(double& to, int x) { to = static_cast<double>(x); }
+DCNV3_HD void assign(int& to, int x) { to = x; }
+
+#if defined(DCNV3_VECTOR_BYTES)
+#include "cpu/lanes.h"
+#endif
+
+// `x` as a T: one number in every lane, or lane by lane.
+template <typename T, typename X>
+DCNV3_HD T as(X x) {
+  T t;
+  assign(t, x);
+  return t;
+}
 
 // Unpadded pixel coordinate of a point: `start` = out * stride - padding + r, `cell` = i * dilation - r.
-template <typename T>
-DCNV3_HD T location(T start, T cell, T offset, T scale) {
-  return start + (cell + offset) * scale;
+template <typename T, typename E>
+DCNV3_HD T location(E start, T cell, T offset, E scale) {
+  return (cell + offset) * scale + start;
 }
 
 template <typename T>
 struct Axis {
+  using Int = typename Lanes<T>::Int;
   T w0, w1;    // weights of the two pixels, 0 outside the image
   T s0, s1;    // 1 where the pixel is inside the image, else 0
-  int i0, i1;  // the pixels, moved inside the image where they are not
+  Int i0, i1;  // the pixels, moved inside the image where they are not
 };
 
-// Branch-free, so that a loop over points vectorises; a NaN location is outside.
+// The two pixels around `loc` on an axis of `size` pixels. Without branches; a NaN location is outside.
 template <typename T>
 DCNV3_HD Axis<T> axis(T loc, int size) {
-  const bool in = (loc > T(-1)) & (loc < T(size));
-  const T safe = in ? loc : T(0);
-  int low = static_cast<int>(safe);
-  low -= T(low) > safe ? 1 : 0;  // floor; `safe` > -1
-  const T fraction = safe - T(low);
-  const bool in0 = in & (low >= 0);
-  const bool in1 = in & (low + 1 < size);
+  using Int = typename Lanes<T>::Int;
+  const T zero = as<T>(0), one = as<T>(1), before = as<T>(-1), end = as<T>(size), last = as<T>(size - 1);
+  const T after = choose(loc > before, loc, before);
+  const T near = choose(after < end, after, end);
+  Int low = truncate(near);
+  low = choose(as<T>(low) > near, low - 1, low);  // the floor
+  const T fraction = near - as<T>(low);
   Axis<T> a;
-  a.s0 = in0 ? T(1) : T(0);
-  a.s1 = in1 ? T(1) : T(0);
-  a.w0 = in0 ? T(1) - fraction : T(0);
-  a.w1 = in1 ? fraction : T(0);
-  a.i0 = low >= 0 ? low : 0;
-  a.i1 = low + 1 < size ? low + 1 : size - 1;
+  // The pixel below counts for locations in [0, size), the one above for those in (-1, size - 1).
+  a.s0 = choose((loc >= zero) & (loc < end), one, zero);
+  a.s1 = choose((loc > before) & (loc < last), one, zero);
+  a.w0 = a.s0 * (one - fraction);
+  a.w1 = a.s1 * fraction;
+  const Int first = as<Int>(0), most = as<Int>(size - 1), high = low + 1;
+  a.i0 = choose(low < first, first, choose(low < most, low, most));
+  a.i1 = choose(high < most, high, most);
   return a;
 }
 
@@ -51,7 +80,7 @@ struct PointGradient {
 };
 
 // From the products of the output's gradient with the four pixels (d_hw, summed over channels) to the gradient with
-// respect to the point's weight, of value `p`, and its location.
+// respect to the point's weight, of value `p`, and its location. Rows are h*, columns w*, as in Axis.
 template <typename T>
 DCNV3_HD PointGradient<T> point_gradient(
     T d00, T d01, T d10, T d11, T p, T hw0, T hw1, T hs0, T hs1, T ww0, T ww1, T ws0, T ws1) {
@@ -64,12 +93,8 @@ DCNV3_HD PointGradient<T> point_gradient(
   return g;
 }
 
-enum Activation { kSoftmax = 0, kSigmoid = 1, kNone = 2 };
-
-// Gradient of an activated weight p, `g`, to that of its logit; `mean` = sum over the group of p * g (softmax only).
+// From the gradient `g` of an activated weight `p` to that of its logit; `mean` = sum over the group of p * g.
 template <typename T>
 DCNV3_HD T logit_gradient(int activation, T p, T g, T mean) {
-  return activation == kSoftmax ? p * (g - mean) : activation == kSigmoid ? g * p * (T(1) - p) : g;
+  return activation == kSoftmax ? p * (g - mean) : activation == kSigmoid ? g * p * (1 - p) : g;
 }
-
-}  // namespace dcnv3

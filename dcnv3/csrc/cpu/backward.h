@@ -23,22 +23,20 @@ DCNV3_HD Vec<T, 4> scatter(const S* image, T* sum, const int64_t (&at)[4], const
   return sums<T>(d[0], d[1], d[2], d[3]);
 }
 
-// Write the gradients of one pixel's offsets and logits from the points' products `dots` [4, padded].
+// Write the gradients of one pixel's offsets and logits from the points' products with the four pixels, dots[corner][k].
 template <typename S, typename P, typename T>
-void write_point_gradients(const Problem& q, const P& points, const T* __restrict dots, T* __restrict weight,
-                           T* __restrict loc_h, T* __restrict loc_w, S* grad_offset, S* grad_mask) {
+void write_point_gradients(const Problem& q, const P& points, const T* const (&dots)[4], T* weight, T* loc_h, T* loc_w,
+                           S* grad_offset, S* grad_mask) {
+  constexpr int L = P::L;
   const T scale = T(q.offset_scale);
-  const T *__restrict p = points.p;
-  const T *__restrict hw0 = points.hw0, *__restrict hw1 = points.hw1, *__restrict hs0 = points.hs0;
-  const T *__restrict hs1 = points.hs1, *__restrict ww0 = points.ww0, *__restrict ww1 = points.ww1;
-  const T *__restrict ws0 = points.ws0, *__restrict ws1 = points.ws1;
-  for (int64_t k = 0; k < points.padded; ++k) {
-    const PointGradient<T> g =
-        point_gradient(dots[4 * k], dots[4 * k + 1], dots[4 * k + 2], dots[4 * k + 3], p[k], hw0[k], hw1[k], hs0[k],
-                       hs1[k], ww0[k], ww1[k], ws0[k], ws1[k]);
-    weight[k] = g.weight;
-    loc_h[k] = g.loc_h * scale;
-    loc_w[k] = g.loc_w * scale;
+  for (int64_t k = 0; k < points.padded; k += L) {
+    const auto g = point_gradient(
+        load<L>(dots[0] + k), load<L>(dots[1] + k), load<L>(dots[2] + k), load<L>(dots[3] + k), load<L>(points.p + k),
+        load<L>(points.hw0 + k), load<L>(points.hw1 + k), load<L>(points.hs0 + k), load<L>(points.hs1 + k),
+        load<L>(points.ww0 + k), load<L>(points.ww1 + k), load<L>(points.ws0 + k), load<L>(points.ws1 + k));
+    store<L, T>(weight + k, g.weight);
+    store<L, T>(loc_h + k, g.loc_h * scale);
+    store<L, T>(loc_w + k, g.loc_w * scale);
   }
   for (int64_t k = 0; k < points.count; ++k) {
     narrow(grad_offset + 2 * k, loc_w[k]);
@@ -46,9 +44,9 @@ void write_point_gradients(const Problem& q, const P& points, const T* __restric
   }
   for (int64_t first = 0; first < points.count; first += points.points) {
     T mean = 0;
-    for (int64_t k = first; k < first + points.points; ++k) mean += p[k] * weight[k];
+    for (int64_t k = first; k < first + points.points; ++k) mean += points.p[k] * weight[k];
     for (int64_t k = first; k < first + points.points; ++k) {
-      narrow(grad_mask + k, logit_gradient(q.activation, p[k], weight[k], mean));
+      narrow(grad_mask + k, logit_gradient(q.activation, points.p[k], weight[k], mean));
     }
   }
 }
@@ -58,18 +56,15 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
   using T = Compute<S>;
   constexpr int L = kLanesOf<T, CP>;
   constexpr int B = CP == 0 ? 1 : CP / L;
-  using Index = std::conditional_t<CP == 0, int64_t, int32_t>;
-  const int64_t channels = CP == 0 ? q.group_channels : CP, groups = last_group - first_group;
+  const int64_t channels = CP == 0 ? q.group_channels : CP, groups = last_group - first_group, step = late_step<CP>(q);
   const int64_t all = q.channels(), width = groups * channels, area = q.height * q.width;
 
-  Points<S, Index> points(q, groups);
-  Arena arena(11 * Arena::bytes(points.padded, sizeof(T)));
-  T* dots = arena.take<T>(4 * points.padded);
+  Points<S, true> points(q, groups, early_step<CP>(q));
+  Arena arena(7 * points.padded * sizeof(T));
+  T* const dots[4] = {arena.take<T>(points.padded), arena.take<T>(points.padded), arena.take<T>(points.padded),
+                      arena.take<T>(points.padded)};
+  const T* const done[4] = {dots[0], dots[1], dots[2], dots[3]};
   T *weight = arena.take<T>(points.padded), *loc_h = arena.take<T>(points.padded), *loc_w = arena.take<T>(points.padded);
-  T* __restrict w00 = arena.take<T>(points.padded);
-  T* __restrict w01 = arena.take<T>(points.padded);
-  T* __restrict w10 = arena.take<T>(points.padded);
-  T* __restrict w11 = arena.take<T>(points.padded);
 
   const int64_t corner = image * area * all + first_group * channels;  // the first element of these groups
   const S* value = static_cast<const S*>(t.value) + corner;
@@ -81,11 +76,6 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
     points.prepare(place / q.out_width, place % q.out_width,
                    static_cast<const S*>(t.offset) + pixel * q.offset_stride + 2 * first_point,
                    static_cast<const S*>(t.mask) + pixel * q.mask_stride + first_point);
-    for (int64_t k = 0; k < points.padded; ++k) {
-      const T top = points.p[k] * points.hw0[k], bottom = points.p[k] * points.hw1[k];
-      w00[k] = top * points.ww0[k], w01[k] = top * points.ww1[k];
-      w10[k] = bottom * points.ww0[k], w11[k] = bottom * points.ww1[k];
-    }
     const S* grad_output = static_cast<const S*>(t.grad_output) + pixel * all + first_group * channels;
     for (int64_t g = 0; g < groups; ++g) {
       const S *from = value + g * channels, *grad_from = grad_output + g * channels;
@@ -96,27 +86,28 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
 #pragma GCC unroll 16
         for (int b = 0; b < B; ++b) grad[b] = load<L>(grad_from + c + b * L);
         for (int64_t k = g * q.points; k < (g + 1) * q.points; ++k) {
-          const int64_t at[4] = {points.i00[k] + c, points.i01[k] + c, points.i10[k] + c, points.i11[k] + c};
-          const T w[4] = {w00[k], w01[k], w10[k], w11[k]};
-          Vec<T, 4> d = scatter<L, B, S, T>(from, to, at, w, grad);
-          if (CP == 0 && c > 0) d += load<4>(dots + 4 * k);
-          store<4, T>(dots + 4 * k, d);
+          const int64_t at[4] = {points.i00[k] * step + c, points.i01[k] * step + c, points.i10[k] * step + c,
+                                 points.i11[k] * step + c};
+          const T w[4] = {points.w00[k], points.w01[k], points.w10[k], points.w11[k]};
+          const Vec<T, 4> d = scatter<L, B, S, T>(from, to, at, w, grad);
+          for (int i = 0; i < 4; ++i) dots[i][k] = (CP == 0 && c > 0) ? dots[i][k] + d[i] : d[i];
         }
       }
       for (; c < channels; ++c) {
         const T grad = widen(grad_from[c]);
         for (int64_t k = g * q.points; k < (g + 1) * q.points; ++k) {
-          const int64_t at[4] = {points.i00[k] + c, points.i01[k] + c, points.i10[k] + c, points.i11[k] + c};
-          const T w[4] = {w00[k], w01[k], w10[k], w11[k]};
+          const int64_t at[4] = {points.i00[k] * step + c, points.i01[k] * step + c, points.i10[k] * step + c,
+                                 points.i11[k] * step + c};
+          const T w[4] = {points.w00[k], points.w01[k], points.w10[k], points.w11[k]};
           for (int i = 0; i < 4; ++i) {
             const T product = grad * widen(from[at[i]]);
-            dots[4 * k + i] = c == 0 ? product : dots[4 * k + i] + product;
+            dots[i][k] = c == 0 ? product : dots[i][k] + product;
             to[at[i]] += grad * w[i];
           }
         }
       }
     }
-    write_point_gradients<S>(q, points, dots, weight, loc_h, loc_w,
+    write_point_gradients<S>(q, points, done, weight, loc_h, loc_w,
                              static_cast<S*>(t.grad_offset) + (pixel * q.groups * q.points + first_point) * 2,
                              static_cast<S*>(t.grad_mask) + pixel * q.groups * q.points + first_point);
   }

@@ -8,7 +8,6 @@
 #include <new>
 #include <type_traits>
 
-#include "../sampling.h"
 #include "kernels_api.h"
 
 // Everything from here on is compiled for these instructions; the standard headers above are not.

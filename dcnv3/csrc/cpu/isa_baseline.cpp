@@ -6,7 +6,6 @@
 #include <new>
 #include <type_traits>
 
-#include "../sampling.h"
 #include "kernels_api.h"
 
 #define DCNV3_VECTOR_BYTES 16

@@ -1,24 +1,34 @@
-// Forward and backward on a CPU, for one instruction set. Included once per instruction set, inside its own namespace:
-// DCNV3_VECTOR_BYTES is the width of its registers. Channels lie side by side in memory, so they are the vector.
+// Forward on a CPU, for one instruction set. This file and those it includes are compiled once per instruction set, inside
+// a namespace each (isa_*.cpp, so no include guards); DCNV3_VECTOR_BYTES is the width of its registers. Channels lie side
+// by side in memory: they are the vector.
 
-constexpr int kWide = DCNV3_VECTOR_BYTES / 4;  // floats of a register
-
+#include "../sampling.h"
 #include "vector.h"
 #include "points.h"
 
-// Channels in a vector: a register, or all there are when that is fewer. `CP` is C', 0 for "read it from the problem".
+// Channels in a vector: a register, or all there are when that is fewer. CP is C', 0 for "read it from the problem".
 template <typename T, int CP>
 constexpr int kLanesOf = (CP != 0 && CP < int(DCNV3_VECTOR_BYTES / sizeof(T))) ? CP : int(DCNV3_VECTOR_BYTES / sizeof(T));
 
-// Sum over the points of weight * pixel for B vectors of L channels. Two running sums halve the chain of additions.
+// What a pixel's number is multiplied by: in Points where C' is fixed (with_channels checks that it fits), else on use.
+template <int CP>
+DCNV3_HD int64_t early_step(const Problem& q) {
+  return CP == 0 ? 1 : q.value_stride;
+}
+template <int CP>
+DCNV3_HD int64_t late_step(const Problem& q) {
+  return CP == 0 ? q.value_stride : 1;
+}
+
+// Sum over the points of weight * pixel, for B vectors of L channels. Two running sums halve the chain of additions.
 template <int L, int B, typename S, typename P>
-DCNV3_HD void gather(const S* image, const P& points, int64_t first, int64_t last, const Compute<S>* const w[4], S* to) {
+DCNV3_HD void gather(const S* image, const P& points, int64_t first, int64_t last, int64_t step, S* to) {
   using V = Vec<Compute<S>, L>;
   V top[B] = {}, bottom[B] = {};
   for (int64_t k = first; k < last; ++k) {
-    const S *v00 = image + points.i00[k], *v01 = image + points.i01[k];
-    const S *v10 = image + points.i10[k], *v11 = image + points.i11[k];
-    const Compute<S> w00 = w[0][k], w01 = w[1][k], w10 = w[2][k], w11 = w[3][k];
+    const S *v00 = image + points.i00[k] * step, *v01 = image + points.i01[k] * step;
+    const S *v10 = image + points.i10[k] * step, *v11 = image + points.i11[k] * step;
+    const Compute<S> w00 = points.w00[k], w01 = points.w01[k], w10 = points.w10[k], w11 = points.w11[k];
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
       top[b] += load<L>(v00 + b * L) * w00;
@@ -36,51 +46,41 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
   using T = Compute<S>;
   constexpr int L = kLanesOf<T, CP>;
   constexpr int B = CP == 0 ? 1 : (CP / L < 4 ? CP / L : 4);
-  using Index = std::conditional_t<CP == 0, int64_t, int32_t>;
-  const int64_t channels = CP == 0 ? q.group_channels : CP;
-  Points<S, Index> points(q, q.groups);
-  Arena arena(4 * Arena::bytes(points.padded, sizeof(T)));
-  T* __restrict w00 = arena.take<T>(points.padded);
-  T* __restrict w01 = arena.take<T>(points.padded);
-  T* __restrict w10 = arena.take<T>(points.padded);
-  T* __restrict w11 = arena.take<T>(points.padded);
-  const T* const w[4] = {w00, w01, w10, w11};
-
+  const int64_t channels = CP == 0 ? q.group_channels : CP, step = late_step<CP>(q);
+  Points<S, false> points(q, q.groups, early_step<CP>(q));
+  int64_t image = begin / q.pixels(), h = begin % q.pixels() / q.out_width, w = begin % q.out_width;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const int64_t image = pixel / q.pixels(), place = pixel % q.pixels();
-    points.prepare(place / q.out_width, place % q.out_width,
-                   static_cast<const S*>(t.offset) + pixel * q.offset_stride,
+    points.prepare(h, w, static_cast<const S*>(t.offset) + pixel * q.offset_stride,
                    static_cast<const S*>(t.mask) + pixel * q.mask_stride);
-    for (int64_t k = 0; k < points.padded; ++k) {
-      const T top = points.p[k] * points.hw0[k], bottom = points.p[k] * points.hw1[k];
-      w00[k] = top * points.ww0[k], w01[k] = top * points.ww1[k];
-      w10[k] = bottom * points.ww0[k], w11[k] = bottom * points.ww1[k];
-    }
     const S* from = static_cast<const S*>(t.value) + image * q.height * q.width * q.value_stride;
     S* to = static_cast<S*>(t.output) + pixel * q.channels();
     for (int64_t g = 0; g < q.groups; ++g, from += channels, to += channels) {
       const int64_t first = g * q.points, last = first + q.points;
       int64_t c = 0;
-      for (; c + L * B <= channels; c += L * B) gather<L, B, S>(from + c, points, first, last, w, to + c);
+      for (; c + L * B <= channels; c += L * B) gather<L, B, S>(from + c, points, first, last, step, to + c);
       for (; c < channels; ++c) {
         T sum = 0;
         for (int64_t k = first; k < last; ++k) {
-          sum += w00[k] * widen(from[points.i00[k] + c]) + w01[k] * widen(from[points.i01[k] + c]) +
-                 w10[k] * widen(from[points.i10[k] + c]) + w11[k] * widen(from[points.i11[k] + c]);
+          sum += points.w00[k] * widen(from[points.i00[k] * step + c]) + points.w01[k] * widen(from[points.i01[k] * step + c]) +
+                 points.w10[k] * widen(from[points.i10[k] * step + c]) + points.w11[k] * widen(from[points.i11[k] * step + c]);
         }
         narrow(to + c, sum);
       }
+    }
+    if (++w == q.out_width) {
+      w = 0;
+      if (++h == q.out_height) h = 0, ++image;
     }
   }
 }
 
 #include "backward.h"
 
-// Calls `f.template operator()<S, CP>()` for the problem's type and channels: the fast sizes, or the general kernel.
+// Calls f(S{}, C') for the problem's channels: the fast sizes, or the general kernel.
 template <typename S, typename F>
 void with_channels(const Problem& q, const F& f) {
-  const bool small = q.height * q.width * q.value_stride < (int64_t(1) << 31);
-  switch (small ? q.group_channels : 0) {
+  const bool fits = q.height * q.width * q.value_stride < (int64_t(1) << 31);
+  switch (fits ? q.group_channels : 0) {
     case 8: return f(S{}, std::integral_constant<int, 8>{});
     case 16: return f(S{}, std::integral_constant<int, 16>{});
     case 32: return f(S{}, std::integral_constant<int, 32>{});

@@ -1,12 +1,4 @@
-// Short vectors of channels, and their loads and stores in every storage type. Included once per instruction set, inside
-// its own namespace (no include guard), after the pragma that turns the instructions on.
-
-template <typename T, int L>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(sizeof(T) * L)));
-};
-template <typename T, int L>
-using Vec = typename VectorOf<T, L>::type;
+// Loads and stores of short vectors in every storage type. Included once per instruction set, like kernels.h.
 
 struct BFloat16 {
   uint16_t bits;
@@ -173,18 +165,3 @@ template <typename T>
 DCNV3_HD Vec<T, 4> sums(Vec<T, 2> a, Vec<T, 2> b, Vec<T, 2> c, Vec<T, 2> d) {
   return Vec<T, 4>{a[0] + a[1], b[0] + b[1], c[0] + c[1], d[0] + d[1]};
 }
-
-// exp, by range reduction and a polynomial (Cephes' coefficients; 1 ulp), so that a loop over points vectorises.
-DCNV3_HD float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const int n = static_cast<int>(x * 1.44269504088896341f + (x < 0 ? -0.5f : 0.5f));
-  const float r = x - float(n) * 0.693359375f + float(n) * 2.12194440e-4f;
-  float y = 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  return (y * r * r + r + 1.0f) * bits_to_float(static_cast<uint32_t>(n + 127) << 23);
-}
-DCNV3_HD double exponential(double x) { return __builtin_exp(x); }

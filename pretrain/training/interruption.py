@@ -34,6 +34,10 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
+                # The command line installs one before the slow imports: what that has noted counts here.
+                earlier = getattr(self._previous[number], "__self__", None)
+                if isinstance(earlier, Interruption) and earlier.reason is not None:
+                    self.request(earlier.reason)
         return self
 
     def remove(self) -> None:

@@ -7,6 +7,7 @@ from data_pipeline.errors import UserError
 from pretrain.configuration.schema import RunConfig
 
 LARGEST_BUCKET = 50_000_000
+ALIGNMENT = 64  # of flat buffers; DeepSpeed asks for an even number
 QUIET = 10**9
 
 
@@ -26,7 +27,7 @@ def derive(config: RunConfig, *, world_size: int, parameters: int, cuda: bool) -
         )
     if training.precision == "fp16" and not cuda:
         raise UserError("training.precision fp16 needs a GPU; on a CPU use fp32 or bf16")
-    bucket = max(1, min(LARGEST_BUCKET, parameters))
+    bucket = min(LARGEST_BUCKET, -(-parameters // ALIGNMENT) * ALIGNMENT or ALIGNMENT)
     stage = training.zero_stage
     zero: dict[str, Any] = {
         "stage": stage,

@@ -30,12 +30,14 @@ def spawn(
     logs: Path | None = None,
     control: int | None = None,
     patience: Patience | None = None,
+    hold_signals: bool = False,
 ) -> int:
     """Run `argv` as `processes` ranks and return one exit code: `combined_code`, or 130 after a repeated Ctrl-C.
 
     Each rank finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment. Rank 0 writes to this
     terminal, the others to `logs`/rank-NNNNN.log (to this terminal, too, where `logs` is None). `control`: a file
-    descriptor on which another launcher sends signal names, one a line; its end counts as SIGTERM.
+    descriptor on which another launcher sends signal names, one a line; its end counts as SIGTERM. `hold_signals`: for
+    ranks that call `ranks.release_signals` when they are ready for them, as ours do.
     """
     placement = placement or Placement()
     patience = patience or Patience()
@@ -51,7 +53,7 @@ def spawn(
             number = placement.first_rank + local
             environment = rank_environment(os.environ, placement, local, processes, port, cores)
             log = logs / f"rank-{number:05d}.log" if logs is not None and number != 0 else None
-            ranks.append(Rank(number, argv, environment, log))
+            ranks.append(Rank(number, argv, environment, log, hold_signals))
             watch_over(ranks[-1].process.pid)
         return watch(ranks, received, patience, control)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from launch.stopping import HANDLED
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -26,7 +28,14 @@ class Placement:
 class Rank:
     """A started rank. `code` is None while it runs; ended by signal n, it is 128 + n as in a shell."""
 
-    def __init__(self, number: int, argv: Sequence[str], environment: Mapping[str, str], log: Path | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path | None = None,
+        hold_signals: bool = False,
+    ) -> None:
         self.name = f"rank {number}"
         self.log = log
         self.code: int | None = None
@@ -42,7 +51,7 @@ class Rank:
                 stdout=output,
                 stderr=output,
                 process_group=0,  # Ctrl-C in a terminal reaches the launcher only, which forwards it once
-                preexec_fn=_dies_with(os.getpid()),
+                preexec_fn=_before_exec(os.getpid(), hold_signals),
             )
         finally:
             if output is not None:
@@ -106,11 +115,21 @@ def _has_ended(process: int) -> bool:
         return True
 
 
-def _dies_with(parent: int) -> Callable[[], None]:
-    """For the child, before exec: SIGTERM when the launcher dies, however it dies."""
+def release_signals() -> None:
+    """In a rank, once its handlers stand: what came since it was started arrives now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+
+def _before_exec(parent: int, hold_signals: bool) -> Callable[[], None]:
+    """For the child, before exec: SIGTERM when the launcher dies, however it dies.
+
+    hold_signals: requests to stop wait until the rank calls `release_signals`; they would kill it while Python starts.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
 
     def arrange() -> None:
+        if hold_signals:
+            signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:  # it died before the line above
             os._exit(128 + signal.SIGTERM)

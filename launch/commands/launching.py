@@ -62,6 +62,7 @@ def local(
         placement=Placement(first_rank, world, master_addr, master_port),
         logs=logs or (run / "logs" if run else None),
         control=sys.stdin.fileno() if control else None,
+        hold_signals=invocation.configuration_of(command) is not None,
     )
 
 

@@ -106,14 +106,16 @@ def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str]
     preflight.check_output(output)
     if count == 1:
         return _be_a_rank(one_rank)
-    return local.spawn(invocation.own_command(arguments), count, logs=output / "logs")
+    return local.spawn(invocation.own_command(arguments), count, logs=output / "logs", hold_signals=True)
 
 
 def _be_a_rank(one_rank: Callable[[], int]) -> int:
     """Importing torch takes seconds, and a request to stop may come meanwhile: keep it for the run to find."""
+    from launch.ranks import release_signals
     from pretrain.training.interruption import Interruption
 
     early = Interruption().install()
+    release_signals()
     try:
         return one_rank()
     finally:

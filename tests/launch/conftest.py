@@ -32,11 +32,10 @@ def launcher(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]
     """Starts `spawn(argv, n)` in a process of its own, which may be signalled; kills it at the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(argv: list[str], processes: int, patience: str = "", logs: Path | None = None) -> "subprocess.Popen[str]":
+    def start(argv: list[str], processes: int, patience: str = "", options: str = "") -> "subprocess.Popen[str]":
         code = (
-            "import sys, pathlib; from launch.local import spawn; from launch.supervision import Patience\n"
-            f"logs = pathlib.Path({str(logs)!r}) if {logs is not None} else None\n"
-            f"sys.exit(spawn({argv!r}, {processes}, patience=Patience({patience}), logs=logs))"
+            "import sys; from launch.local import spawn; from launch.supervision import Patience\n"
+            f"sys.exit(spawn({argv!r}, {processes}, patience=Patience({patience}), {options}))"
         )
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
         process = subprocess.Popen(

@@ -167,3 +167,19 @@ def test_the_end_of_the_control_line_stops_ranks_and_then_kills_them(
     thread.join(20)
     os.close(reader)
     assert codes == [1]
+
+
+def test_a_request_before_a_rank_has_its_handlers_waits_for_them(
+    program: Program, launcher: Launcher, tmp_path: Path, wait_for: WaitFor
+) -> None:
+    body = """
+        (out / f'ready-{r}').touch()
+        time.sleep(1)  # imports torch; no handler yet
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+        time.sleep(30)
+    """
+    process = launcher(program(body), 2, options="hold_signals=True")
+    wait_for(ready(tmp_path))
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(20) == 75

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from dcnv3 import DCNv3
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
 from pretrain.models.layers import DropPath, LayerNorm, Mlp
+from pretrain.models.linear import use_fast_linears
 from pretrain.models.timm_features import TimmFeatures
 
 
@@ -251,6 +252,7 @@ class InternImage(TimmFeatures, nn.Module):
         self._init_features(widths)
         self.reset_classifier(num_classes, global_pool)
         self._initialize()
+        use_fast_linears(self)
 
     @property
     def arguments(self) -> dict[str, Any]:

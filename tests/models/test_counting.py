@@ -50,9 +50,9 @@ def test_multiply_adds_of_h_and_g_are_the_published_ones_when_only_layers_count(
 
 def test_multiply_adds_agree_with_torchs_counter():
     arguments = {"channels": 32, "depths": (1, 1, 2, 1), "groups": (2, 4, 8, 16), "num_classes": 10}
-    model = InternImage(**arguments, backend="reference").eval()
+    model = InternImage(**arguments, backend="reference").double().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 64, 96))
+        model(torch.zeros(1, 3, 64, 96, dtype=torch.float64))
     pixels = [16 * 24, 8 * 12, 4 * 6, 2 * 3]
     sampling = sum(
         depth * n * 32 * 2**stage * 9 * SAMPLING_COST

@@ -1,0 +1,91 @@
+"""Linear layers that run through oneDNN on an x86 CPU.
+
+PyTorch multiplies fp32 matrices on the CPU with MKL, which takes its AVX2 path on processors that are not Intel's: on an EPYC with
+AVX-512 oneDNN, which PyTorch carries as well and uses for convolutions, is 2.2 times as fast at the shapes of InternImage (forward
+and input gradient; benchmarks/models_linear.py). Parameters, names and results (to rounding) are nn.Linear's.
+"""
+
+import platform
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_AVAILABLE = (
+    platform.machine().lower() in ("x86_64", "amd64")
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+SMALLEST = 1 << 18  # multiply-adds below which the call costs more than the product
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear. x: [..., K], weight: [N, K], bias: [N] -> [..., N].
+
+    Through oneDNN for fp32 on the CPU; anything else (other devices and dtypes, autocast, compiling, exporting) is F.linear's.
+    """
+    if (
+        _AVAILABLE
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * weight.shape[0] >= SMALLEST
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return _OneDnnLinear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """nn.Linear by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def use_fast_linears(module: nn.Module) -> None:
+    """Replace every plain nn.Linear inside by a Linear that holds the same parameters."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            fast = Linear.__new__(Linear)
+            fast.__dict__.update(child.__dict__)
+            setattr(module, name, fast)
+        else:
+            use_fast_linears(child)
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [M, K] times b [N, K] transposed, plus bias."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """Differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        rows = x.reshape(-1, x.shape[-1])
+        return _product(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, weight.shape[0])
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _product(gradient, weight.t()).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            rows = x.reshape(-1, x.shape[-1])
+            # The long dimension is summed over; the product is faster with the shorter of the others as its rows.
+            if weight.shape[0] > weight.shape[1]:
+                grad_weight = _product(rows.t(), gradient.t()).t()
+            else:
+                grad_weight = _product(gradient.t(), rows.t())
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = gradient.sum(0)
+        return grad_x, grad_weight, grad_bias

@@ -1,8 +1,9 @@
 """Linear layers that run through oneDNN on an x86 CPU.
 
-PyTorch multiplies fp32 matrices on the CPU with MKL, which takes its AVX2 path on processors that are not Intel's: on an EPYC with
-AVX-512 oneDNN, which PyTorch carries as well and uses for convolutions, is 2.2 times as fast at the shapes of InternImage (forward
-and input gradient; benchmarks/models_linear.py). Parameters, names and results (to rounding) are nn.Linear's.
+PyTorch multiplies fp32 matrices on the CPU with MKL, which takes its AVX2 path on processors that are not Intel's: on
+an EPYC with AVX-512 oneDNN, which PyTorch carries as well and uses for convolutions, is 2.2 times as fast at the
+shapes of InternImage (forward and input gradient; benchmarks/models_linear.py). Parameters, names and results (to
+rounding) are nn.Linear's.
 """
 
 import platform
@@ -23,7 +24,8 @@ SMALLEST = 1 << 18  # multiply-adds below which the call costs more than the pro
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear. x: [..., K], weight: [N, K], bias: [N] -> [..., N].
 
-    Through oneDNN for fp32 on the CPU; anything else (other devices and dtypes, autocast, compiling, exporting) is F.linear's.
+    Through oneDNN for fp32 on the CPU; anything else (other devices and dtypes, autocast, compiling, exporting) is
+    F.linear's.
     """
     if (
         _AVAILABLE

@@ -45,7 +45,10 @@ def encode_set(
     function: [B, 3, S, S] on the device of `task` -> [B, ...]. pictures: indices of the samples whose crops to keep.
     """
     device = device_of(task)
-    values, labels, captions, samples = [], [], [], []
+    values: list[Tensor] = []
+    labels: list[Tensor] = []
+    captions: list[str | None] = []
+    samples: list[SampleRef] = []
     kept: dict[int, str] = {}
     with inference(task):
         for batch in evaluation_batches(set_folder, config.data.image_size, batch_size):

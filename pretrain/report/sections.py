@@ -21,6 +21,7 @@ MARKED_EVENTS = {
     "restart": "resumed",
 }
 LISTED_EVENTS = 40
+GROUPED = ("loss/", "grad_norm/")  # metrics with a chart a group; others named part/measure have a chart a measure
 
 
 def headline(run: RunRecord) -> str:
@@ -110,8 +111,10 @@ def curves(run: RunRecord) -> str:
 
 def _diagnostics(run: RunRecord, marks: list[Mark]) -> str:
     """What else was logged as part/measure (the objective's collapse watch), a chart a measure, folded away."""
-    names = [key.partition("/")[2] for key in run.keys("") if "/" in key and not key.startswith("loss/")]
-    charts = [
+    names = [key.partition("/")[2] for key in run.keys("") if "/" in key and not key.startswith(GROUPED)]
+    gradients = [Series(key.removeprefix("grad_norm/"), *run.series(key)) for key in run.keys("grad_norm/")]
+    charts = [("Gradient norm of each loss", line_chart(gradients, marks=marks, log_y=True))]
+    charts += [
         (_words(name), line_chart(_by_prefix(run, name), marks=marks))
         for name in dict.fromkeys(names)
         if name != "accuracy"
@@ -124,7 +127,7 @@ def _diagnostics(run: RunRecord, marks: list[Mark]) -> str:
 
 def _by_prefix(run: RunRecord, name: str) -> list[Series]:
     """One series for each metric called ANYTHING/name."""
-    found = [key for key in run.keys("") if key.partition("/")[2] == name and not key.startswith("loss/")]
+    found = [key for key in run.keys("") if key.partition("/")[2] == name and not key.startswith(GROUPED)]
     return [Series(key.partition("/")[0], *run.series(key)) for key in found]
 
 

@@ -2,10 +2,10 @@
 // threads write apart, and each group's sum is taken in pixel order: the same bits for any number of threads.
 // Here the value is contiguous, so that its gradient has the same places.
 
-// For one point and B vectors of L channels: the products of the output's gradient with the four pixels, summed over
-// channels, and its spread onto the four pixels' gradients.
+// For one point of weight p and B vectors of L channels: the products of the output's gradient with the four pixels,
+// summed over channels, and its spread onto the four pixels' gradients.
 template <int L, int B, typename S, typename T>
-DCNV3_HD Vec<T, 4> scatter(const S* image, T* sum, const int64_t (&at)[4], const T (&w)[4], const Vec<T, L>* grad) {
+DCNV3_HD Vec<T, 4> scatter(const S* image, T* sum, const int64_t (&at)[4], const T (&w)[4], T p, const Vec<T, L>* grad) {
   Vec<T, L> d[4] = {};
 #pragma GCC unroll 4
   for (int corner = 0; corner < 4; ++corner) {
@@ -14,10 +14,11 @@ DCNV3_HD Vec<T, 4> scatter(const S* image, T* sum, const int64_t (&at)[4], const
   }
 #pragma GCC unroll 4
   for (int corner = 0; corner < 4; ++corner) {
+    const T weight = w[corner] * p;
 #pragma GCC unroll 16
     for (int b = 0; b < B; ++b) {
       T* to = sum + at[corner] + b * L;
-      store<L, T>(to, load<L>(to) + grad[b] * w[corner]);
+      store<L, T>(to, load<L>(to) + grad[b] * weight);
     }
   }
   return sums<T>(d[0], d[1], d[2], d[3]);
@@ -75,7 +76,7 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
     const int64_t pixel = image * q.pixels() + place, first_point = first_group * q.points;
     points.prepare(place / q.out_width, place % q.out_width,
                    static_cast<const S*>(t.offset) + pixel * q.offset_stride + 2 * first_point,
-                   static_cast<const S*>(t.mask) + pixel * q.mask_stride + first_point);
+                   static_cast<const S*>(t.mask) + pixel * q.mask_stride + first_point, q.batch * q.pixels() - 1 - pixel);
     const S* grad_output = static_cast<const S*>(t.grad_output) + pixel * all + first_group * channels;
     for (int64_t g = 0; g < groups; ++g) {
       const S *from = value + g * channels, *grad_from = grad_output + g * channels;
@@ -89,7 +90,7 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
           const int64_t at[4] = {points.i00[k] * step + c, points.i01[k] * step + c, points.i10[k] * step + c,
                                  points.i11[k] * step + c};
           const T w[4] = {points.w00[k], points.w01[k], points.w10[k], points.w11[k]};
-          const Vec<T, 4> d = scatter<L, B, S, T>(from, to, at, w, grad);
+          const Vec<T, 4> d = scatter<L, B, S, T>(from, to, at, w, points.p[k], grad);
           for (int i = 0; i < 4; ++i) dots[i][k] = (CP == 0 && c > 0) ? dots[i][k] + d[i] : d[i];
         }
       }
@@ -102,7 +103,7 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
           for (int i = 0; i < 4; ++i) {
             const T product = grad * widen(from[at[i]]);
             dots[i][k] = c == 0 ? product : dots[i][k] + product;
-            to[at[i]] += grad * w[i];
+            to[at[i]] += grad * (w[i] * points.p[k]);
           }
         }
       }

@@ -20,25 +20,22 @@ DCNV3_HD int64_t late_step(const Problem& q) {
   return CP == 0 ? q.value_stride : 1;
 }
 
-// Sum over the points of weight * pixel, for B vectors of L channels. Two running sums halve the chain of additions.
+// Sum over the points of weight * share * pixel, for B vectors of L channels.
 template <int L, int B, typename S, typename P>
 DCNV3_HD void gather(const S* image, const P& points, int64_t first, int64_t last, int64_t step, S* to) {
-  using V = Vec<Compute<S>, L>;
-  V top[B] = {}, bottom[B] = {};
+  Vec<Compute<S>, L> sum[B] = {};
   for (int64_t k = first; k < last; ++k) {
     const S *v00 = image + points.i00[k] * step, *v01 = image + points.i01[k] * step;
     const S *v10 = image + points.i10[k] * step, *v11 = image + points.i11[k] * step;
     const Compute<S> w00 = points.w00[k], w01 = points.w01[k], w10 = points.w10[k], w11 = points.w11[k];
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
-      top[b] += load<L>(v00 + b * L) * w00;
-      bottom[b] += load<L>(v10 + b * L) * w10;
-      top[b] += load<L>(v01 + b * L) * w01;
-      bottom[b] += load<L>(v11 + b * L) * w11;
+      sum[b] += points.p[k] * ((load<L>(v00 + b * L) * w00 + load<L>(v01 + b * L) * w01) +
+                               (load<L>(v10 + b * L) * w10 + load<L>(v11 + b * L) * w11));
     }
   }
 #pragma GCC unroll 8
-  for (int b = 0; b < B; ++b) store<L, S>(to + b * L, top[b] + bottom[b]);
+  for (int b = 0; b < B; ++b) store<L, S>(to + b * L, sum[b]);
 }
 
 template <typename S, int CP>
@@ -48,10 +45,11 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
   constexpr int B = CP == 0 ? 1 : (CP / L < 4 ? CP / L : 4);
   const int64_t channels = CP == 0 ? q.group_channels : CP, step = late_step<CP>(q);
   Points<S, false> points(q, q.groups, early_step<CP>(q));
+  const int64_t pixels = q.batch * q.pixels();
   int64_t image = begin / q.pixels(), h = begin % q.pixels() / q.out_width, w = begin % q.out_width;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     points.prepare(h, w, static_cast<const S*>(t.offset) + pixel * q.offset_stride,
-                   static_cast<const S*>(t.mask) + pixel * q.mask_stride);
+                   static_cast<const S*>(t.mask) + pixel * q.mask_stride, pixels - 1 - pixel);
     const S* from = static_cast<const S*>(t.value) + image * q.height * q.width * q.value_stride;
     S* to = static_cast<S*>(t.output) + pixel * q.channels();
     for (int64_t g = 0; g < q.groups; ++g, from += channels, to += channels) {
@@ -61,8 +59,11 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
       for (; c < channels; ++c) {
         T sum = 0;
         for (int64_t k = first; k < last; ++k) {
-          sum += points.w00[k] * widen(from[points.i00[k] * step + c]) + points.w01[k] * widen(from[points.i01[k] * step + c]) +
-                 points.w10[k] * widen(from[points.i10[k] * step + c]) + points.w11[k] * widen(from[points.i11[k] * step + c]);
+          const S* pixel_c = from + c;
+          sum += points.p[k] * (points.w00[k] * widen(pixel_c[points.i00[k] * step]) +
+                                points.w01[k] * widen(pixel_c[points.i01[k] * step]) +
+                                points.w10[k] * widen(pixel_c[points.i10[k] * step]) +
+                                points.w11[k] * widen(pixel_c[points.i11[k] * step]));
         }
         narrow(to + c, sum);
       }

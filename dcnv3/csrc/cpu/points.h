@@ -35,28 +35,27 @@ class Points {
   using Int = typename Lanes<V>::Int;
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-  const int64_t groups, points, count, padded;  // padded: to whole blocks of Arena::kAlign
-  T *p;                                         // weights of the points, after the activation
-  T *w00, *w01, *w10, *w11;                     // the same times the shares of the four pixels
+  const int64_t groups, points, count, padded;       // padded: count to whole blocks of Arena::kAlign
+  T *p;                                              // weights of the points, after the activation
+  T *w00, *w01, *w10, *w11;                          // shares of the four pixels
   T *hw0, *hw1, *hs0, *hs1, *ww0, *ww1, *ws0, *ws1;  // the two axes (sampling.h), with kGradient
-  Index *i00, *i01, *i10, *i11;                 // numbers of the four pixels in the image, times `step`
+  Index *i00, *i01, *i10, *i11;                      // numbers of the four pixels in the image, times `step`
 
   Points(const Problem& q, int64_t groups_here, int64_t step)
       : groups(groups_here),
         points(q.points),
         count(groups_here * q.points),
         padded((count + kBlock - 1) / kBlock * kBlock),
-        arena_(25 * padded * sizeof(T)),
+        arena_((19 * padded + kBlock) * sizeof(T)),
         q_(q),
         step_(static_cast<Index>(step)),
         radius_h_((q.dilation_h * (q.kernel_h - 1)) >> 1),
         radius_w_((q.dilation_w * (q.kernel_w - 1)) >> 1) {
-    for (T** array : {&p, &w00, &w01, &w10, &w11, &hw0, &hw1, &hs0, &hs1, &ww0, &ww1, &ws0, &ws1, &cell_h_, &cell_w_,
-                      &off_h_, &off_w_}) {
+    for (T** array : {&w00, &w01, &w10, &w11, &hw0, &hw1, &hs0, &hs1, &ww0, &ww1, &ws0, &ws1, &cell_h_, &cell_w_}) {
       *array = arena_.template take<T>(padded);
     }
-    raw_ = arena_.template take<T>(2 * padded);
     for (Index** array : {&i00, &i01, &i10, &i11}) *array = arena_.template take<Index>(padded);
+    p = arena_.template take<T>(padded + kBlock);  // a group's last vector reaches past its end
     int64_t k = 0;
     for (int64_t i = 0; i < q.kernel_w; ++i) {
       for (int64_t j = 0; j < q.kernel_h; ++j) {
@@ -70,57 +69,64 @@ class Points {
     }
   }
 
-  // Read the offsets and logits of output pixel (h, w) and fill the arrays.
-  void prepare(int64_t h, int64_t w, const S* offset, const S* mask) {
-    read(offset, 2 * count, raw_);
-    for (int64_t k = 0; k < padded; ++k) {
-      off_w_[k] = raw_[2 * k];
-      off_h_[k] = raw_[2 * k + 1];
+  // Read the offsets and logits of output pixel (h, w) and fill the arrays. `pixels_left` follow in the same tensors:
+  // vectors may be read past this pixel's end while they stay inside the tensor.
+  void prepare(int64_t h, int64_t w, const S* offset, const S* mask, int64_t pixels_left) {
+    const int64_t readable = pixels_left * q_.mask_stride + count;
+    if (q_.activation == kSoftmax) {
+      for (int64_t first = 0; first < count; first += points) softmax(mask + first, readable - first, p + first);
+    } else {
+      const bool sigmoid = q_.activation == kSigmoid;
+      for (int64_t k = 0; k < count; k += L) {
+        const V x = read(mask + k, readable - k);
+        store<L, T>(p + k, sigmoid ? as<V>(1) / (as<V>(1) + exponential(-x)) : x);
+      }
     }
-    read(mask, count, p);
-    activate();
-    place(T(h * q_.stride_h - q_.padding_h + radius_h_), T(w * q_.stride_w - q_.padding_w + radius_w_));
+    place(T(h * q_.stride_h - q_.padding_h + radius_h_), T(w * q_.stride_w - q_.padding_w + radius_w_), offset,
+          pixels_left * q_.offset_stride + 2 * count);
   }
 
  private:
   static constexpr int64_t kBlock = Arena::kAlign / sizeof(T);
 
-  static void read(const S* from, int64_t n, T* to) {
-    int64_t k = 0;
-    for (; k + L <= n; k += L) store<L, T>(to + k, load<L>(from + k));
-    for (; k < n; ++k) to[k] = widen(from[k]);
+  // A vector from `from`, of which `readable` elements may be read; zeros after them.
+  static V read(const S* from, int64_t readable) {
+    if (readable >= L) return load<L>(from);
+    V v = {};
+    for (int64_t i = 0; i < readable; ++i) v[i] = widen(from[i]);
+    return v;
   }
 
-  void activate() {
-    if (q_.activation == kNone) return;
-    const V one = as<V>(1);
-    if (q_.activation == kSigmoid) {
-      for (int64_t k = 0; k < padded; k += L) store<L, T>(p + k, one / (one + exponential(-load<L>(p + k))));
-      return;
+  // In registers, for as many points as a vector holds at a time; the lanes past the group's end count for nothing.
+  void softmax(const S* logits, int64_t readable, T* to) const {
+    V lane;
+    for (int i = 0; i < L; ++i) lane[i] = T(i);
+    const V none = as<V>(0), lowest = none - std::numeric_limits<T>::infinity();
+    V most = lowest;
+    for (int64_t k = 0; k < points; k += L) {
+      const V x = choose(lane < as<V>(T(points - k)), read(logits + k, readable - k), lowest);
+      most = choose(x > most, x, most);
     }
-    for (int64_t first = 0; first < count; first += points) {
-      T most = p[first];
-      for (int64_t k = first + 1; k < first + points; ++k) most = p[k] > most ? p[k] : most;
-      for (int64_t k = first; k < first + points; ++k) p[k] -= most;
+    const T top = largest<T>(most);
+    V sum = none;
+    for (int64_t k = 0; k < points; k += L) {
+      const V e = choose(lane < as<V>(T(points - k)), exponential(read(logits + k, readable - k) - top), none);
+      sum += e;
+      store<L, T>(to + k, e);
     }
-    for (int64_t k = 0; k < padded; k += L) store<L, T>(p + k, exponential(load<L>(p + k)));
-    for (int64_t first = 0; first < count; first += points) {
-      T sum = 0;
-      for (int64_t k = first; k < first + points; ++k) sum += p[k];
-      const T share = T(1) / sum;
-      for (int64_t k = first; k < first + points; ++k) p[k] *= share;
-    }
+    const T share = T(1) / total<T>(sum);
+    for (int64_t k = 0; k < points; k += L) store<L, T>(to + k, load<L>(to + k) * share);
   }
 
-  void place(T start_h, T start_w) {
+  void place(T start_h, T start_w, const S* offset, int64_t readable) {
     const T scale = T(q_.offset_scale);
     const int height = static_cast<int>(q_.height), width = static_cast<int>(q_.width);
     for (int64_t k = 0; k < padded; k += L) {
-      const Axis<V> y = axis(location(start_h, load<L>(cell_h_ + k), load<L>(off_h_ + k), scale), height);
-      const Axis<V> x = axis(location(start_w, load<L>(cell_w_ + k), load<L>(off_w_ + k), scale), width);
-      const V weight = load<L>(p + k), top = weight * y.w0, bottom = weight * y.w1;
-      store<L, T>(w00 + k, top * x.w0), store<L, T>(w01 + k, top * x.w1);
-      store<L, T>(w10 + k, bottom * x.w0), store<L, T>(w11 + k, bottom * x.w1);
+      const V one = read(offset + 2 * k, readable - 2 * k), two = read(offset + 2 * k + L, readable - 2 * k - L);
+      const Axis<V> y = axis(location(start_h, load<L>(cell_h_ + k), odd(one, two), scale), height);
+      const Axis<V> x = axis(location(start_w, load<L>(cell_w_ + k), even(one, two), scale), width);
+      store<L, T>(w00 + k, y.w0 * x.w0), store<L, T>(w01 + k, y.w0 * x.w1);
+      store<L, T>(w10 + k, y.w1 * x.w0), store<L, T>(w11 + k, y.w1 * x.w1);
       const Int top_row = y.i0 * (width * step_), bottom_row = y.i1 * (width * step_);
       const Int left = x.i0 * step_, right = x.i1 * step_;
       put(i00 + k, top_row + left), put(i01 + k, top_row + right);
@@ -138,5 +144,5 @@ class Points {
   const Problem q_;
   const Index step_;
   const int64_t radius_h_, radius_w_;
-  T *cell_h_, *cell_w_, *off_h_, *off_w_, *raw_;
+  T *cell_h_, *cell_w_;
 };

@@ -165,3 +165,64 @@ template <typename T>
 DCNV3_HD Vec<T, 4> sums(Vec<T, 2> a, Vec<T, 2> b, Vec<T, 2> c, Vec<T, 2> d) {
   return Vec<T, 4>{a[0] + a[1], b[0] + b[1], c[0] + c[1], d[0] + d[1]};
 }
+
+// The sum and the largest of a vector's lanes, and the even and odd places of two vectors in a row.
+template <typename T>
+DCNV3_HD T total(Vec<T, 2> v) {
+  return v[0] + v[1];
+}
+template <typename T>
+DCNV3_HD T total(Vec<T, 4> v) {
+  return (v[0] + v[1]) + (v[2] + v[3]);
+}
+template <typename T>
+DCNV3_HD T total(Vec<T, 8> v) {
+  return total<T>(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+template <typename T>
+DCNV3_HD T total(Vec<T, 16> v) {
+  return total<T>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+template <typename V>
+DCNV3_HD V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <typename T>
+DCNV3_HD T largest(Vec<T, 2> v) {
+  return v[0] > v[1] ? v[0] : v[1];
+}
+template <typename T>
+DCNV3_HD T largest(Vec<T, 4> v) {
+  return largest<T>(larger(__builtin_shufflevector(v, v, 0, 1), __builtin_shufflevector(v, v, 2, 3)));
+}
+template <typename T>
+DCNV3_HD T largest(Vec<T, 8> v) {
+  return largest<T>(larger(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7)));
+}
+template <typename T>
+DCNV3_HD T largest(Vec<T, 16> v) {
+  return largest<T>(larger(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)));
+}
+
+#if DCNV3_VECTOR_BYTES == 64
+DCNV3_HD Floats even(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+DCNV3_HD Floats odd(Floats a, Floats b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+DCNV3_HD Doubles even(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+DCNV3_HD Doubles odd(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+#elif DCNV3_VECTOR_BYTES == 32
+DCNV3_HD Floats even(Floats a, Floats b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
+DCNV3_HD Floats odd(Floats a, Floats b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+DCNV3_HD Doubles even(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+DCNV3_HD Doubles odd(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+#else
+DCNV3_HD Floats even(Floats a, Floats b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+DCNV3_HD Floats odd(Floats a, Floats b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+DCNV3_HD Doubles even(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 0, 2); }
+DCNV3_HD Doubles odd(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 1, 3); }
+#endif

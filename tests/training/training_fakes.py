@@ -193,13 +193,18 @@ def configuration(**changes: Any) -> RunConfig:
     return parse_config(raw)
 
 
-def start_ranks(config: RunConfig, output: Path, ranks: int, **environment: str) -> list[subprocess.Popen[str]]:
-    """One process a rank, running this file."""
+def start_ranks(
+    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, **environment: str
+) -> list[subprocess.Popen[str]]:
+    """One process a rank, running this file. Several configurations, by their outputs, run one after the other."""
     from pretrain.configuration import dump_config
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    described = output.parent / f"{output.name}-{time.monotonic_ns()}.yaml"
-    described.write_text(dump_config(config))
+    work: list[str] = []
+    for number, (where, what) in enumerate((config if isinstance(config, dict) else {output: config}).items()):
+        described = output.parent / f"{output.name}-{time.monotonic_ns()}-{number}.yaml"
+        described.write_text(dump_config(what))
+        work += [str(described), str(where)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -224,7 +229,7 @@ def start_ranks(config: RunConfig, output: Path, ranks: int, **environment: str)
         log = open(output.parent / f"{output.name}-rank{rank}.log", "a")  # noqa: SIM115  handed to the process
         processes.append(
             subprocess.Popen(
-                [sys.executable, __file__, str(described), str(output)],
+                [sys.executable, __file__, *work],
                 env=variables,
                 stdout=log,
                 stderr=log,
@@ -252,7 +257,7 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 90) -> list[
     return [process.wait() for process in processes]
 
 
-def run_ranks(config: RunConfig, output: Path, ranks: int, **environment: str) -> list[int]:
+def run_ranks(config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, **environment: str) -> list[int]:
     return finish(start_ranks(config, output, ranks, **environment))
 
 
@@ -265,6 +270,17 @@ def events(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [event for event in found if kind is None or event["kind"] == kind]
 
 
+def lineage(path: Path) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
+    """(rank, step, micro, positions) of every forward pass, in the order of each rank; a line that a kill cut is dropped."""
+    for file in sorted(path.parent.glob(f"{path.name}.*")):
+        for line in file.read_text().splitlines():
+            try:
+                step, micro, positions = json.loads(line)
+            except ValueError:
+                continue
+            yield int(file.suffix[1:]), step, micro, tuple(positions)
+
+
 def logs(output: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(output.parent.glob(f"{output.name}-rank*.log")))
 
@@ -275,10 +291,17 @@ if __name__ == "__main__":
     from data_pipeline.errors import UserError
     from pretrain.training import run
 
+    if limit := os.environ.get("FAKE_FILE_LIMIT"):  # a full disk, as a file-size limit shows it
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    width = int(os.environ.get("FAKE_WIDTH", 33))
     try:
-        chosen = parse_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
-        width = int(os.environ.get("FAKE_WIDTH", 33))
-        sys.exit(run(chosen, sys.argv[2], factories=factories(width=width)))
+        code = 0
+        for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+            chosen = parse_config(yaml.safe_load(Path(described).read_text()))
+            code = code or run(chosen, where, factories=factories(width=width))
+        sys.exit(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

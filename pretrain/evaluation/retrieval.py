@@ -77,6 +77,8 @@ def retrieval(
                 "key": encoded.samples[i].key,
                 "caption": encoded.captions[i],
                 "image": encoded.pictures[i],
+                "place": _place(similarity[row[i]], place[str(encoded.captions[i])]),
+                "candidates": len(texts),
                 "retrieved": _nearest(similarity[row[i]], texts, str(encoded.captions[i])),
             }
             for i in shown
@@ -92,6 +94,11 @@ def _nearest(similarity: Tensor, texts: Sequence[str], right: str) -> list[Resul
         {"caption": texts[i], "score": value, "correct": texts[i] == right}
         for value, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)
     ]
+
+
+def _place(similarity: Tensor, right: int) -> int:
+    """Where the right caption stands, from 1; among equals last."""
+    return int((similarity >= similarity[right]).sum())
 
 
 def _evenly(total: int, count: int) -> list[int]:

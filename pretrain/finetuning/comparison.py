@@ -47,6 +47,7 @@ def run_arm(
     seeds: Sequence[int],
     segment_steps: int,
     patience: int,
+    least_steps: int = 0,
     train: Train | None = None,
 ) -> dict[str, Any]:
     """Choose a candidate with the first seed, train it with every seed to its plateau, score held-out once each."""
@@ -63,6 +64,7 @@ def run_arm(
             validation=validation,
             segment_steps=segment_steps,
             patience=patience,
+            least_steps=least_steps,
             train=train,
         )
 

@@ -61,6 +61,7 @@ def train_to_plateau(
     segment_steps: int,
     patience: int = 3,
     least_gain: float = 0.0,
+    least_steps: int = 0,
     train: Train | None = None,
 ) -> Plateau:
     """Fine-tune `source` (None: random weights) until validation top-1 has not risen for `patience` segments.
@@ -68,6 +69,7 @@ def train_to_plateau(
     Args:
         config: as for `finetune`, with schedule.steps the longest length allowed; its schedule becomes constant.
         validation: folder of the validation set, of the same classes.
+        least_steps: no plateau counts before it; random weights may stand at chance for a while.
         train: how a segment is run; by default in this process, alone.
 
     Returns where the best segment is. Raises UserError where a segment fails or the configuration has no step count.
@@ -80,7 +82,11 @@ def train_to_plateau(
     if most is None or segment_steps < 1:
         raise UserError("training to the plateau needs schedule.steps (not epochs) and segments of at least one step")
     history = _read_history(output)
-    while not history or not (has_plateaued([s for _, s in history], patience, least_gain) or history[-1][0] >= most):
+
+    def ended() -> bool:
+        return has_plateaued([s for _, s in history], patience, least_gain) and history[-1][0] >= least_steps
+
+    while not history or not (ended() or history[-1][0] >= most):
         end = min((history[-1][0] if history else 0) + segment_steps, most)
         code = (train or _alone)(segment_config(config, end, most), source, output)
         if code not in (0, STOPPED):
@@ -89,9 +95,8 @@ def train_to_plateau(
         history.append((end, value_of(top1(task, validation, own), "top1")))
         _write_history(output, history)
         mark_best(output, history[best_index([s for _, s in history])][0])
-    scores = [s for _, s in history]
-    step, best = history[best_index(scores)]
-    return Plateau(output, step, best, has_plateaued(scores, patience, least_gain), tuple(history))
+    step, best = history[best_index([s for _, s in history])]
+    return Plateau(output, step, best, ended(), tuple(history))
 
 
 def segment_config(config: RunConfig, end: int, most: int) -> RunConfig:

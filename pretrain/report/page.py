@@ -71,6 +71,7 @@ path.raw { fill: none; stroke-width: 1; opacity: .3; }
 .card ol { margin: 8px 0 2px; padding-left: 1.3em; font-size: .875rem; color: var(--soft); }
 .card li { padding: 1px 6px; border-radius: 5px; overflow-wrap: anywhere; }
 .card li span { float: right; margin-left: 10px; }
+.card p { margin: 6px 0 2px; font-size: .8125rem; color: var(--soft); }
 .card li.right { background: var(--right-bg); color: var(--right); font-weight: 600; }
 details { margin: 12px 0 0; } summary { cursor: pointer; padding: 10px 14px; font-weight: 600; font-size: .9375rem; }
 details .wide { border: 0; border-top: 1px solid var(--line); border-radius: 0; }

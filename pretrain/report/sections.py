@@ -264,7 +264,9 @@ def _card(example: Mapping[str, Any]) -> str:
         tick = '<b aria-label="correct">✓</b> ' if right else ""
         items.append(f"<li{' class=right' if right else ''}>{score}{tick}{escape(str(found['caption']))}</li>")
     caption = escape(str(example.get("caption", "")))
-    return f'<figure class="card">{picture}<figcaption>{caption}</figcaption><ol>{"".join(items)}</ol></figure>'
+    place, missed = example.get("place"), not any(found.get("correct") for found in example["retrieved"])
+    own = f"<p>its own: place {number(place)} of {number(example['candidates'])}</p>" if missed and place else ""
+    return f'<figure class="card">{picture}<figcaption>{caption}</figcaption><ol>{"".join(items)}</ol>{own}</figure>'
 
 
 def _event_row(event: Mapping[str, Any], start: float) -> str:

@@ -45,6 +45,7 @@ def test_examples_are_evenly_spaced_and_carry_picture_and_marks(painter, shapes,
         assert example["image"].startswith("data:image/png;base64,")
         assert [f["correct"] for f in example["retrieved"]] == [True, False, False]
         assert example["retrieved"][0]["caption"] == example["caption"]
+        assert (example["place"], example["candidates"]) == (1, 3)
 
 
 def test_a_collapsed_model_scores_chance_in_everything(painter, shapes, config):

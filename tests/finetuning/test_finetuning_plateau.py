@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from finetuning_configurations import tiny_configuration
 
 import pretrain.evaluation
 import pretrain.training.checkpoints
 from data_pipeline.errors import UserError
 from pretrain.finetuning import has_plateaued, train_to_plateau
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, spread, verdict
+from pretrain.finetuning.derive import classifier_config
 from pretrain.finetuning.plateau import best_index
 
 
@@ -106,6 +108,22 @@ def test_a_killed_search_goes_on_after_its_last_finished_segment(monkeypatch, fi
     assert [c.training.stop_after for c, *_ in script.trained] == [20] and plateau.step == 10
 
 
+def test_no_plateau_counts_before_the_least_length(monkeypatch, finetuning, tmp_path):
+    """Untrained weights stand at chance for a while; that is no plateau."""
+    script = Script(monkeypatch, [0.1, 0.1, 0.1, 0.1, 0.7, 0.7, 0.7])
+    plateau = train_to_plateau(
+        finetuning(100),
+        source=None,
+        output=tmp_path / "run",
+        validation="val",
+        segment_steps=10,
+        patience=2,
+        least_steps=50,
+        train=script.train,
+    )
+    assert (plateau.step, plateau.reached, plateau.history[-1]) == (50, True, (70, 0.7))
+
+
 def test_a_failed_segment_is_told(monkeypatch, finetuning, tmp_path):
     Script(monkeypatch, [])
     with pytest.raises(UserError, match="exit code 4"):
@@ -166,3 +184,14 @@ def test_both_sides_make_one_result():
     assert entry["value"] == pytest.approx(0.65)
     assert entry["beside"] == {"largest category": 0.2, "from random weights": pytest.approx(0.45)}
     assert result["settings"]["seeds"] == [0, 1] and result["settings"]["above_range"] is True
+
+
+def test_a_pretraining_configuration_gives_that_of_its_fine_tuning(shapes):
+    pretraining = tiny_configuration(shapes, "m3i", 2)
+    config = classifier_config(pretraining, train="labels", steps=30, changes={"optimizer.lr": 5e-4})
+    assert config.objective.preset == "supervised" and config.data.views == 1
+    assert config.model.overrides["use_clip_projector"] and config.model.overrides["head_hidden_size"] == 32
+    assert [source.path for source in config.data.sources] == ["labels"]
+    assert (config.data.image_size, config.optimizer.lr, config.schedule.steps) == (32, 5e-4, 30)
+    with pytest.raises(UserError, match=r"optimizer\.learning"):
+        classifier_config(pretraining, train="labels", steps=30, changes={"optimizer.learning": 1})

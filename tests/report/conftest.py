@@ -112,6 +112,8 @@ def run_dir(tmp_path: Path) -> Path:
                 "key": key,
                 "caption": caption,
                 "image": picture(colour),
+                "place": 41,
+                "candidates": 190,
                 "retrieved": [
                     {"caption": "green circle", "score": 0.41, "correct": caption == "green circle"},
                     {"caption": "red circle <symbol>", "score": 0.33, "correct": caption == "red circle <symbol>"},

@@ -114,6 +114,7 @@ def test_right_captions_are_marked_and_wrong_ones_are_not(page):
     assert len(right) == 2  # "green circle" and "red circle <symbol>"; the other two pictures have none
     assert "red circle <symbol>" in page.sections["samples"]
     assert len(page.all("img")) == 4
+    assert page.sections["samples"].count("its own: place 41 of 190") == 2  # said only where no tick stands
 
 
 def test_text_from_the_data_cannot_become_markup(run_dir):

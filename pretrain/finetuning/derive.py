@@ -1,0 +1,50 @@
+"""The configuration that fine-tunes what another configuration pretrains: the same backbone and images, labels only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from pretrain.configuration import RunConfig, parse_config
+
+
+def classifier_config(
+    pretraining: RunConfig, *, train: Path | str, steps: int, changes: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Model, image size, normalisation and augmentation of `pretraining`, the `supervised` preset, one view.
+
+    Args:
+        train: folder of the labelled training set.
+        steps: length of the run.
+        changes: key.path -> value, as {"optimizer.lr": 1e-3}; optimizer, schedule and training are otherwise the
+            schema's defaults with the pretraining's batch, precision, ZeRO stage and seed.
+
+    Raises UserError for a key that does not exist.
+    """
+    model, data, training = pretraining.model, pretraining.data, pretraining.training
+    overrides = dict(model.overrides)
+    if pretraining.objective.preset != "supervised":  # its task adds these by itself
+        overrides |= {"use_clip_projector": True, "head_hidden_size": pretraining.objective.embed_dim}
+    raw: dict[str, Any] = {
+        "model": {"name": model.name, "overrides": overrides},
+        "objective": {"preset": "supervised"},
+        "data": data.model_dump(mode="json")
+        | {"sources": [{"path": str(train), "captions": False}], "views": 1, "cache": data.cache.model_dump()},
+        "optimizer": {"betas": [0.9, 0.999]},
+        "schedule": {"steps": steps},
+        "training": {
+            "batch_size": training.batch_size,
+            "precision": training.precision,
+            "zero_stage": training.zero_stage,
+            "seed": training.seed,
+        },
+    }
+    for path, value in (changes or {}).items():
+        *sections, name = path.split(".")
+        node = raw
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{path!r}: {section!r} is a value, not a section")
+        node[name] = value
+    return parse_config(raw, source="fine-tuning configuration")

@@ -119,7 +119,6 @@ def _options(job: SlurmJob) -> list[str]:
 
 def _preparation(job: SlurmJob) -> list[str]:
     lines = [
-        "set -u",
         'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))",
         "export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1",
@@ -156,7 +155,7 @@ case $code in
     if [ "$(latest)" != "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then again=yes; fi ;;
 esac
 echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest), start again: $again"
-# Slurm holds a requeued job for two minutes; `scontrol update JobId=N StartTime=now`, once this is over, ends that.
+# Slurm holds a requeued job for two minutes, until its old credential is surely dead.
 if [ $again = yes ]; then scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"; fi
 exit $code
 """
@@ -165,7 +164,7 @@ _ARRAY_END = """\
 echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest)"
 case $code in
   75 | 137 | 143) ;; # the next job of the array goes on
-  *) scancel "$SLURM_ARRAY_JOB_ID" ;; # done, or an error that would only repeat
+  *) scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" ;; # done, or an error that would only repeat
 esac
 exit $code
 """

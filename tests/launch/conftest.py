@@ -79,3 +79,67 @@ def alive() -> Callable[[int], bool]:
             return False
 
     return look
+
+
+@pytest.fixture
+def fake_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a shell script of that name before everything else on the PATH."""
+    folder = tmp_path / "fake-bin"
+
+    def make(name: str, body: str) -> None:
+        folder.mkdir(exist_ok=True)
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    return make
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> Callable[..., Path]:
+    """A configuration that two CPU ranks train in seconds, over 24 small pictures with captions; takes overrides."""
+
+    def make(*overrides: str) -> Path:
+        import numpy
+        import yaml
+        from PIL import Image
+
+        from data_pipeline.preparation import pack
+        from pretrain.configuration.loading import dump_config, load_config
+
+        source, shards = tmp_path / "pictures", tmp_path / "shards"
+        source.mkdir()
+        for number in range(24):
+            pixels = numpy.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
+            Image.fromarray(pixels).save(source / f"{number:02d}.png")
+            (source / f"{number:02d}.txt").write_text(f"picture number {number}")
+        pack(source, shards, rows_per_shard=12, workers=1)
+        body = {
+            "model": {
+                "name": "custom",
+                "overrides": {
+                    "channels": 16,
+                    "depths": [1, 1, 1, 1],
+                    "groups": [1, 2, 4, 8],
+                    "clip_embed_dim": 32,
+                    "clip_heads": 2,
+                },
+            },
+            "objective": {
+                "embed_dim": 32,
+                "decoder": {"dim": 32, "layers": 1, "heads": 2},
+                "text": {"width": 32, "layers": 1, "heads": 2},
+            },
+            "data": {"image_size": 64, "context_length": 16, "workers": 0, "sources": [{"path": str(shards)}]},
+            "schedule": {"steps": 12},
+            "training": {"batch_size": 8, "precision": "fp32", "log_every": 2},
+            "checkpoint": {"every_steps": 5},
+        }
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(body))
+        if overrides:
+            path.write_text(dump_config(load_config(str(path), overrides)))
+        return path
+
+    return make

@@ -1,0 +1,210 @@
+"""`internimage plan`: a configuration, counted on the meta device, into the pure functions of the plan."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from launch.display import columns
+from launch.preflight import check_batch
+from pretrain.analysis import costs, plan
+from pretrain.configuration import RunConfig
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one run computes, per sample: multiply-adds of passes with and without gradient, activations in values."""
+
+    sizes: plan.Sizes
+    modules: dict[str, int]
+    trained_multiply_adds: float
+    teacher_multiply_adds: float
+    activations: costs.Activations
+
+    @property
+    def flops_per_sample(self) -> float:
+        """The model's, of a training step: forward, twice that backward; the teacher only forward. No recomputation."""
+        return 2.0 * (3.0 * self.trained_multiply_adds + self.teacher_multiply_adds)
+
+
+def count(config: RunConfig, classes: int) -> Counts:
+    """Builds the task without memory and counts it. Raises UserError where the configuration fits no task."""
+    import torch
+
+    from pretrain.models.counting import multiply_adds
+    from pretrain.objectives import build_task
+
+    with torch.device("meta"):
+        task = build_task(config, classes=classes)
+    parameters = dict(task.named_parameters())
+    averaged = set(task.teacher_names())
+    sizes = plan.Sizes(
+        trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
+        frozen=sum(p.numel() for p in parameters.values() if not p.requires_grad),
+        teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
+    )
+    modules = {name: sum(p.numel() for p in module.parameters()) for name, module in task.named_children()}
+    objective, recipe, keep = config.objective, task.recipe, config.model.activation_checkpointing
+    arguments = task.image.arguments
+    size, decoder, text = config.data.image_size, objective.decoder, objective.text
+    image = float(multiply_adds(arguments, size).total)
+    activations = costs.image_activations(arguments, size, checkpointing=keep)
+    trained, teacher = image, 0.0
+    tokens, targets = (size // 16) ** 2, len(task.dense_targets)
+    if targets:
+        seen = tokens * (objective.mask_ratio if recipe.image == "mixed" else 1 - objective.mask_ratio)
+        width, dim = int(arguments["clip_embed_dim"]), decoder.dim
+        for length, layers in ((seen, decoder.projector_layers), (seen + tokens, decoder.layers)):
+            trained += targets * costs.transformer_multiply_adds(length, dim, layers)
+            activations += costs.transformer_activations(targets * length, dim, layers, checkpointing=keep)
+        trained += targets * (seen * width * dim + tokens * 3.0 * dim**2)
+        projector = tokens * width * dim + costs.transformer_multiply_adds(tokens, dim, decoder.projector_layers)
+        teacher = targets * (image + projector)
+    elif averaged:
+        teacher = image
+    if hasattr(task, "text"):
+        length = config.data.context_length
+        trained += costs.transformer_multiply_adds(length, text.width, text.layers)
+        activations += costs.transformer_activations(length, text.width, text.layers, checkpointing=keep)
+    return Counts(sizes, modules, trained, teacher, activations)
+
+
+def plan_run(
+    config: RunConfig, *, gpus: int, memory_gb: float, mfu: float, peak_tflops: float, epoch_samples: int | None = None
+) -> dict[str, Any]:
+    """Everything that `internimage plan` says, as plain values. Bytes unless the name says otherwise."""
+    check_batch(config, gpus)
+    training = config.training
+    found, classes = _look_at_sources(config)
+    counts = count(config, config.model.num_classes or classes)
+    per_value = 4.0 if training.precision == "fp32" else 2.0
+    per_sample = per_value * counts.activations.peak
+    device = memory_gb * plan.GIGABYTE
+
+    def memory(stage: int, accumulation: int = training.accumulation) -> plan.Memory:
+        return plan.rank_memory(
+            counts.sizes,
+            stage=stage,
+            ranks=gpus,
+            precision=training.precision,
+            accumulation=accumulation,
+            ema=training.ema.enabled,
+            offload_optimizer=training.offload_optimizer,
+            offload_parameters=training.offload_parameters,
+            activations=per_sample * training.batch_size // (gpus * accumulation),
+        )
+
+    stages = []
+    for stage in plan.STAGES:
+        one = memory(stage)
+        micro = plan.largest_micro_batch(one.total - one.activations, per_sample, device)
+        fits = one.total <= plan.RESERVE * device
+        stages.append({**asdict(one), "total": one.total, "fits": fits, "largest_micro_batch": micro})
+    accumulations = [
+        a for a in range(training.accumulation, training.batch_size // gpus + 1) if not _rest(config, gpus, a)
+    ]
+    advice = None
+    for accumulation in accumulations:
+        best = plan.smallest_stage(lambda stage, a=accumulation: memory(stage, a), device)  # type: ignore[misc]
+        if best is not None:
+            advice = {"zero_stage": best, "accumulation": accumulation}
+            break
+    epoch = epoch_samples or found
+    schedule = config.schedule
+    samples = schedule.steps * training.batch_size if schedule.steps else None
+    if samples is None and epoch and schedule.epochs:
+        samples = round(schedule.epochs * epoch)
+    flops = counts.flops_per_sample
+    return {
+        "gpus": gpus,
+        "device_memory": device,
+        "usable_share": plan.RESERVE,
+        "precision": training.precision,
+        "activation_checkpointing": config.model.activation_checkpointing,
+        "parameters": {**asdict(counts.sizes), **counts.modules},
+        "micro_batch": training.batch_size // (gpus * training.accumulation),
+        "activations_per_sample": per_sample,
+        "stages": stages,
+        "configured_stage": training.zero_stage,
+        "advice": advice,
+        "flops_per_sample": flops,
+        "samples": samples,
+        "mfu": mfu,
+        "peak_tflops": peak_tflops,
+        "images_per_second": gpus * peak_tflops * 1e12 * mfu / flops,
+        "days": plan.days(samples, flops, ranks=gpus, peak_flops=peak_tflops * 1e12, mfu=mfu) if samples else None,
+    }
+
+
+def _rest(config: RunConfig, gpus: int, accumulation: int) -> int:
+    return config.training.batch_size % (gpus * accumulation)
+
+
+def _look_at_sources(config: RunConfig) -> tuple[int | None, int]:
+    """Samples of an epoch and classes, from the manifests that are here. None samples where one is missing."""
+    samples: int | None = 0
+    classes = 0
+    for source in config.data.sources:
+        path = Path(source.path) / "manifest.json"
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            here, named = int(manifest["samples"]), len(manifest.get("classes") or ())
+        except FileNotFoundError:
+            samples = None
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: not a manifest of shards ({error}); `internimage shards index` makes one"
+            ) from None
+        samples = None if samples is None else samples + here
+        classes = max(classes, named)
+    return samples, classes
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The plan for people."""
+    sizes = result["parameters"]
+    total = sizes["trainable"] + sizes["frozen"]
+    parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in sizes.items() if k not in ("trainable", "frozen", "teacher"))
+    checkpointing = "with" if result["activation_checkpointing"] else "without"
+    head = [
+        f"{total / 1e6:.1f} M parameters ({parts}); the teacher's copy has {sizes['teacher'] / 1e6:.1f} M",
+        f"{result['gpus']} ranks, micro-batch {result['micro_batch']}, {result['precision']}, {checkpointing} "
+        f"activation checkpointing: {result['activations_per_sample'] / 1e6:.0f} MB of activations a sample",
+        "",
+        "GB a rank, estimated:",
+    ]
+    names = ("parameters", "gradients", "optimizer", "average", "teacher", "buckets", "activations", "total")
+    rows = [
+        [
+            f"ZeRO {stage['stage']}{'*' if stage['stage'] == result['configured_stage'] else ' '}",
+            *(f"{stage[name] / 1e9:.2f}" for name in names),
+            "fits" if stage["fits"] else "too much",
+            str(stage["largest_micro_batch"]),
+        ]
+        for stage in result["stages"]
+    ]
+    table = columns(rows, ("", *names, "", "largest micro-batch"))
+    return "\n".join([*head, table, "* configured", "", _advice(result), _time(result)])
+
+
+def _advice(result: dict[str, Any]) -> str:
+    room = f"{result['device_memory'] / 1e9:.0f} GB, of which {result['usable_share']:.0%} are planned with"
+    if result["advice"] is None:
+        return f"Nothing fits in {room}: use more devices, activation checkpointing, or offloading."
+    advice = result["advice"]
+    return (
+        f"Smallest that fits in {room}: training.zero_stage={advice['zero_stage']} "
+        f"training.accumulation={advice['accumulation']}"
+    )
+
+
+def _time(result: dict[str, Any]) -> str:
+    speed = (
+        f"{result['flops_per_sample'] / 1e9:.1f} GFLOP a sample (the model's; recomputation is not counted); at "
+        f"{result['mfu']:.0%} of {result['peak_tflops']:.0f} TFLOP/s {result['images_per_second']:.0f} images/s"
+    )
+    if result["days"] is None:
+        return f"{speed}. Days: the size of an epoch is not known here; give --samples."
+    return f"{speed}, {result['samples']:,} samples in {result['days']:.2f} days, if no step waits for data."

@@ -1,0 +1,116 @@
+"""What a run needs, before a device is booked: memory of a rank by ZeRO stage, and days. Pure functions of counts.
+
+Bytes a parameter of DeepSpeed's training states, n ranks, p = 2 in bf16 and fp16, 4 in fp32 (Rajbhandari et al., "ZeRO:
+Memory Optimizations Toward Training Trillion Parameter Models", SC 2020, section 3), and of what this project adds:
+
+                 stage 0     stage 1     stage 2     stage 3
+    parameters   p           p           p           p / n
+    gradients    p           p           p / n       p / n          4 where half precision accumulates
+    fp32 copy    4 (half)    4 / n       4 / n       4 / n
+    Adam         8           8 / n       8 / n       8 / n
+    average      4 / n       4 / n       4 / n       4 / n          fp32, each rank its share
+    teacher      p           p           p           p / n          of the parameters that the teacher has
+
+Buckets are what a collective has in flight; at stage 3 also the parameters gathered for the layers at hand.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+GIGABYTE = 1e9
+LARGEST_BUCKET = 50_000_000  # values, as pretrain.training.deepspeed_config derives it
+SECONDS_A_DAY = 86_400.0
+RESERVE = 0.9  # of a device's memory that a plan uses: the rest goes to the driver, to NCCL and to fragmentation
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a task: those that are trained, those that only lie there, those of the teacher's copy."""
+
+    trainable: int
+    frozen: int = 0
+    teacher: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank's device. `host` is what offloading moves to the machine's memory."""
+
+    stage: int
+    parameters: float
+    gradients: float
+    optimizer: float
+    average: float
+    teacher: float
+    buckets: float
+    activations: float = 0.0
+    host: float = 0.0
+
+    @property
+    def states(self) -> float:
+        """Everything but buckets and activations: what stays from step to step."""
+        return self.parameters + self.gradients + self.optimizer + self.average + self.teacher
+
+    @property
+    def total(self) -> float:
+        return self.states + self.buckets + self.activations
+
+
+def rank_memory(
+    sizes: Sizes,
+    *,
+    stage: int,
+    ranks: int,
+    precision: str,
+    accumulation: int = 1,
+    ema: bool = True,
+    offload_optimizer: bool = False,
+    offload_parameters: bool = False,
+    activations: float = 0.0,
+) -> Memory:
+    """Bytes of one of `ranks` ranks. activations: of its micro-batch (`pretrain.analysis.costs`).
+
+    offload_*: as in the configuration: the optimizer's states or the parameters go to the host.
+    """
+    half = precision != "fp32"
+    p = 2.0 if half else 4.0
+    share = 1.0 / ranks
+    cut = [1.0 if stage < first else share for first in (1, 2, 3)]  # of optimizer, gradients, parameters
+    trainable, everything = sizes.trainable, sizes.trainable + sizes.frozen
+    parameters = p * everything * cut[2]
+    fp32_gradients = half and accumulation > 1 and stage > 0
+    gradients = (4.0 if fp32_gradients else p) * trainable * cut[1]
+    fp32_copy = 4.0 if half or stage in (1, 2, 3) else 0.0
+    optimizer = (8.0 + fp32_copy) * trainable * cut[0]
+    average = 4.0 * trainable * share if ema else 0.0
+    teacher = p * sizes.teacher * cut[2] if ema else 0.0
+    bucket = min(LARGEST_BUCKET, trainable)
+    buckets = 0.0 if stage == 0 else p * bucket * (3.0 if stage == 3 else 2.0)
+    host = 0.0
+    if offload_optimizer and stage > 0:
+        host, optimizer = host + optimizer, 0.0
+    if offload_parameters and stage == 3:
+        host, parameters = host + parameters, 0.0
+    return Memory(stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host)
+
+
+def smallest_stage(memory_of: Callable[[int], Memory], device_bytes: float) -> int | None:
+    """The first ZeRO stage whose total fits in `RESERVE` of a device; None where even stage 3 does not.
+
+    Smaller is better: a further stage sends as much or more.
+    """
+    for stage in STAGES:
+        if memory_of(stage).total <= RESERVE * device_bytes:
+            return stage
+    return None
+
+
+def largest_micro_batch(fixed: float, per_sample: float, device_bytes: float) -> int:
+    """Samples of one forward pass that fit beside `fixed` bytes; 0 where not even one does."""
+    return max(0, int((RESERVE * device_bytes - fixed) // per_sample)) if per_sample > 0 else 0
+
+
+def days(samples: float, flops_per_sample: float, *, ranks: int, peak_flops: float, mfu: float) -> float:
+    """Wall-clock days of `samples` training samples at a share `mfu` of the devices' peak, waiting for nothing."""
+    return samples * flops_per_sample / (ranks * peak_flops * mfu) / SECONDS_A_DAY

@@ -1,0 +1,30 @@
+#!/bin/bash
+#SBATCH --job-name=internimage
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --array=1-5%1
+#SBATCH --signal=USR1@90
+#SBATCH --output=./slurm-%A_%a.out
+#SBATCH --open-mode=append
+#SBATCH --no-requeue
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
+export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch
+run='' script=slurm.sh
+latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }
+before=$(latest)
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint ${before:-none}"
+
+srun --kill-on-bad-exit=1 --wait=60 --container-image=/images/house.sqsh --container-mounts=/data:/data \
+  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' rank \
+  internimage pretrain tiny
+code=$?
+echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest)"
+case $code in
+  75 | 137 | 143) ;; # the next job of the array goes on
+  *) scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" ;; # done, or an error that would only repeat
+esac
+exit $code

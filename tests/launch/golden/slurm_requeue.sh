@@ -1,0 +1,41 @@
+#!/bin/bash
+#SBATCH --job-name=h
+#SBATCH --partition=gpu
+#SBATCH --account=vision
+#SBATCH --nodes=16
+#SBATCH --ntasks-per-node=8
+#SBATCH --gres=gpu:h100:8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --chdir=/project
+#SBATCH --output=/runs/h/logs/slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --exclusive
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
+export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch
+module load cuda/13
+run=/runs/h script=/runs/h/slurm.sh
+latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }
+before=$(latest)
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint ${before:-none}"
+
+srun --kill-on-bad-exit=1 --wait=60 \
+  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' rank \
+  internimage pretrain internimage_h_m3i_427m --output 'runs/h with space'
+code=$?
+again=no
+case $code in
+  75) again=yes ;; # stopped after saving
+  137 | 143) # killed: a lost node, or memory; pointless where three starts brought no new checkpoint
+    if [ "$(latest)" != "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then again=yes; fi ;;
+esac
+echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest), start again: $again"
+# Slurm holds a requeued job for two minutes, until its old credential is surely dead.
+if [ $again = yes ]; then scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"; fi
+exit $code

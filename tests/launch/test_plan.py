@@ -1,0 +1,163 @@
+"""The plan's formulas against what PyTorch really keeps, and its arithmetic against numbers worked out by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.cli import run
+from launch.planning import count, plan_run
+from pretrain.analysis import costs, plan
+from pretrain.configuration import load_config
+from pretrain.models import create_model
+
+BILLION = plan.Sizes(trainable=1_000_000_000, teacher=900_000_000)
+
+
+def gigabytes(stage: int, ranks: int = 8, **options: Any) -> plan.Memory:
+    return plan.rank_memory(BILLION, stage=stage, ranks=ranks, **({"precision": "bf16"} | options))
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters", "gradients", "optimizer", "teacher"),
+    [(0, 2.0, 2.0, 12.0, 1.8), (1, 2.0, 2.0, 1.5, 1.8), (2, 2.0, 0.25, 1.5, 1.8), (3, 0.25, 0.25, 1.5, 0.225)],
+)
+def test_a_billion_parameters_in_bf16_over_eight_ranks(
+    stage: int, parameters: float, gradients: float, optimizer: float, teacher: float
+) -> None:
+    memory = gigabytes(stage)
+    assert memory.parameters / 1e9 == pytest.approx(parameters)
+    assert memory.gradients / 1e9 == pytest.approx(gradients)
+    assert memory.optimizer / 1e9 == pytest.approx(optimizer)
+    assert memory.teacher / 1e9 == pytest.approx(teacher)
+    assert memory.average / 1e9 == pytest.approx(0.5)
+
+
+def test_offloading_moves_bytes_and_loses_none() -> None:
+    here, away = gigabytes(3), gigabytes(3, offload_optimizer=True, offload_parameters=True)
+    assert away.host == pytest.approx(here.optimizer + here.parameters)
+    assert away.total + away.host == pytest.approx(here.total)
+
+
+def test_more_ranks_never_need_more_memory() -> None:
+    for stage in plan.STAGES:
+        totals = [gigabytes(stage, ranks).total for ranks in (1, 2, 4, 64)]
+        assert totals == sorted(totals, reverse=True)
+
+
+def test_the_smallest_stage_that_fits_is_advised() -> None:
+    totals = {stage: gigabytes(stage).total for stage in plan.STAGES}
+    for stage in plan.STAGES:
+        device = totals[stage] / plan.RESERVE
+        assert plan.smallest_stage(gigabytes, device) == min(s for s in plan.STAGES if totals[s] <= totals[stage])
+    assert plan.smallest_stage(gigabytes, totals[3] / 2) is None
+
+
+def test_days_are_work_over_speed() -> None:
+    # 1e9 samples of 1 TFLOP on 100 devices of 100 TFLOP/s at a half: 1e21 / 5e15 = 2e5 seconds
+    assert plan.days(1e9, 1e12, ranks=100, peak_flops=1e14, mfu=0.5) == pytest.approx(2e5 / 86400)
+
+
+def kept_values(call: Callable[[], Any], parameters: list[torch.nn.Parameter]) -> float:
+    """Bytes of the distinct storages that autograd saves while `call` runs, parameters aside, over 4."""
+    owned = {p.untyped_storage().data_ptr() for p in parameters}
+    seen: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in owned:
+            seen[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values()) / 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"depths": (2, 2, 4, 2)},
+        {"depths": (2, 2, 4, 2), "post_norm": True, "layer_scale": 1e-5},
+        {
+            "depths": (2, 2, 6, 2),
+            "dw_kernel_size": 5,
+            "use_clip_projector": True,
+            "level2_post_norm": True,
+            "level2_post_norm_block_ids": (5,),
+            "center_feature_scale": True,
+            "res_post_norm": True,
+            "clip_embed_dim": 128,
+        },
+    ],
+)
+def test_image_activations_are_what_autograd_keeps(arguments: dict[str, Any]) -> None:
+    model = create_model("custom", num_classes=0, channels=32, groups=(2, 4, 8, 16), drop_path_rate=0.1, **arguments)
+    images = torch.randn(2, 3, 96, 96)
+    kept = kept_values(lambda: model(images), list(model.parameters())) / 2
+    planned = costs.image_activations({**arguments, "channels": 32, "groups": (2, 4, 8, 16)}, 96, checkpointing=False)
+    assert planned.kept == pytest.approx(kept, rel=0.05)
+
+
+def test_transformer_activations_are_what_autograd_keeps() -> None:
+    from timm.models.vision_transformer import Block
+
+    block = torch.nn.Sequential(*(Block(64, 4, qkv_bias=True) for _ in range(2)))
+    tokens = torch.randn(3, 50, 64, requires_grad=True)
+    kept = kept_values(lambda: block(tokens), list(block.parameters())) / 3
+    assert costs.transformer_activations(50, 64, 2, checkpointing=False).kept == pytest.approx(kept, rel=0.1)
+
+
+def test_transformer_multiply_adds_are_what_torch_counts() -> None:
+    from timm.models.vision_transformer import Block
+    from torch.utils.flop_counter import FlopCounterMode
+
+    block = torch.nn.Sequential(*(Block(64, 4, qkv_bias=True) for _ in range(3)))
+    with FlopCounterMode(display=False) as counter:
+        block(torch.randn(1, 50, 64))
+    assert costs.transformer_multiply_adds(50, 64, 3) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+
+
+def test_checkpointing_keeps_less_and_recomputes_one_block() -> None:
+    arguments = {"channels": 64, "depths": (4, 4, 18, 4), "groups": (4, 8, 16, 32)}
+    whole = costs.image_activations(arguments, 224, checkpointing=False)
+    cut = costs.image_activations(arguments, 224, checkpointing=True)
+    assert cut.peak < whole.peak / 3
+    assert whole.largest_block == 0 < cut.largest_block
+
+
+def test_the_shipped_h_configuration_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "internimage_h_m3i_427m", "--gpus", "128", "--samples", "427000000", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["parameters"]["image"] == pytest.approx(1.0896e9, rel=0.002)
+    assert result["samples"] == 30 * 427_000_000
+    assert [stage["total"] for stage in result["stages"]] == sorted(
+        (s["total"] for s in result["stages"]), reverse=True
+    )
+    assert result["days"] > 0
+    assert run(["plan", "internimage_h_m3i_427m", "--gpus", "128"]) == 0
+    assert "give --samples" in capsys.readouterr().out
+
+
+def test_counts_of_a_tiny_run_equal_the_task_that_training_builds(tiny_run: Callable[..., Path]) -> None:
+    from pretrain.objectives import build_task
+
+    config = load_config(str(tiny_run()))
+    counts = count(config, classes=0)
+    task = build_task(config, classes=0)
+    assert counts.sizes.trainable + counts.sizes.frozen == sum(p.numel() for p in task.parameters())
+    teacher = task.teacher()
+    assert teacher is not None
+    assert counts.sizes.teacher == sum(p.numel() for p in teacher.parameters())
+
+
+def test_the_epoch_is_read_from_the_manifest_and_a_batch_that_does_not_divide_is_refused(
+    tiny_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_run("schedule.steps=null", "schedule.epochs=10")
+    result = plan_run(load_config(str(path)), gpus=2, memory_gb=80, mfu=0.3, peak_tflops=100)
+    assert result["samples"] == 240
+    assert run(["plan", str(path), "--gpus", "3"]) == 2
+    assert "not divisible by 3 processes" in capsys.readouterr().err

@@ -61,6 +61,12 @@ def finetune(
     head_rows: Annotated[
         Path | None, typer.Option(help="Text file: for each class, the row of the source's classifier to start from.")
     ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Validation set: train at a constant rate until its top-1 stops rising, keep the best."),
+    ] = None,
+    segment_steps: Annotated[int, typer.Option(min=1, help="With --validation: steps between its scores.")] = 1000,
+    patience: Annotated[int, typer.Option(min=1, help="With --validation: scores without a gain that end it.")] = 3,
     output: Output = None,
     processes: Processes = "auto",
     print_config: PrintConfig = False,
@@ -75,6 +81,18 @@ def finetune(
     if checkpoint is not None and not checkpoint.exists():
         raise UserError(f"--from {checkpoint}: does not exist; give a run directory, a checkpoint or a weights file")
     folder = output or default_output(config)
+    if validation is not None:
+        from launch.commands.plateau import finetune_to_plateau
+
+        return finetune_to_plateau(
+            resolved,
+            source=checkpoint,
+            output=folder,
+            validation=validation,
+            segment_steps=segment_steps,
+            patience=patience,
+            processes=processes,
+        )
     source = ["--from", str(checkpoint)] if checkpoint else []
     rows = ["--head-rows", str(head_rows)] if head_rows else []
     arguments = ["finetune", config, *(overrides or []), *source, *rows, "--output", str(folder)]

@@ -1,9 +1,9 @@
 """Does pretraining help? Fine-tuned from a pretrained run against random weights trained to their plateau, over seeds.
 
-    python benchmarks/finetune_seeds.py RUN --data SETS [--seeds 0 1 2] [--random-lr 1e-3 3e-3] [KEY=VALUE ...]
-
     python benchmarks/finetune_seeds.py RUN --data SETS [--seeds 0 1 2] [--random-lr 3e-3 ...] [KEY=VALUE ...]
-empty). Rates, lengths and segments are chosen on validation; held-out is scored once a seed. Killed, it goes on.
+
+RUN is a pretraining run directory; SETS holds train/, validation/ and held-out/ (an empty one gets the embedded set).
+Rates, lengths and segments are chosen on validation; held-out is scored once a seed. Killed, it goes on.
 Results: benchmarks/results/finetune_seeds.json, and RUN/evaluation/finetuned.json for the report.
 """
 

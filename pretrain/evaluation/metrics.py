@@ -44,11 +44,29 @@ def hits_at_k(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
     return _hit_probability(tied.sum(1), (tied & relevant).sum(1), (k - above).clamp_min(0))
 
 
-def chance_at_k(relevant: Tensor, k: int) -> float:
-    """Mean of `hits_at_k` when the candidates stand in random order. relevant: [Q, G] bool."""
-    candidates = torch.full((len(relevant),), relevant.shape[1], device=relevant.device)
-    places = torch.full_like(candidates, k)
-    return _hit_probability(candidates, relevant.sum(1), places).mean().item()
+def chance_at_k(right: Tensor, candidates: int, k: int) -> float:
+    """Mean of `hits_at_k` when the candidates stand in random order. right: int64 [Q], each query's right ones."""
+    places = torch.full_like(right, k)
+    return _hit_probability(torch.full_like(right, candidates), right, places).mean().item()
+
+
+def recall(
+    queries: Tensor, gallery: Tensor, query_of: Tensor, gallery_of: Tensor, ks: Sequence[int], *, block: int = 1024
+) -> dict[int, tuple[float, float]]:
+    """Recall@k and its chance, for each k, in memory of `block` rows of the similarity matrix.
+
+    queries: [Q, D]; gallery: [G, D]; query_of [Q] and gallery_of [G]: a candidate is right where these are equal.
+    """
+    hits: dict[int, list[Tensor]] = {k: [] for k in ks}
+    right = []
+    for start in range(0, len(queries), block):
+        relevant = query_of[start : start + block, None] == gallery_of[None]
+        similarity = queries[start : start + block] @ gallery.T
+        right.append(relevant.sum(1))
+        for k in ks:
+            hits[k].append(hits_at_k(similarity, relevant, k))
+    counts = torch.cat(right)
+    return {k: (torch.cat(found).mean().item(), chance_at_k(counts, len(gallery), k)) for k, found in hits.items()}
 
 
 def top_hits(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:

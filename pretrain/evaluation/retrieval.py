@@ -9,7 +9,7 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.encoding import encode_set, encode_texts
-from pretrain.evaluation.metrics import chance_at_k, hits_at_k
+from pretrain.evaluation.metrics import recall
 from pretrain.evaluation.results import Result, score
 from pretrain.evaluation.sets import describe
 from pretrain.objectives import Task
@@ -45,25 +45,17 @@ def retrieval(
     texts = list(dict.fromkeys(str(encoded.captions[i]) for i in captioned))
     place = {text: i for i, text in enumerate(texts)}
     owner = torch.tensor([place[str(encoded.captions[i])] for i in captioned])
-    relevant = torch.nn.functional.one_hot(owner, len(texts)).bool()
-    text_vectors = encode_texts(task, texts, tokenizer, task.encode_text)
-    similarity = encoded.values[captioned] @ text_vectors.T
-    scores = []
-    for direction, title, table, right in (
-        ("image_to_text", "image to text", similarity, relevant),
-        ("text_to_image", "text to image", similarity.T, relevant.T),
-    ):
-        for k in ks:
-            scores.append(
-                score(
-                    f"{direction}_recall@{k}",
-                    f"{title}, recall@{k}",
-                    hits_at_k(table, right, k).mean().item(),
-                    chance=chance_at_k(right, k),
-                    count=len(table),
-                    beside={},
-                )
-            )
+    pictures, words = encoded.values[captioned], encode_texts(task, texts, tokenizer, task.encode_text)
+    names = torch.arange(len(texts))
+    ways = (
+        ("image_to_text", "image to text", len(pictures), recall(pictures, words, owner, names, ks)),
+        ("text_to_image", "text to image", len(texts), recall(words, pictures, names, owner, ks)),
+    )
+    scores = [
+        score(f"{name}_recall@{k}", f"{title}, recall@{k}", value, chance=chance, count=count, beside={})
+        for name, title, count, found in ways
+        for k, (value, chance) in found.items()
+    ]
     row = {sample: i for i, sample in enumerate(captioned)}
     return {
         "task": "retrieval",
@@ -77,9 +69,9 @@ def retrieval(
                 "key": encoded.samples[i].key,
                 "caption": encoded.captions[i],
                 "image": encoded.pictures[i],
-                "place": _place(similarity[row[i]], place[str(encoded.captions[i])]),
+                "place": _place(pictures[row[i]] @ words.T, place[str(encoded.captions[i])]),
                 "candidates": len(texts),
-                "retrieved": _nearest(similarity[row[i]], texts, str(encoded.captions[i])),
+                "retrieved": _nearest(pictures[row[i]] @ words.T, texts, str(encoded.captions[i])),
             }
             for i in shown
             if i in row

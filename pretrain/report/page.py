@@ -75,6 +75,7 @@ path.raw { fill: none; stroke-width: 1; opacity: .3; }
 .card li.right { background: var(--right-bg); color: var(--right); font-weight: 600; }
 details { margin: 12px 0 0; } summary { cursor: pointer; padding: 10px 14px; font-weight: 600; font-size: .9375rem; }
 details .wide { border: 0; border-top: 1px solid var(--line); border-radius: 0; }
+details .run { padding: 0 14px 14px; } details .run .tiles { margin-top: 4px; } details { overflow: hidden; }
 details .note { padding: 0 14px; }
 details .charts.inner { padding: 0 14px 14px; } details .charts.inner figure { border-color: transparent; padding: 0; }
 pre { margin: 0; padding: 14px; overflow-x: auto; border-top: 1px solid var(--line);

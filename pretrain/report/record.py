@@ -1,7 +1,8 @@
 """What a run directory says about itself, read leniently: a run may be young, killed in mid-line, or still going.
 
 RUN/config.yaml  environment.json  metrics.jsonl  events.jsonl  evaluation/*.json
-RUN/NAME/metrics.jsonl                                 runs that were started inside it, as fine-tuning
+RUN/NAME/metrics.jsonl     runs that were started inside it, as fine-tuning, up to three folders down
+RUN/NAME/validation.json   their scores on the validation set as they trained
 """
 
 import json
@@ -27,6 +28,7 @@ class RunRecord:
     metrics: tuple[dict[str, Any], ...]
     events: tuple[dict[str, Any], ...]
     results: tuple[dict[str, Any], ...]
+    validation: tuple[tuple[float, float], ...] = ()
     parts: tuple["RunRecord", ...] = field(default=())
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -44,7 +46,7 @@ def read_run(folder: Path) -> RunRecord:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run directory; give the folder that `internimage pretrain --output` wrote")
-    inner = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+    inner = sorted({path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/metrics.jsonl")})
     record = _read_one(folder, tuple(_read_one(path) for path in inner))
     if not (record.metrics or record.config or record.events or record.results or record.parts):
         raise UserError(
@@ -64,6 +66,7 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
         metrics=_one_a_step(_lines(folder / "metrics.jsonl")),
         events=tuple(_lines(folder / "events.jsonl")),
         results=tuple(_results(folder / "evaluation")),
+        validation=tuple(_validation(_json(_text(folder / "validation.json")))),
         parts=parts,
     )
 
@@ -84,6 +87,12 @@ def _results(folder: Path) -> Iterable[dict[str, Any]]:
         result = _mapping(_json(_text(path)))
         if isinstance(result.get("scores"), list):
             yield {"name": path.stem, **result}
+
+
+def _validation(entries: Any) -> Iterable[tuple[float, float]]:
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and is_finite(entry.get("step")) and is_finite(entry.get("top1")):
+            yield float(entry["step"]), float(entry["top1"])
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

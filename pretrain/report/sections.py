@@ -72,11 +72,7 @@ def scores(results: Iterable[Result]) -> str:
 
 def curves(run: RunRecord) -> str:
     """Losses, rate, throughput and what else was logged, against the step."""
-    marks = [
-        Mark(float(e["step"]), f"{MARKED_EVENTS[kind]} at step {e['step']}", MARKED_EVENTS[kind])
-        for e in run.events
-        if (kind := str(e.get("kind"))) in MARKED_EVENTS and is_number(e.get("step"))
-    ]
+    marks = _marks(run)
     parts = [Series(key.removeprefix("loss/"), *run.series(key)) for key in run.keys("loss/")]
     charts = [
         ("Loss", line_chart([Series("total", *run.series("loss"))], marks=marks)),
@@ -109,6 +105,17 @@ def curves(run: RunRecord) -> str:
     return f'<section id="curves"><h2>Training</h2>{body}</section>'
 
 
+def _marks(run: RunRecord) -> list[Mark]:
+    """Where the run stopped and resumed; a stop without a step of its own stands at that of the event before it."""
+    found, last = [], 0.0
+    for event in run.events:
+        kind = MARKED_EVENTS.get(str(event.get("kind")))
+        last = float(event["step"]) if is_number(event.get("step")) else last
+        if kind:
+            found.append(Mark(last, f"{kind} at step {number(last)}", kind))
+    return found
+
+
 def _diagnostics(run: RunRecord, marks: list[Mark]) -> str:
     """What else was logged as part/measure (the objective's collapse watch), a chart a measure, folded away."""
     names = [key.partition("/")[2] for key in run.keys("") if "/" in key and not key.startswith(GROUPED)]
@@ -139,17 +146,25 @@ def _figures(charts: Iterable[tuple[str, str]]) -> str:
 
 
 def inner_runs(run: RunRecord) -> str:
-    """Loss and rate of the runs that live inside this one, as fine-tuning."""
+    """The runs that live inside this one, as fine-tuning: validation of all in one chart, then each one's curves."""
+    names = {id(part): str(part.folder.relative_to(run.folder)) for part in run.parts}
+    series = [Series(names[id(p)], [s for s, _ in p.validation], [v for _, v in p.validation]) for p in run.parts]
+    together = _figures([("Top-1 accuracy on validation", line_chart(series, noisy=False))])
     blocks = []
     for part in run.parts:
         charts = [
             ("Loss", line_chart([Series("total", *part.series("loss"))])),
             ("Learning rate", line_chart([Series("learning rate", *part.series("lr"))], noisy=False)),
         ]
-        drawn = _figures(charts)
-        if drawn:
-            blocks.append(f'<h3>{escape(part.folder.name)}</h3>{headline(part)}<div class="charts">{drawn}</div>')
-    return f'<section id="inner-runs"><h2>Runs inside this one</h2>{"".join(blocks)}</section>' if blocks else ""
+        if drawn := _figures(charts):
+            inside = f'{headline(part)}<div class="charts">{drawn}</div>'
+            opened = " open" if len(run.parts) == 1 else ""
+            name = escape(names[id(part)])
+            blocks.append(f'<details{opened}><summary>{name}</summary><div class="run">{inside}</div></details>')
+    if not blocks:
+        return ""
+    first = f'<div class="charts">{together}</div>' if together else ""
+    return f'<section id="inner-runs"><h2>Runs inside this one</h2>{first}{"".join(blocks)}</section>'
 
 
 def samples(results: Iterable[Result]) -> str:

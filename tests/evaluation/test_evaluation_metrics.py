@@ -16,6 +16,7 @@ from pretrain.evaluation.metrics import (
     largest_share,
     mean_per_class,
     per_class,
+    recall,
     top_hits,
     wilson_interval,
 )
@@ -55,7 +56,7 @@ def test_a_collapsed_model_scores_exactly_chance():
     relevant = torch.eye(190, dtype=torch.bool)
     for k in (1, 5, 10):
         collapsed = hits_at_k(torch.ones(190, 190), relevant, k).mean().item()
-        assert collapsed == pytest.approx(k / 190, rel=1e-12) == chance_at_k(relevant, k)
+        assert collapsed == pytest.approx(k / 190, rel=1e-12) == chance_at_k(relevant.sum(1), 190, k)
 
 
 def test_chance_is_what_random_similarities_score():
@@ -64,15 +65,26 @@ def test_chance_is_what_random_similarities_score():
     relevant[:, :3] = True
     scored = hits_at_k(torch.rand(4000, 20), relevant, 5).mean().item()
     exact = 1 - math.comb(17, 5) / math.comb(20, 5)
-    assert chance_at_k(relevant, 5) == pytest.approx(exact, rel=1e-12)
+    assert chance_at_k(relevant.sum(1), 20, 5) == pytest.approx(exact, rel=1e-12)
     assert scored == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4000))
 
 
 def test_large_galleries_do_not_overflow():
     relevant = torch.zeros(1, 200_000, dtype=torch.bool)
     relevant[0, 7] = True
-    assert chance_at_k(relevant, 10) == pytest.approx(10 / 200_000, rel=1e-9)
+    assert chance_at_k(torch.tensor([1]), 200_000, 10) == pytest.approx(10 / 200_000, rel=1e-9)
     assert hits_at_k(torch.zeros(1, 200_000), relevant, 200_000).item() == 1.0
+
+
+def test_recall_in_blocks_is_recall_of_the_whole_matrix():
+    torch.manual_seed(0)
+    queries, gallery = torch.randn(37, 5), torch.randn(23, 5)
+    query_of, gallery_of = torch.arange(37) % 10, torch.arange(23) % 10
+    relevant = query_of[:, None] == gallery_of[None]
+    for k, (value, chance) in recall(queries, gallery, query_of, gallery_of, (1, 5), block=8).items():
+        assert value == pytest.approx(hits_at_k(queries @ gallery.T, relevant, k).mean().item(), abs=1e-12)
+        exact = [1 - math.comb(23 - r, k) / math.comb(23, k) for r in relevant.sum(1).tolist()]
+        assert chance == pytest.approx(sum(exact) / 37, rel=1e-12)
 
 
 def test_top_hits_is_the_accuracy_of_torchmetrics():

@@ -51,6 +51,12 @@ def run_dir(tmp_path: Path) -> Path:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "finetune/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:60]))
     start = rows[0]["time"] - 4
+    history = [{"step": 40, "top1": 0.3}, {"step": 80, "top1": 0.5}, {"step": 120, "top1": 0.52}]
+    (run / "finetune/validation.json").write_text(json.dumps(history))
+    (run / "random/seed-0").mkdir(parents=True)
+    (run / "random/seed-0/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:80]))
+    history = [{"step": step, "top1": 0.1 + step / 500} for step in (40, 80, 120, 160)]
+    (run / "random/seed-0/validation.json").write_text(json.dumps(history))
     events = [
         {"time": start, "kind": "start", "step": 0, "world_size": 2},
         {"time": start + 90, "kind": "checkpoint", "step": 100, "path": "checkpoints/step-00000100"},
@@ -63,7 +69,7 @@ def run_dir(tmp_path: Path) -> Path:
             "reason": "not an image",
         },
         {"time": start + 180, "kind": "checkpoint", "step": 200, "path": "checkpoints/step-00000200"},
-        {"time": start + 181, "kind": "stop", "step": 200, "reason": "SIGUSR1"},
+        {"time": start + 181, "kind": "stopped", "reason": "SIGUSR1"},
         {"time": start + 211, "kind": "resume", "step": 200, "path": "checkpoints/step-00000200"},
         {"time": rows[-1]["time"] + 3, "kind": "finish", "step": 400},
     ]

@@ -63,7 +63,8 @@ def page(run_dir: Path) -> Page:
 def test_every_section_of_a_whole_run_is_there(page):
     assert list(page.sections) == ["scores", "samples", "curves", "inner-runs", "events", "settings"]
     assert "CC BY-SA 4.0" in page.sections["samples"]
-    assert "finetune" in page.sections["inner-runs"]
+    inner = page.sections["inner-runs"]
+    assert "finetune" in inner and "random/seed-0" in inner and "Top-1 accuracy on validation" in inner
     assert "preset: m3i" in page.sections["settings"] and "0.19.8" in page.sections["settings"]
 
 

@@ -21,7 +21,7 @@ def finetune_to_plateau(
     patience: int,
     processes: str,
 ) -> int:
-    """Segments of a run, each scored on `validation` by this process, which is none of the ranks where there are several."""
+    """Segments of a run, each scored on `validation` by this process, no rank itself where there are several."""
     from launch import machine, preflight
 
     count = machine.resolve_processes(processes)

@@ -1,0 +1,144 @@
+"""The walk: seven stages, each a command that anybody would type, on drawings that pip has brought.
+
+    OUTPUT/shards/{train,validation,held-out}/   OpenMoji, split by concept
+    OUTPUT/                                      the pretraining run: checkpoints, metrics.jsonl, report.html, ...
+    OUTPUT/export/backbone.safetensors           the image encoder alone
+    OUTPUT/finetune/  OUTPUT/scratch/            the same fine-tuning from it and from random weights
+    OUTPUT/evaluation/*.json                     scores on the held-out concepts
+
+Run again, it goes on where it was: every stage sees what is there.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError
+from pretrain.configuration import load_config
+from pretrain.demo import commands
+from pretrain.demo.commands import Job
+
+PRETRAINING, FINETUNING = "demo", "demo_finetune"
+SEGMENT_STEPS, PATIENCE = 60, 3
+
+
+def run(output: Path, overrides: tuple[str, ...] = ()) -> int:
+    """Walk the whole way into `output`; the exit code.
+
+    Raises UserError naming the stage that failed. `overrides` shorten the pretraining (`schedule.steps=20`), for tests.
+    """
+    began = time.monotonic()
+    output = Path(output)
+    shards = output / "shards"
+    with _stage(1, "Shards from OpenMoji drawings"):
+        _prepare(shards)
+    with _stage(2, "Pretraining, stopped by SIGTERM in the middle"):
+        pretraining = _pretraining(output, shards, overrides)
+        steps = load_config(PRETRAINING, overrides).schedule.steps or 0
+        if not (output / "checkpoints").exists():
+            commands.check(commands.run_and_stop(pretraining, output, steps // 2), "pretraining", commands.STOPPED)
+    with _stage(3, "Pretraining, resumed by the same command"):
+        commands.check(commands.run_and_stop(pretraining, output, steps + 1), "pretraining")
+    with _stage(4, "Export of the image encoder"):
+        from pretrain.handoff import export
+
+        backbone = export(output, "safetensors", output / "export" / "backbone.safetensors")
+        print(f"{backbone} ({backbone.stat().st_size / 1e6:.1f} MB)")
+    with _stage(5, "Fine-tuning from the export, and the same from random weights, each until validation stops rising"):
+        jobs = [_finetuning(output, shards, "finetune", backbone), _finetuning(output, shards, "scratch", None)]
+        for job, code in zip(jobs, commands.run_side_by_side(jobs, threads=_threads(len(jobs))), strict=True):
+            commands.check(code, f"{job.title} ({job.run / 'output.log'})")
+    with _stage(6, "Scores on held-out concepts"):
+        results = _score(output, shards / "held-out")
+    with _stage(7, "Report"):
+        from pretrain.report import write_report
+
+        report = write_report(output)
+    _table(results, report, time.monotonic() - began)
+    return commands.DONE
+
+
+@contextmanager
+def _stage(number: int, title: str) -> Iterator[None]:
+    print(f"\n[{number}/7] {title}", flush=True)
+    began = time.monotonic()
+    yield
+    print(f"      {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _prepare(shards: Path) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from data_pipeline.format import read_manifest
+    from data_pipeline.preparation import openmoji
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("drawings", total=None)
+        folders = openmoji.build(shards, progress=lambda done, total: bars.update(bar, completed=done, total=total))
+    for name, folder in folders.items():
+        found = read_manifest(folder)
+        print(f"{name}: {found.samples} drawings in {len(found.shards)} shards, {folder}")
+
+
+def _pretraining(output: Path, shards: Path, overrides: tuple[str, ...]) -> list[str]:
+    import torch
+
+    processes = torch.cuda.device_count() or 2
+    train = f"data.sources.0.path={shards / 'train'}"
+    return ["pretrain", PRETRAINING, train, *overrides, "--output", str(output), "--processes", str(processes)]
+
+
+def _finetuning(output: Path, shards: Path, name: str, source: Path | None) -> Job:
+    run = output / name
+    arguments = ["finetune", FINETUNING, f"data.sources.0.path={shards / 'train'}", "--output", str(run)]
+    arguments += ["--validation", str(shards / "validation"), "--processes", "1"]
+    arguments += ["--segment-steps", str(SEGMENT_STEPS), "--patience", str(PATIENCE)]
+    arguments += ["--from", str(source)] if source else []
+    title = "pretrained" if source else "random weights"
+    return Job(title, tuple(arguments), run, load_config(FINETUNING).schedule.steps or 0)
+
+
+def _threads(jobs: int) -> int:
+    import os
+
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _score(output: Path, held_out: Path) -> dict[str, dict[str, Any]]:
+    from pretrain.evaluation import evaluate, put_beside, write_result
+
+    scores = evaluate(output, held_out, tasks=("retrieval", "zero-shot"))
+    best = {name: _best(output / name) for name in ("finetune", "scratch")}
+    top1 = {name: evaluate(path, held_out, tasks=("top1",), untrained=False)["top1"] for name, path in best.items()}
+    tuned = put_beside(top1["finetune"], "random weights", top1["scratch"])
+    write_result(output, "fine-tuned-top1", tuned)
+    return {**scores, "fine-tuned": tuned}
+
+
+def _best(run: Path) -> Path:
+    from pretrain.training.checkpoints import BEST, FOLDER
+
+    pointer = run / FOLDER / BEST
+    if not pointer.exists():
+        raise UserError(f"{pointer}: missing; remove {run} and run the demo again")
+    return run / FOLDER / pointer.read_text(encoding="utf-8").strip()
+
+
+def _table(results: dict[str, dict[str, Any]], report: Path, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pretrain.evaluation import summary
+
+    table = Table("held-out concepts", "score", "chance", "beside", title=None)
+    for row in summary(results.values()):
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print()
+    console.print(table)
+    console.print(f"{report} (open it in a browser); {seconds / 60:.1f} minutes in all", soft_wrap=True)

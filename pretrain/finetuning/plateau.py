@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import StoppedError, UserError
 from pretrain.configuration import RunConfig
 from pretrain.finetuning.finetune import finetune
 
@@ -72,10 +72,11 @@ def train_to_plateau(
         least_steps: no plateau counts before it; random weights may stand at chance for a while.
         train: how a segment is run; by default in this process, alone.
 
-    Returns where the best segment is. Raises UserError where a segment fails or the configuration has no step count.
+    Returns where the best segment is. Raises StoppedError (75) where a segment was stopped on request: the same call
+    goes on; UserError where one fails or the configuration has no step count.
     """
     from pretrain.evaluation import load_task, top1, value_of
-    from pretrain.training.checkpoints import mark_best
+    from pretrain.training.checkpoints import find_checkpoint, mark_best
 
     output, source = Path(output), None if source is None else Path(source)
     most = config.schedule.steps
@@ -91,6 +92,8 @@ def train_to_plateau(
         code = (train or _alone)(segment_config(config, end, most), source, output)
         if code not in (0, STOPPED):
             raise UserError(f"{output}: training up to step {end} ended with exit code {code}; see its events.jsonl")
+        if (saved := find_checkpoint(output).step) < end:
+            raise StoppedError(f"{output}: stopped and saved at step {saved}; the same command goes on")
         task, own = load_task(output, "ema")
         history.append((end, value_of(top1(task, validation, own), "top1")))
         _write_history(output, history)

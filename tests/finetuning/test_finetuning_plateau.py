@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from finetuning_configurations import tiny_configuration
 
 import pretrain.evaluation
 import pretrain.training.checkpoints
-from data_pipeline.errors import UserError
+from data_pipeline.errors import StoppedError, UserError
 from pretrain.finetuning import has_plateaued, train_to_plateau
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, spread, verdict
 from pretrain.finetuning.derive import classifier_config
@@ -50,10 +51,14 @@ class Script:
         monkeypatch.setattr(pretrain.evaluation, "load_task", lambda path, which: (Path(path), None))
         monkeypatch.setattr(pretrain.evaluation, "top1", self.top1)
         monkeypatch.setattr(pretrain.training.checkpoints, "mark_best", lambda run, step: self.best.append(step))
+        monkeypatch.setattr(
+            pretrain.training.checkpoints, "find_checkpoint", lambda run: SimpleNamespace(step=self.saved)
+        )
 
     def train(self, config, source, output):
         output.mkdir(parents=True, exist_ok=True)
         self.trained.append((config, source, output))
+        self.saved = config.training.stop_after or config.schedule.steps
         return 75 if config.training.stop_after else 0
 
     def top1(self, task, folder, config):
@@ -122,6 +127,21 @@ def test_no_plateau_counts_before_the_least_length(monkeypatch, finetuning, tmp_
         train=script.train,
     )
     assert (plateau.step, plateau.reached, plateau.history[-1]) == (50, True, (70, 0.7))
+
+
+def test_a_stop_on_request_is_no_finished_segment(monkeypatch, finetuning, tmp_path):
+    script = Script(monkeypatch, [0.2, 0.5])
+
+    def stopped_at_15(config, source, output):
+        code = script.train(config, source, output)
+        script.saved = min(script.saved, 15)
+        return code
+
+    settings = {"source": None, "output": tmp_path / "run", "validation": "val", "segment_steps": 10}
+    with pytest.raises(StoppedError, match="step 15"):
+        train_to_plateau(finetuning(20), **settings, train=stopped_at_15)
+    assert json.loads((tmp_path / "run/validation.json").read_text()) == [{"step": 10, "top1": 0.2}]
+    assert train_to_plateau(finetuning(20), **settings, train=script.train).history == ((10, 0.2), (20, 0.5))
 
 
 def test_a_failed_segment_is_told(monkeypatch, finetuning, tmp_path):

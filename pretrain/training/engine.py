@@ -3,6 +3,7 @@
 All that depends on the ZeRO stage or on DeepSpeed's habits is here and in `fragments.py`; the loop knows neither.
 """
 
+import importlib
 import logging
 import math
 import os
@@ -37,6 +38,16 @@ def import_deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # DeepSpeed imports Muon, unused here, whose functions are decorated with torch.compile: that alone imports the
+    # whole compiler, 1.5 s of every rank's start. So it is imported once with a decorator that does nothing.
+    compile_function = torch.compile
+    torch.compile = lambda model=None, **_: model if model is not None else (lambda function: function)  # type: ignore
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    except ImportError:
+        pass  # another version keeps it elsewhere: only slower
+    finally:
+        torch.compile = compile_function
     # Without this the shared-memory collectives are compiled at start: a minute, and a failure without ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -54,6 +54,7 @@ def train(job: Job, step: int) -> bool:
     if job.teacher is not None:
         job.teacher.refresh()
     job.meter.pause()
+    job.watchdog.beat()
     while step < total and not _stop_agreed(job, step):
         if step in job.policy.passed_over:
             step += 1

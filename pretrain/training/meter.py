@@ -24,7 +24,8 @@ class Meter:
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._outputs = self._steps = 0
+        self._counts: dict[str, int] = {}  # diagnostics are measured on logged steps only, losses on all
+        self._steps = 0
         self._wait = self._elapsed = 0.0
 
     @contextmanager
@@ -41,7 +42,7 @@ class Meter:
         for name, value in named.items():
             value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._outputs += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def loss(self) -> float:
         """Mean over this step's micro-batches and all ranks. Collective."""
@@ -60,7 +61,7 @@ class Meter:
     def collect(self, loss: float, rate: float, norm: float) -> dict[str, float]:
         """Everything since the last call, averaged. Collective: all ranks call it at the same step."""
         names = sorted(self._sums)
-        local = [float(self._sums[name]) / max(1, self._outputs) for name in names]
+        local = [float(self._sums[name]) / self._counts[name] for name in names]
         world, steps = self._processes.world_size, max(1, self._steps)
         means = [value / world for value in self._processes.sum([*local, self._wait])]
         step_seconds = self._elapsed / steps

@@ -19,7 +19,6 @@ from pretrain.configuration import RunConfig, dump_config
 from pretrain.training.checkpointer import Checkpointer
 from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine
-from pretrain.training.initialize import initialize_from
 from pretrain.training.interruption import STOP_FILE, Interruption
 from pretrain.training.loop import Job, train
 from pretrain.training.meter import Meter
@@ -33,10 +32,9 @@ from pretrain.training.resume import check_same_run
 from pretrain.training.schedule import make_plan
 from pretrain.training.shard_file import write_durably
 from pretrain.training.teacher import build_teacher
-from pretrain.training.watchdog import Watchdog
+from pretrain.training.watchdog import START_UP_SECONDS, Watchdog
 
 DONE, STOPPED = 0, 75
-START_UP_SECONDS = 600.0  # a collective may wait this much longer than a hung step: the watchdog speaks first
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def _run(
     factories: Factories | None,
     interruption: Interruption,
 ) -> int:
-    processes = join(config.training.policy.hang_seconds + START_UP_SECONDS)
+    processes = join(config.training.policy.hang_seconds + START_UP_SECONDS)  # longer than the watchdog waits
     lock = _open_run(output, config, processes)
     events = Events(output, processes.rank)
     policy_config = config.training.policy
@@ -154,6 +152,8 @@ def _build(
         if initialize is not None:
             initialize(task)
         elif config.initialize_from is not None:
+            from pretrain.training.initialize import initialize_from  # imports the models
+
             fresh = initialize_from(task, config.initialize_from)
             if processes.leader:
                 events("initialized", source=config.initialize_from, kept_fresh=fresh)

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 TICK_SECONDS = 1.0
+START_UP_SECONDS = 600.0  # imports, building, reading a checkpoint
 HUNG = 4
 GRACE_EXCEEDED = 143  # as a lost node: the scheduler runs the command again, from the checkpoint before
 
 
 class Watchdog:
-    """`beat()` at every step boundary. Without one for `hang_seconds`: all stacks to a file, `report`, exit 4.
+    """`beat()` when training begins and at every step boundary. Without one for `hang_seconds` (before the first one:
+    START_UP_SECONDS, where that is longer): all stacks to a file, `report`, exit 4.
 
     `stopping()` starts the grace of a stop request: without `close()` for `grace_seconds` the process leaves with 143.
     """
@@ -33,6 +35,7 @@ class Watchdog:
     ) -> None:
         self._stacks = folder / f"stacks-rank-{rank:05d}.txt"
         self._hang, self._grace = hang_seconds, grace_seconds
+        self._limit = max(hang_seconds, START_UP_SECONDS)
         self._report, self._leave, self._tick = report, leave, tick_seconds
         self._quiet = self._stopping_for = 0.0
         self._is_stopping = False
@@ -44,7 +47,7 @@ class Watchdog:
         return self
 
     def beat(self) -> None:
-        self._quiet = 0.0
+        self._quiet, self._limit = 0.0, self._hang
 
     def stopping(self) -> None:
         self._is_stopping = True
@@ -60,8 +63,8 @@ class Watchdog:
                 if self._stopping_for > self._grace:
                     self._dump("grace_exceeded", f"no checkpoint within the grace of {self._grace:g} s", GRACE_EXCEEDED)
                     return
-            if self._quiet > self._hang:
-                self._dump("hang", f"no step ended for {self._hang:g} s", HUNG)
+            if self._quiet > self._limit:
+                self._dump("hang", f"no step ended for {self._limit:g} s", HUNG)
                 return
 
     def _dump(self, kind: str, message: str, code: int) -> None:

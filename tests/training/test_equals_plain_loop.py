@@ -19,7 +19,7 @@ VARIANTS = [
 ]
 
 
-def config_of(stage: int, accumulation: int, checkpointing: bool):  # noqa: ANN201
+def config_of(stage: int, accumulation: int, checkpointing: bool):
     return configuration(
         schedule__steps=STEPS,
         training__zero_stage=stage,

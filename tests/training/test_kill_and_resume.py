@@ -13,7 +13,7 @@ from pretrain.training.checkpoints import OpenFiles, complete_checkpoints, find_
 STEPS, BATCH, WIDTH = 24, 16, "257"  # wide enough that a checkpoint takes a while to write
 
 
-def config():  # noqa: ANN201
+def config():
     return configuration(
         schedule__steps=STEPS, training__zero_stage=2, checkpoint__every_steps=2, training__accumulation=2
     )
@@ -112,7 +112,7 @@ def test_killed_40_times_it_ends_bit_for_bit_where_the_unbroken_run_ends(unbroke
 
 
 def test_other_numbers_of_ranks_and_other_stages_continue_the_same_run(tmp_path: Path) -> None:
-    def part(stage: int, until: int | None):  # noqa: ANN202
+    def part(stage: int, until: int | None):
         return configuration(
             schedule__steps=STEPS, training__zero_stage=stage, training__batch_size=12, training__stop_after=until
         )

@@ -9,13 +9,14 @@ from pretrain.training.rank import backbone_of
 
 
 @pytest.fixture(scope="module")
-def task():  # noqa: ANN201  a module with `image`
+def task():
     from torch import nn
 
     holder = nn.Module()
     holder.image = InternImage(
-        channels=32, depths=(2, 2, 4, 2), groups=(2, 4, 8, 16), num_classes=7, use_clip_projector=True, clip_embed_dim=32,
-        head_hidden_size=32, clip_heads=4, level2_post_norm=True, level2_post_norm_block_ids=(1, 3), res_post_norm=True,
+        channels=32, depths=(2, 2, 4, 2), groups=(2, 4, 8, 16), num_classes=7, use_clip_projector=True,
+        clip_embed_dim=32, head_hidden_size=32, clip_heads=4, level2_post_norm=True,
+        level2_post_norm_block_ids=(1, 3), res_post_norm=True,
         center_feature_scale=True, dw_kernel_size=5,
     )  # fmt: skip
     holder.text = nn.Linear(4, 4)
@@ -37,7 +38,7 @@ def plain_depth(key: str) -> int:
     return {0: 2, 1: 4, 2: 8, 3: 10}[int(level)]
 
 
-def test_every_parameter_has_the_depth_of_the_plain_definition(task) -> None:  # noqa: ANN001
+def test_every_parameter_has_the_depth_of_the_plain_definition(task) -> None:
     backbone = backbone_of(task)
     assert backbone is not None and backbone.depths == (2, 2, 4, 2) and backbone.post_norm_blocks == (1, 3)
     for key in official.state_dict(task.image):
@@ -46,7 +47,7 @@ def test_every_parameter_has_the_depth_of_the_plain_definition(task) -> None:  #
     assert layer_of("text.weight", backbone) == 11
 
 
-def test_groups_are_merged_and_say_what_the_plain_definition_says(task) -> None:  # noqa: ANN001
+def test_groups_are_merged_and_say_what_the_plain_definition_says(task) -> None:
     optimizer = configuration(optimizer__layer_decay=0.9, optimizer__offset_lr_scale=0.1).optimizer
     shapes = {name: tuple(p.shape) for name, p in task.named_parameters()}
     groups = parameter_groups(shapes, optimizer, backbone_of(task))
@@ -64,7 +65,7 @@ def test_groups_are_merged_and_say_what_the_plain_definition_says(task) -> None:
         assert (found[name].lr_scale, found[name].weight_decay) == (pytest.approx(scale), decay), name
 
 
-def test_without_layer_decay_there_are_two_groups(task) -> None:  # noqa: ANN001
+def test_without_layer_decay_there_are_two_groups(task) -> None:
     shapes = {name: tuple(p.shape) for name, p in task.named_parameters()}
     groups = parameter_groups(shapes, configuration().optimizer, backbone_of(task))
     assert sorted((g.lr_scale, g.weight_decay) for g in groups) == [(1.0, 0.0), (1.0, 0.05)]

@@ -271,7 +271,7 @@ def events(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def lineage(path: Path) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
-    """(rank, step, micro, positions) of every forward pass, in the order of each rank; a line that a kill cut is dropped."""
+    """(rank, step, micro, positions) of every forward pass, by rank; a line that a kill cut is dropped."""
     for file in sorted(path.parent.glob(f"{path.name}.*")):
         for line in file.read_text().splitlines():
             try:

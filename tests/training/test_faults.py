@@ -1,0 +1,301 @@
+"""Disks that fill or lie, files that vanish, configurations that changed, clocks that jump: each with its message."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_fakes import FakeTask, configuration, events, factories, logs, metrics, run_ranks
+
+from data_pipeline.errors import UserError
+from pretrain.training import run
+from pretrain.training.checkpoints import DamagedError, complete_checkpoints, describe, load_weights, mark_best
+from pretrain.training.interruption import Interruption
+from pretrain.training.watchdog import Watchdog
+
+
+def go(output: Path, **changes: object) -> int:
+    """One process: this one."""
+    return run(configuration(**changes), output, factories=factories())
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    assert go(tmp_path / "run", training__stop_after=8) == 75
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("faults") / "unbroken"
+    assert go(output) == 0
+    return output
+
+
+def assert_ends_like(output: Path, unbroken: Path) -> None:
+    one, other = load_weights(output)[0], load_weights(unbroken)[0]
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert [e["loss"] for e in metrics(output)] == [e["loss"] for e in metrics(unbroken)]
+
+
+def newest_shard(output: Path) -> Path:
+    return output / "checkpoints" / "step-00000008" / "rank-00000.safetensors"
+
+
+def test_a_flipped_bit_is_refused_and_the_checkpoint_before_it_taken(finished: Path, unbroken: Path) -> None:
+    shard = newest_shard(finished)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedError, match=r"rank-00000.safetensors does not have the digest"):
+        load_weights(finished)
+    assert go(finished) == 0
+    refused = events(finished, "checkpoint_refused")
+    assert refused[0]["step"] == 8 and "digest" in refused[0]["message"]
+    assert events(finished, "resume")[-1]["step"] == 4
+    assert list((finished / "checkpoints").glob("damaged-step-00000008-*"))
+    assert_ends_like(finished, unbroken)
+
+
+def test_a_missing_file_is_refused_and_the_checkpoint_before_it_taken(finished: Path, unbroken: Path) -> None:
+    newest_shard(finished).unlink()
+    assert go(finished) == 0
+    assert "rank-00000.safetensors is missing" in events(finished, "checkpoint_refused")[0]["message"]
+    assert_ends_like(finished, unbroken)
+
+
+def test_a_cut_manifest_is_refused(finished: Path, unbroken: Path) -> None:
+    manifest = newest_shard(finished).with_name("manifest.json")
+    manifest.write_text(manifest.read_text()[:40])
+    assert go(finished) == 0
+    assert "manifest.json cannot be read" in events(finished, "checkpoint_refused")[0]["message"]
+    assert_ends_like(finished, unbroken)
+
+
+def test_where_no_checkpoint_is_intact_nothing_starts_afresh_over_them(finished: Path) -> None:
+    for shard in (finished / "checkpoints").glob("step-*/rank-*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"none of the checkpoints .* is intact(.|\n)*bytes, its manifest says"):
+        go(finished)
+
+
+def test_leftovers_of_a_crash_are_never_taken_for_a_checkpoint(finished: Path, unbroken: Path) -> None:
+    folder = finished / "checkpoints"
+    shutil.copytree(folder / "step-00000008", folder / ".writing-step-00000010")
+    shutil.copytree(folder / "step-00000008", folder / "step-00000099")
+    (folder / "step-00000099" / "manifest.json").unlink()
+    assert [c.step for c in complete_checkpoints(finished)] == [8, 4]
+    assert go(finished) == 0
+    assert not list(folder.glob(".writing-*"))
+    assert_ends_like(finished, unbroken)
+
+
+def test_another_configuration_is_refused_by_key(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.01 there, 0.02 now"):
+        go(finished, optimizer__lr=2e-2)
+    with pytest.raises(UserError, match=r"training.batch_size"):
+        go(finished, training__batch_size=8)
+
+
+def test_another_model_is_refused(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"has shape \[33, 24\], this model \[17, 24\]"):
+        run(configuration(), finished, factories=factories(width=17))
+
+
+def test_other_data_are_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training_fakes.FakeReader.epoch_samples", 161)
+    with pytest.raises(UserError, match=r"160 samples an epoch; data\.sources now hold 161"):
+        go(finished)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(finished: Path) -> None:
+    import fcntl
+
+    with open(finished / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is training here"):
+            go(finished)
+    assert go(finished) == 0
+
+
+def test_a_full_disk_ends_in_4_with_a_word_and_loses_nothing(tmp_path: Path, unbroken: Path) -> None:
+    output = tmp_path / "run"
+    assert go(output, training__stop_after=4) == 75
+    limit = newest_shard(output).with_name("rank-00000.safetensors")
+    size = (output / "checkpoints" / "step-00000004" / limit.name).stat().st_size
+    often = configuration(checkpoint__every_steps=1)
+    assert run_ranks(often, output, 1, FAKE_FILE_LIMIT=str(size - 100)) == [4], logs(output)[-2000:]
+    failures = events(output, "checkpoint_failed")
+    assert len(failures) == 3 and "File too large" in failures[0]["message"]
+    assert "3 checkpoints in a row could not be written" in logs(output)
+    assert [c.step for c in complete_checkpoints(output)] == [4]
+    assert not list((output / "checkpoints").glob(".writing-*"))
+    assert go(output) == 0
+    assert_ends_like(output, unbroken)
+
+
+def test_a_read_only_output_is_a_user_error(tmp_path: Path) -> None:
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)], capture_output=True)
+    if mounted.returncode == 0:
+        place = folder / "run"
+    else:  # without the right to mount: a folder that nobody can write to, root included
+        place = Path("/proc/internimage-run")
+    try:
+        with pytest.raises(UserError, match=r"cannot write the run folder .* name a writable --output"):
+            go(place)
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_small_disk_that_fills_is_survived_once_there_is_room(tmp_path: Path, unbroken: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("no right to mount a tmpfs here; the file-size limit above tests the same path")
+    try:
+        output, ballast = folder / "run", folder / "ballast"
+        assert go(output, training__stop_after=4) == 75
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        ballast.write_bytes(b"\0" * max(0, free - 40_000))
+        with pytest.raises(UserError, match="No space left on device"):
+            go(output, checkpoint__every_steps=1)
+        ballast.unlink()
+        assert go(output) == 0
+        assert_ends_like(output, unbroken)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_rotation_keeps_the_newest_the_best_and_the_milestones(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    every = {"checkpoint__every_steps": 1, "checkpoint__keep": 2, "checkpoint__keep_every": 5}
+    assert go(output, training__stop_after=3, **every) == 75
+    mark_best(output, 2)
+    assert go(output, **every) == 0
+    assert [c.step for c in complete_checkpoints(output)] == [12, 11, 10, 5, 2]
+    assert (output / "checkpoints" / "latest").read_text() == "step-00000012"
+    assert describe(output)["step"] == 12
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        mark_best(output, 3)
+
+
+def test_a_jumping_clock_moves_no_checkpoint_and_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, jump = time.time, 0.0
+
+    def jumping() -> float:
+        nonlocal jump
+        jump += 86_400.0  # a day at every look
+        return real() + jump
+
+    monkeypatch.setattr(time, "time", jumping)
+    settings = {"checkpoint__every_steps": None, "checkpoint__every_minutes": 1.0}
+    assert go(tmp_path / "run", training__policy={"hang_seconds": 300.0}, **settings) == 0
+    assert [c.step for c in complete_checkpoints(tmp_path / "run")] == [12]
+    assert not events(tmp_path / "run", "hang")
+
+
+def test_the_minutes_between_checkpoints_are_counted_by_a_clock_that_can_be_given(tmp_path: Path) -> None:
+    from pretrain.training import checkpointer
+
+    class Steps:
+        now = 0.0
+
+    made = []
+    original = checkpointer.Checkpointer.__init__
+
+    def with_clock(self, *arguments, **named) -> None:  # type: ignore[no-untyped-def]
+        original(self, *arguments, clock=lambda: Steps.now, **named)
+        made.append(self)
+
+    def tick(self, step: int) -> bool:  # type: ignore[no-untyped-def]
+        Steps.now += 25.0
+        return due(self, step)
+
+    due = checkpointer.Checkpointer.due
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpointer.Checkpointer, "__init__", with_clock)
+        patch.setattr(checkpointer.Checkpointer, "due", tick)
+        go(tmp_path / "run", checkpoint__every_steps=None, checkpoint__every_minutes=1.0, checkpoint__keep=9)
+    assert [c.step for c in complete_checkpoints(tmp_path / "run")] == [12, 9, 6, 3]
+
+
+def test_initialize_from_takes_the_average_of_another_run(unbroken: Path, tmp_path: Path) -> None:
+    seen: list[FakeTask] = []
+
+    def remember(config, classes):  # type: ignore[no-untyped-def]
+        seen.append(FakeTask())
+        return seen[-1]
+
+    from dataclasses import replace
+
+    config = configuration(
+        initialize_from=str(unbroken), schedule__steps=1, schedule__warmup_steps=0, optimizer__lr=0.0
+    )
+    assert run(config, tmp_path / "new", factories=replace(factories(), task=remember)) == 0
+    average, start = load_weights(unbroken)[0], load_weights(tmp_path / "new", "model")[0]
+    assert all(torch.equal(average[name], start[name]) for name in average)
+    with pytest.raises(UserError, match="does not exist"):
+        go(tmp_path / "other", initialize_from=str(tmp_path / "nowhere"))
+
+
+def test_only_a_late_second_ctrl_c_leaves_at_once() -> None:
+    import signal
+
+    now, left = [0.0], []
+    interruption = Interruption(clock=lambda: now[0], leave=left.append)
+    interruption._handle(signal.SIGINT, None)
+    now[0] = 0.5  # the launcher's copy of the same key press
+    interruption._handle(signal.SIGINT, None)
+    assert left == [] and interruption.reason == "SIGINT"
+    now[0] = 2.5
+    interruption._handle(signal.SIGINT, None)
+    assert left == [130]
+
+
+def test_usr1_followed_by_term_is_one_request() -> None:
+    import signal
+
+    left: list[int] = []
+    interruption = Interruption(clock=lambda: 0.0, leave=left.append)
+    interruption._handle(signal.SIGUSR1, None)
+    interruption._handle(signal.SIGTERM, None)
+    assert interruption.reason == "SIGUSR1" and left == []
+
+
+def test_the_watchdog_tells_a_hang_from_a_jump_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    said: list[str] = []
+
+    def make(hang: float, grace: float = 100.0) -> Watchdog:
+        return Watchdog(tmp_path, 0, hang, grace, lambda kind, text: said.append(kind), left.append, tick_seconds=0.01)
+
+    quiet = make(100.0).start()
+    monkeypatch.setattr(time, "monotonic", lambda: 1e9)
+    time.sleep(0.1)
+    quiet.close()
+    assert left == []
+    hung = make(0.05).start()
+    hung.beat()  # before the first beat it is start-up, which may take longer
+    hung._thread.join(5)
+    assert left == [4] and said == ["hang"]
+    assert "test_the_watchdog" in (tmp_path / "stacks-rank-00000.txt").read_text()
+    slow = make(100.0, grace=0.05).start()
+    slow.stopping()
+    slow._thread.join(5)
+    assert left == [4, 143] and said == ["hang", "grace_exceeded"]
+
+
+def test_metrics_hold_every_step_once_after_a_cut_line(finished: Path, unbroken: Path) -> None:
+    with open(finished / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 9, "loss": 0}) + "\n" + '{"step": 10, "lo')
+    assert go(finished) == 0
+    assert [e["step"] for e in metrics(finished)] == list(range(1, 13))
+    assert_ends_like(finished, unbroken)

@@ -1,0 +1,98 @@
+"""Steps and ranks that go wrong: the policy holds, the run ends as stated."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_fakes import configuration, events, factories, finish, logs, metrics, run_ranks, start_ranks
+
+from data_pipeline.errors import GaveUpError
+from pretrain.training import run
+from pretrain.training.checkpoints import load_weights
+
+
+def go(output: Path, **changes: object) -> int:
+    return run(configuration(**changes), output, factories=factories())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_nan_skips_the_step_under_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    monkeypatch.setenv("FAKE_NAN", "5")
+    assert go(tmp_path / "run", training__zero_stage=stage) == 0
+    skipped = events(tmp_path / "run", "step_not_applied")
+    assert [(e["step"], e["verdict"]) for e in skipped] == [(5, "skip")]
+    assert len(metrics(tmp_path / "run")) == 12
+    # As if the batch had never been there: the step is named as one to pass over before the run begins.
+    monkeypatch.delenv("FAKE_NAN")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "policy.json").write_text(json.dumps({"passed_over": [5], "rollbacks": 0}))
+    assert go(tmp_path / "without", training__zero_stage=stage) == 0
+    for which in ("model", "ema"):
+        found, expected = load_weights(tmp_path / "run", which)[0], load_weights(tmp_path / "without", which)[0]
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_nan_in_one_sample_of_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert run_ranks(configuration(training__zero_stage=2), output, 2, FAKE_NAN="3,7") == [0, 0], logs(output)[-3000:]
+    assert [e["step"] for e in events(output, "step_not_applied")] == [3, 7]
+    assert all(torch.isfinite(value).all() for value in load_weights(output)[0].values())
+
+
+def test_nan_without_end_is_rolled_back_and_then_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NAN", ",".join(map(str, range(6, 12))))
+    output = tmp_path / "run"
+    with pytest.raises(GaveUpError, match="gave up at step 10 after 1 rollbacks"):
+        go(output, training__policy={"max_skipped": 1, "rollbacks": 1})
+    assert [(e["to"], e["passed_over"]) for e in events(output, "rollback")] == [(4, [6, 7])]
+    assert json.loads((output / "policy.json").read_text()) == {"passed_over": [6, 7], "rollbacks": 1}
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_spike_is_rolled_back_and_its_batch_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    shape = {"schedule__steps": 26, "training__zero_stage": stage, "training__policy": {"spike_factor": 10.0}}
+    monkeypatch.setenv("FAKE_SPIKE", "22")
+    assert go(tmp_path / "run", **shape) == 0
+    assert [(e["step"], e["to"], e["passed_over"]) for e in events(tmp_path / "run", "rollback")] == [(22, 20, [22])]
+    monkeypatch.delenv("FAKE_SPIKE")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "policy.json").write_text(json.dumps({"passed_over": [22], "rollbacks": 0}))
+    assert go(tmp_path / "without", **shape) == 0
+    found, expected = load_weights(tmp_path / "run")[0], load_weights(tmp_path / "without")[0]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_spike_before_the_first_checkpoint_is_only_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SPIKE", "18")
+    settings = {"schedule__steps": 20, "checkpoint__every_steps": None, "training__policy": {"spike_factor": 10.0}}
+    assert go(tmp_path / "run", **settings) == 0
+    assert [e["to"] for e in events(tmp_path / "run", "rollback")] == [None]
+    assert max(e["loss"] for e in metrics(tmp_path / "run") if e["step"] != 19) < 10
+
+
+def test_a_hung_rank_ends_the_run_with_4_and_the_stacks_of_all_ranks(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = configuration(training__policy={"hang_seconds": 8.0})
+    assert run_ranks(config, output, 2, FAKE_HANG="3") == [4, 4], logs(output)[-3000:]
+    assert "_misbehave" in (output / "stacks-rank-00001.txt").read_text()
+    assert "Thread" in (output / "stacks-rank-00000.txt").read_text()
+    assert {e["rank"] for e in events(output, "hang")} == {0, 1}
+
+
+def test_a_rank_that_dies_ends_the_others_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    ranks = start_ranks(configuration(), output, 2, FAKE_DEATH="6")
+    deadline = time.monotonic() + 90
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    alone = ranks[0].poll()
+    assert finish(ranks)[1] == -9
+    assert alone == 1, "the survivor leaves by itself, with an error"
+    assert run_ranks(configuration(), output, 2) == [0, 0], logs(output)[-3000:]
+    assert events(output, "resume")[-1]["step"] == 4

@@ -78,7 +78,7 @@ torch.library.register_autograd("dcnv3::forward", _gradient, setup_context=_setu
 
 def autocast(device: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """`tensors` in the dtype of the autocast that is on for `device`; float64 stays, and all stay where none is on."""
-    if not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)

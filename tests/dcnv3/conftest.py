@@ -1,0 +1,97 @@
+"""What the operator's tests share: the backends that run here, and one random call in any shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from dcnv3 import available_backends, dcnv3
+
+BACKENDS = [(name, name) for name in ("cpu", "cuda") if available_backends()[name] is None]
+BACKENDS += [("reference", "cpu")] + ([("reference", "cuda")] if torch.cuda.is_available() else [])
+
+
+@pytest.fixture(params=BACKENDS, ids=[f"{name}-on-{device}" for name, device in BACKENDS])
+def backend(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """(backend, device) for each backend that runs on this machine."""
+    return request.param
+
+
+@pytest.fixture(params=[pair for pair in BACKENDS if pair[0] != "reference"], ids=lambda pair: pair[0])
+def kernel(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """(backend, device) for each compiled backend that runs on this machine."""
+    return request.param
+
+
+@dataclass
+class Call:
+    """Tensors and options of one call; `run` gives the output and the three gradients, as float64 on the CPU."""
+
+    value: torch.Tensor
+    offset: torch.Tensor
+    mask: torch.Tensor
+    cotangent: torch.Tensor
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, backend: str, device: str = "cpu", dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        leaves = [t.detach().to(device, dtype).requires_grad_() for t in (self.value, self.offset, self.mask)]
+        output = dcnv3(*leaves, **self.options, backend=backend)
+        output.backward(self.cotangent.to(device, dtype))
+        names = ("output", "grad_value", "grad_offset", "grad_mask")
+        tensors = (output, *(leaf.grad for leaf in leaves))
+        return {name: t.detach().double().cpu() for name, t in zip(names, tensors, strict=True)}
+
+
+@pytest.fixture
+def make_call() -> Any:
+    return random_call
+
+
+def random_call(
+    *,
+    batch: int = 2,
+    height: int = 6,
+    width: int = 7,
+    groups: int = 2,
+    group_channels: int = 16,
+    kernel: tuple[int, int] = (3, 3),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    remove_center: bool = False,
+    offset_amplitude: float = 2.0,
+    logit_amplitude: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **options: Any,
+) -> Call:
+    """A call with normal values and uniform offsets of the amplitude."""
+    generator = torch.Generator().manual_seed(seed)
+    points = kernel[0] * kernel[1] - int(remove_center)
+    sizes = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
+    ]
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    offset = torch.rand(batch, *sizes, groups * points * 2, generator=generator, dtype=torch.float64) * 2 - 1
+    return Call(
+        normal(batch, height, width, groups * group_channels),
+        (offset * offset_amplitude).to(dtype),
+        normal(batch, *sizes, groups * points) * logit_amplitude,
+        normal(batch, *sizes, groups * group_channels),
+        {
+            "groups": groups,
+            "kernel_size": kernel,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "remove_center": remove_center,
+            **options,
+        },
+    )

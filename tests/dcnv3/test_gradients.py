@@ -1,0 +1,171 @@
+"""The kernels against the float64 definition and finite differences, over shapes, types and far offsets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dcnv3 import dcnv3
+from dcnv3.geometry import make_geometry
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+
+
+def near_integer(call: Any, within: float) -> torch.Tensor:
+    """[N, Ho, Wo, G, K, 2] bool, (w, h): locations this close to an integer, where the slope jumps."""
+    g = make_geometry(**call.options)
+    shift = call.offset.double().unflatten(-1, (g.groups, g.points, 2))
+    cells = torch.tensor(g.cells(), dtype=torch.float64)
+    place = (cells * torch.tensor([g.dilation_w, g.dilation_h]) + shift) * g.offset_scale
+    # what is left out here (start, padding, radius) is whole but for the radius times the scale
+    radius = torch.tensor([(g.dilation_w * (g.kernel_w - 1)) >> 1, (g.dilation_h * (g.kernel_h - 1)) >> 1])
+    place = place - radius * g.offset_scale
+    return (place - place.round()).abs() < within
+
+
+def assert_agrees(call: Any, name: str, device: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Relative to the largest entry of each tensor; offset gradients at integer locations are compared apart."""
+    actual, expected = call.run(name, device, dtype), call.run("reference", "cpu", torch.float64)
+    edge = near_integer(call, 1e-3)
+    for key, want in expected.items():
+        have = actual[key]
+        assert torch.isfinite(have).all(), key
+        scale = max(float(want.abs().max()), 1.0) if want.numel() else 1.0
+        difference = (have - want).abs()
+        if key == "grad_offset":
+            difference = difference.reshape(edge.shape).masked_fill(edge, 0)
+        assert difference.numel() == 0 or float(difference.max()) <= tolerance * scale, key
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    square = draw(st.booleans())
+    kernel_h = draw(st.integers(1, 5))
+    kernel = (kernel_h, kernel_h if square else draw(st.integers(1, 4)))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    padding = (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    return {
+        "batch": draw(st.integers(0, 3)),
+        "height": least[0] + draw(st.integers(0, 5)),
+        "width": least[1] + draw(st.integers(0, 5)),
+        "groups": draw(st.integers(1, 5)),
+        "group_channels": draw(st.sampled_from([1, 3, 4, 8, 12, 16, 17, 24, 32, 40, 64, 72])),
+        "kernel": kernel,
+        "stride": (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "padding": padding,
+        "dilation": dilation,
+        "offset_scale": draw(st.sampled_from([1.0, 2.0, 0.7])),
+        "remove_center": draw(st.booleans()) and kernel[0] == kernel[1] and kernel[0] % 2 == 1 and kernel[0] > 1,
+        "mask_activation": draw(st.sampled_from(["softmax", "sigmoid", "none"])),
+        "offset_amplitude": draw(st.sampled_from([0.0, 0.5, 3.0, 50.0, 1e6])),
+        "logit_amplitude": draw(st.sampled_from([0.0, 1.0, 30.0])),
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=shapes(), dtype=st.sampled_from([torch.float64, torch.float32]))
+def test_any_shape_equals_the_float64_definition(
+    kernel: tuple[str, str], make_call: Any, shape: dict[str, Any], dtype: torch.dtype
+) -> None:
+    assert_agrees(make_call(**shape, dtype=dtype), *kernel, dtype, TOLERANCE[dtype] * 5)
+
+
+@pytest.mark.parametrize("group_channels", [5, 8, 16, 32, 64, 80])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_every_type_and_channel_count_equals_the_float64_definition(
+    kernel: tuple[str, str], make_call: Any, dtype: torch.dtype, group_channels: int
+) -> None:
+    call = make_call(group_channels=group_channels, dtype=dtype)
+    assert_agrees(call, *kernel, dtype, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("remove_center", [False, True])
+def test_gradients_are_those_of_finite_differences(
+    backend: tuple[str, str], make_call: Any, activation: str, remove_center: bool
+) -> None:
+    name, device = backend
+    call = make_call(
+        batch=1,
+        height=4,
+        width=3,
+        group_channels=3,
+        remove_center=remove_center,
+        offset_scale=1.5,
+        mask_activation=activation,
+        dtype=torch.float64,
+    )
+    # finite differences need locations away from the integers, where the slope jumps
+    shift = call.offset.unflatten(-1, (-1, 2))
+    shift = torch.where(near_integer(call, 1e-3).flatten(3, 4), shift + 0.01, shift)
+    leaves = [t.to(device).requires_grad_() for t in (call.value, shift.flatten(-2), call.mask)]
+    assert torch.autograd.gradcheck(lambda *t: dcnv3(*t, **call.options, backend=name), leaves, nondet_tol=1e-9)
+
+
+def test_the_definition_has_second_derivatives(make_call: Any) -> None:
+    call = make_call(batch=1, height=3, width=3, groups=1, group_channels=2, dtype=torch.float64, offset_amplitude=0.3)
+    leaves = [t.requires_grad_() for t in (call.value, call.offset + 0.35, call.mask)]
+    assert torch.autograd.gradgradcheck(lambda *t: dcnv3(*t, **call.options, backend="reference"), leaves)
+
+
+def test_at_an_integer_location_the_slope_is_that_of_the_cell_above(backend: tuple[str, str]) -> None:
+    """One row 0 1 4 9, a one-point kernel at rest on pixel 1: the slope is 4 - 1, not 1 - 0 nor their mean."""
+    name, device = backend
+    value = torch.tensor([0.0, 1.0, 4.0, 9.0], device=device).reshape(1, 1, 4, 1)
+    offset = torch.zeros(1, 1, 4, 2, device=device, requires_grad=True)
+    mask = torch.zeros(1, 1, 4, 1, device=device)
+    dcnv3(value, offset, mask, groups=1, kernel_size=1, padding=0, backend=name).sum().backward()
+    assert offset.grad is not None
+    # the last pixel's cell reaches past the edge, where the image is 0
+    assert offset.grad[0, 0, :, 0].tolist() == [1.0, 3.0, 5.0, -9.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_a_location_that_is_no_number_samples_nothing(backend: tuple[str, str], make_call: Any, bad: float) -> None:
+    name, device = backend
+    call = make_call(group_channels=8)
+    call.offset[:] = bad
+    actual = call.run(name, device)
+    assert all(bool((actual[key] == 0).all()) for key in actual)
+
+
+def test_extreme_logits_stay_finite(backend: tuple[str, str], make_call: Any) -> None:
+    call = make_call(logit_amplitude=1e4)
+    assert all(bool(torch.isfinite(t).all()) for t in call.run(*backend).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_cpu_gives_the_same_bits_twice_and_for_any_number_of_threads(make_call: Any, dtype: torch.dtype) -> None:
+    call = make_call(batch=3, height=20, width=21, groups=3, dtype=dtype)
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 2, 2, 5):
+            torch.set_num_threads(threads)
+            runs.append(call.run("cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(run[key], runs[0][key]) for key in run)
+
+
+def test_views_and_transposes_give_what_copies_give(kernel: tuple[str, str], make_call: Any) -> None:
+    """The projections come as slices of one tensor, and a caller may hold NCHW."""
+    name, device = kernel
+    call = make_call(group_channels=16)
+    both = torch.cat([torch.zeros_like(call.mask[..., :3]), call.offset, call.mask], -1).to(device)
+    offset, mask = both[..., 3 : 3 + call.offset.shape[-1]], both[..., 3 + call.offset.shape[-1] :]
+    value = call.value.to(device).permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert not value.is_contiguous() and not offset.is_contiguous()
+    leaves = [t.detach().requires_grad_() for t in (value, offset, mask)]
+    output = dcnv3(*leaves, **call.options, backend=name)
+    output.backward(call.cotangent.to(device).transpose(1, 2).contiguous().transpose(1, 2))
+    expected = call.run(name, device)
+    for key, tensor in zip(expected, (output, *(leaf.grad for leaf in leaves)), strict=True):
+        assert torch.equal(tensor.detach().double().cpu(), expected[key]), key

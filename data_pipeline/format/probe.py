@@ -23,6 +23,13 @@ def probe(data: bytes) -> ImageHeader | None:
     return None
 
 
+def is_image(data: bytes | bytearray) -> bool:
+    """Whether `data` (16 bytes are enough) begins as an image of these formats does."""
+    return any(data.startswith(signature) for signature, _ in _READERS) and (
+        data[:4] != b"RIFF" or data[8:12] == b"WEBP"
+    )
+
+
 def _jpeg(data: bytes) -> ImageHeader | None:
     position = 2
     while position + 4 <= len(data):

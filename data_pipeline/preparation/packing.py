@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
+from data_pipeline.format import ShardEntry, count_reasons, manifest, read_sidecar, write_manifest
 from data_pipeline.format.files import write_bytes
 from data_pipeline.format.index import NO_IMAGE
 from data_pipeline.preparation import plan as plans
@@ -80,7 +80,7 @@ def pack(
     if not 1 <= rows_per_shard <= 10**KEY_DIGITS:
         raise UserError(f"rows_per_shard {rows_per_shard}: a shard holds 1 to {10**KEY_DIGITS} rows")
     read, digest = _source(source, output, columns, root, labels)
-    number_of_rows, names = _survey(read(), classes)
+    number_of_rows, names = survey(read(), classes)
     if number_of_rows == 0:
         raise UserError(f"{source} holds no rows to pack; check the path")
     plan = {
@@ -92,17 +92,17 @@ def pack(
         "rules": asdict(rules),
     }
     found: set[int] = set()
-    with plans.opened(output, plan) as finished:
+    with plans.opened(output, plan):
         numbers = range(-(-number_of_rows // rows_per_shard))
         entries = {number: entry for number in numbers if (entry := read_entry(output, number)) is not None}
         found = set(entries)
-        if not finished or len(found) < len(numbers):
-            rows = (row for row in _numbered(read(), names) if row.number // rows_per_shard not in found)
+        if len(found) < len(numbers):
+            rows = (row for row in numbered(read(), names) if row.number // rows_per_shard not in found)
             packed = ordered_map(partial(pack_row, rules=rules), rows, available() if workers is None else workers)
             samples = _counted(packed, found, rows_per_shard, number_of_rows, progress)
             for number, group in itertools.groupby(samples, key=lambda sample: sample.row // rows_per_shard):
                 entries[number] = write_shard(output, number, number * rows_per_shard, group, classes=names)
-            finish(output, [entries[number] for number in numbers], names)
+        finish(output, [entries[number] for number in numbers], names)
     return _summary(output, [entries[number] for number in numbers], len(found), names, started)
 
 
@@ -129,7 +129,12 @@ def pack_row(row: Row, rules: ImageRules) -> Sample:
 
 
 def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> None:
-    """What makes the shards a set: `sizes.json` for WebDataset's own tools, then the manifest, last."""
+    """What makes the shards a set: `sizes.json` for WebDataset's own tools, then the manifest, last.
+
+    Writing a shard takes the manifest away, so a manifest that is there describes the shards that are there.
+    """
+    if (output / manifest.NAME).exists():
+        return
     sizes = {entry.name: entry.samples for entry in entries}
     write_bytes(output / "sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
     write_manifest(output, name=output.resolve().name, shards=entries, classes=classes)
@@ -157,7 +162,7 @@ def _source(
     return read, {"sha256": plans.file_digest(source), "columns": asdict(columns), "root": str(root) if root else None}
 
 
-def _survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tuple[str, ...] | None]:
+def survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tuple[str, ...] | None]:
     """Number of rows and the class names: those given, else those found, sorted; None where no row has a label."""
     count = 0
     names: set[str] = set()
@@ -181,7 +186,7 @@ def _survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tu
     return count, tuple(map(str, range(largest + 1))) if largest >= 0 else None
 
 
-def _numbered(rows: Iterator[Row], classes: Sequence[str] | None) -> Iterator[Row]:
+def numbered(rows: Iterator[Row], classes: Sequence[str] | None) -> Iterator[Row]:
     """Rows with class numbers for labels. A name goes before a number; a label that is no class is a reason."""
     numbers = {name: number for number, name in enumerate(classes or ())}
     for row in rows:

@@ -21,8 +21,8 @@ NAME = "plan.json"
 
 
 @contextmanager
-def opened(folder: Path, plan: Mapping[str, Any]) -> Iterator[bool]:
-    """Holds `folder` for one run of `plan`; yields whether the set is finished already.
+def opened(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
+    """Holds `folder` for one run of `plan`.
 
     What a killed run left unfinished is put right first. Raises UserError where another run is writing there, or where
     the folder holds shards of another plan.
@@ -39,7 +39,7 @@ def opened(folder: Path, plan: Mapping[str, Any]) -> Iterator[bool]:
             raise UserError(f"another run is writing to {folder}; wait for it, or choose another output") from None
         _agree(folder, plan)
         recover(folder)
-        yield (folder / manifest.NAME).exists()
+        yield
 
 
 def file_digest(path: Path) -> str:

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format.index import BAD_JSON, IMAGES, TEXT_NOT_UTF8
 
-# Names that columns go by in the field's data sets, first match wins.
+# Names that columns go by in the field's data sets, in lower case; first match wins.
 IMAGE_NAMES = ("image", "image_path", "path", "file", "filepath", "file_path", "filename", "file_name", "img", "jpg")
 CAPTION_NAMES = ("caption", "text", "title", "txt", "description")
 LABEL_NAMES = ("label", "class", "category", "labels", "cls", "class_name")
-URL_NAMES = ("url", "image_url", "URL", "link")
+URL_NAMES = ("url", "image_url", "link")
 
 FolderLabels = Literal["auto", "folders", "none"]
 
@@ -66,7 +66,7 @@ def resolve(path: Path, columns: Columns, *, needs: str) -> Columns:
         given = getattr(columns, role)
         if given is not None and given not in present:
             raise UserError(f"{path} has no column {given!r}; its columns are {', '.join(present)}")
-        found[role] = given or next((name for name in names if name in present), None)
+        found[role] = given or next((column for name in names for column in present if column.lower() == name), None)
     if found[needs] is None:
         raise UserError(
             f"{path}: no column looks like the {needs} (columns: {', '.join(present)}); name the one that is"

@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.format import ShardEntry, ShardWriter, sidecar
+from data_pipeline.format import ShardEntry, ShardWriter, manifest, sidecar
 from data_pipeline.format.files import remove_leftovers, sync_folder, write_bytes
 
 STAGING = ".new"
 COMMIT = ".commit"
+_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+# What every JSON member says where it is known; `Sample.fields` come after these.
+_JSON_FIELDS = ("key", "row", "url", "caption", "label", "label_name", "width", "height", "sha256")
 KEY_DIGITS = 4  # of the place in the shard; img2dataset's keys: five digits of the shard, four of the place
 
 
@@ -95,6 +98,23 @@ def read_entry(folder: Path, number: int) -> ShardEntry | None:
     return entry if whole else None
 
 
+def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
+    """The rows of a shard as they were given to `write_shard`: written again, they give the same bytes."""
+    found = []
+    with open(folder / entry.name, "rb") as file:
+        for row in sidecar.read_sidecar(folder / entry.sidecar).to_pylist():
+            kept = {name: row[name] for name in ("row", "width", "height", "caption", "label", "url", "reason")}
+            if row["status"] == sidecar.PACKED:
+                file.seek(row["json_offset"])
+                content = json.loads(file.read(row["json_size"]))
+                file.seek(row["image_offset"])
+                kept["image"] = file.read(row["image_size"])
+                kept["format"], kept["extension"] = row["image_format"], _EXTENSIONS[row["image_format"]]
+                kept["fields"] = {name: value for name, value in content.items() if name not in _JSON_FIELDS}
+            found.append(Sample(**kept))
+    return found
+
+
 def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] | None) -> dict[str, Any]:
     """Packs one sample; returns its sidecar row."""
     row: dict[str, Any] = {
@@ -154,6 +174,7 @@ def _staged(path: Path) -> Path:
 
 def _finish(mark: Path) -> None:
     stem = mark.name.removesuffix(COMMIT)
+    (mark.parent / manifest.NAME).unlink(missing_ok=True)  # it tells of the shard as it was
     for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
         staged = _staged(mark.with_name(name))
         if staged.exists():

@@ -1,7 +1,8 @@
 """Small images and sets on disk."""
 
+import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,13 @@ def captioned(tmp_path: Path) -> Path:
     (folder / "11.jpg").write_bytes(encoded(smooth(1)))
     (folder / "11.txt").write_bytes(b"caf\xe9")
     return folder
+
+
+@pytest.fixture
+def site() -> Iterator[object]:
+    """A web server to fetch from; see site.py."""
+    spec = importlib.util.spec_from_file_location("preparation_site", Path(__file__).with_name("site.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.running(module.Site(encoded(smooth(0)))) as running:
+        yield running

@@ -1,0 +1,81 @@
+"""The head's BatchNorm sees the global batch, keeps its statistics in fp32, and is torch's where there is one rank."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.models.layers import GlobalBatchNorm
+
+SCRIPT = Path(__file__).with_name("batch_norm_rank.py")
+_spec = importlib.util.spec_from_file_location("batch_norm_rank", SCRIPT)
+rank_script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rank_script)
+
+
+def test_two_ranks_give_the_outputs_gradients_and_statistics_of_one_batch(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    outs = [tmp_path / "0.json", tmp_path / "1.json"]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), str(port), str(out)], cwd=root, env=environment)
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        assert [process.wait(timeout=90) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    parts = [json.loads(out.read_text()) for out in outs]
+    x = rank_script.inputs().requires_grad_()
+    expected = nn.BatchNorm2d(4).double()
+    y = expected(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    rank_script.loss(y, slice(None)).backward()
+
+    def close(ours, theirs):
+        torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), theirs.detach(), rtol=1e-4, atol=1e-5)
+
+    close(parts[0]["y"] + parts[1]["y"], y)
+    close(parts[0]["grad_x"] + parts[1]["grad_x"], x.grad)
+    # a parameter's gradient is of the rank's own loss terms; training sums or averages over ranks
+    close([a + b for a, b in zip(parts[0]["grad_weight"], parts[1]["grad_weight"], strict=True)], expected.weight.grad)
+    for part in parts:
+        close(part["mean"], expected.running_mean)
+        close(part["var"], expected.running_var)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_rank_is_torchs_batch_norm(training):
+    x = rank_script.inputs().float()
+    ours, theirs = GlobalBatchNorm(4).train(training), nn.BatchNorm1d(4).train(training)
+    for _ in range(2):
+        torch.testing.assert_close(ours(x).flatten(0, 2), theirs(x.flatten(0, 2)), rtol=1e-5, atol=1e-5)
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+def test_statistics_stay_fp32_and_exact_when_the_model_is_cast_to_bf16():
+    norm = GlobalBatchNorm(4)
+    norm.running_mean.fill_(1 / 3)
+    norm = norm.to(torch.bfloat16)
+    assert norm.weight.dtype == torch.bfloat16
+    assert norm.running_mean.dtype == torch.float32 and norm.running_mean[0] == torch.tensor(1 / 3)
+    y = norm(torch.randn(8, 4, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16 and norm.running_mean.dtype == torch.float32
+
+
+def test_a_large_mean_does_not_spoil_the_variance():
+    x = torch.randn(4096, 4, generator=torch.Generator().manual_seed(0)) + 1e4
+    y = GlobalBatchNorm(4)(x)
+    assert abs(y.std().item() - 1) < 0.02

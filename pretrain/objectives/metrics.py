@@ -24,7 +24,7 @@ class Measures:
     def add(self, name: str, compute: Callable[[], Tensor]) -> None:
         if self.enabled:
             with torch.no_grad():
-                self.values[name] = compute().float()
+                self.values[name] = compute().detach().float()
 
     def probe(self, x: Tensor, name: str) -> Tensor:
         """`x` itself, as seen by one loss: its backward pass notes the norm of that loss's gradient here, at no extra

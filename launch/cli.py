@@ -7,7 +7,7 @@
     demo        the whole way on the embedded set
 
 Modules under `launch.commands` declare arguments and import the room that does the work only when called, so `--help`
-needs neither torch nor pydantic.
+imports no torch.
 """
 
 import os

@@ -15,11 +15,21 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 
-# Every rank is `exec`ed, so that signals meet Python and no shell.
-_RANK = (
-    "export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS "
-    'LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"'
-)
+# srun ends the other ranks when one fails and returns the highest code, so that a rank's 3 would read as a neighbour's
+# 143. Each rank therefore leaves a word: bad data, giving up or a configuration error in any case, another failure if
+# it is the first. Signals go to the whole process group; the traps are the shell's own and reach no child.
+_RANK = """\
+trap : USR1 TERM INT
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
+"$@"
+code=$?
+case $code in
+  0 | 75) ;;
+  2 | 3 | 4) echo $code > "$WORD.told" ;;
+  *) (set -C; echo $code > "$WORD.first") ;;
+esac 2> /dev/null
+exit $code"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def script(job: SlurmJob) -> str:
     """The whole sbatch script."""
     parts = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(job)), "", *_preparation(job), "", _srun(job)]
     ending = _ARRAY_END if job.array else _REQUEUE_END
-    return "\n".join(parts) + "\n" + ending
+    return "\n".join(parts) + "\n" + _ENDED + ending
 
 
 def submit(job: SlurmJob) -> str:
@@ -124,6 +134,8 @@ def _preparation(job: SlurmJob) -> list[str]:
         "export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1",
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"',
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch',
+        f'export WORD={shlex.quote(job.logs)}/.word-"$SLURM_JOB_ID"',
+        'rm -f "$WORD.told" "$WORD.first"',
         *job.setup,
         f"run={shlex.quote(job.run or '')} script={shlex.quote(job.script)}",
         'latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }',
@@ -144,8 +156,15 @@ def _srun(job: SlurmJob) -> str:
         bind = ["--bind", job.container.mounts] if job.container.mounts else []
         gpus = ["--nv"] if job.gpus_per_node else []
         command = ["apptainer", "exec", *gpus, *bind, job.container.image, *command]
-    return f"{shlex.join(words)} \\\n  bash -c {shlex.quote(_RANK)} rank \\\n  {shlex.join(command)}\ncode=$?"
+    return f"{shlex.join(words)} \\\n  bash -c {shlex.quote(_RANK)} rank \\\n  {shlex.join(command)}"
 
+
+_ENDED = """\
+code=$?
+said=$(cat "$WORD.told" "$WORD.first" 2> /dev/null | head -n 1)
+code=${said:-$code}
+rm -f "$WORD.told" "$WORD.first"
+"""
 
 _REQUEUE_END = """\
 again=no

@@ -13,15 +13,30 @@ MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
 export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch
+export WORD=./.word-"$SLURM_JOB_ID"
+rm -f "$WORD.told" "$WORD.first"
 run='' script=slurm.sh
 latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }
 before=$(latest)
 echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint ${before:-none}"
 
 srun --kill-on-bad-exit=1 --wait=60 --container-image=/images/house.sqsh --container-mounts=/data:/data \
-  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)); exec "$@"' rank \
+  bash -c 'trap : USR1 TERM INT
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
+"$@"
+code=$?
+case $code in
+  0 | 75) ;;
+  2 | 3 | 4) echo $code > "$WORD.told" ;;
+  *) (set -C; echo $code > "$WORD.first") ;;
+esac 2> /dev/null
+exit $code' rank \
   internimage pretrain tiny
 code=$?
+said=$(cat "$WORD.told" "$WORD.first" 2> /dev/null | head -n 1)
+code=${said:-$code}
+rm -f "$WORD.told" "$WORD.first"
 echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest)"
 case $code in
   75 | 137 | 143) ;; # the next job of the array goes on

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -35,7 +36,7 @@ _KEPT = {"jpeg": "jpg", "png": "png", "webp": "webp"}  # formats that may stand 
 class ImageRules:
     """What is done with every image of a set.
 
-    shorter_side: images whose shorter side is longer are shrunk to it (antialiased bicubic); None leaves the size alone
+    shorter_side: images whose shorter side is longer are shrunk to it (area average); None leaves the size alone
     min_side: images with a shorter side below it are rejected
     max_pixels: images above it are refused before they are decoded (decompression bombs)
     quality: of the JPEG that an image becomes where it cannot stay as it is
@@ -133,14 +134,15 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
         pixels = _opaque(image)
     if orientation in _UPRIGHT:
         pixels = pixels.transpose(_UPRIGHT[orientation])
+    array = np.ascontiguousarray(pixels)
     if shrinks:
         assert rules.shorter_side is not None
         width, height = (header.width, header.height) if orientation < 5 else (header.height, header.width)
         ratio = rules.shorter_side / min(width, height)
         size = max(1, round(width * ratio)), max(1, round(height * ratio))
-        pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=rules.quality, colorsubsampling="420")
-    return Prepared(encoded, "jpg", "jpeg", *pixels.size)
+        array = cv2.resize(array, size, interpolation=cv2.INTER_AREA)
+    encoded = simplejpeg.encode_jpeg(array, quality=rules.quality, colorsubsampling="420")
+    return Prepared(encoded, "jpg", "jpeg", array.shape[1], array.shape[0])
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

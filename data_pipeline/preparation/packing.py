@@ -147,7 +147,7 @@ def _source(
     if source.is_dir():
         if output.resolve().is_relative_to(source.resolve()):
             raise UserError(f"output {output} lies inside the source {source}; choose a folder outside it")
-        if columns is not None:
+        if columns not in (None, Columns()):
             raise UserError(f"{source} is a folder: it has no columns; leave the column options out")
         files = sorted(path for path in source.rglob("*") if path.is_file())
         return partial(read_folder, source, labels=labels), {

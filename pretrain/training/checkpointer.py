@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ FAILURES_ALLOWED = 3
 Report = Callable[..., None]
 
 
+@dataclass
+class _Pending:
+    """A save under way: first every rank writes its shard, then the leader commits."""
+
+    step: int
+    state: dict[str, Any]
+    committing: bool = False
+
+
 class Checkpointer:
     def __init__(
         self,
@@ -50,9 +60,9 @@ class Checkpointer:
         self._processes, self._report, self._clock = processes, report, clock
         self._entries = self._layout()
         self._staging: list[Tensor] | None = None
-        self._index = self._build_index()
+        self._index = json.dumps(self._build_index())
         self._thread: threading.Thread | None = None
-        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._pending: _Pending | None = None
         self._error: Exception | None = None
         self._failures = 0
         self._saved_at = clock()
@@ -119,11 +129,8 @@ class Checkpointer:
                 "zero_stage": self.engine.stage,
             }
         )
-        self._pending, self._error = (step, state), None
-        entries = self._stage() if self.config.checkpoint.asynchronous else self._entries
-        writer = threading.Thread(target=self._write, args=(step, entries), name="checkpoint")
-        self._thread = writer
-        writer.start()
+        self._pending = _Pending(step, state)
+        self._start(self._write, step, self._stage() if self.config.checkpoint.asynchronous else self._entries)
         if not self.config.checkpoint.asynchronous:
             self.wait()
 
@@ -139,32 +146,38 @@ class Checkpointer:
     def _temporary(self, step: int) -> Path:
         return self._folder / f"{disk.WRITING}{disk.step_name(step)}"
 
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except Exception as error:  # whatever it is, every rank must hear of it at the next boundary
+                self._error = error
+
+        self._error = None
+        self._thread = threading.Thread(target=guarded, name="checkpoint")
+        self._thread.start()
+
     def _write(self, step: int, entries: list[tuple[str, Tensor]]) -> None:
         rank, folder = self._processes.rank, self._temporary(step)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            written = write_shard(folder / _shard(rank), entries)
-            write_durably(folder / f"rank-{rank:05d}.json", json.dumps(written))
-        except Exception as error:
-            self._error = error
+        folder.mkdir(parents=True, exist_ok=True)
+        written = write_shard(folder / _shard(rank), entries)
+        (folder / _note(rank)).write_text(json.dumps(written))
 
     def poll(self) -> None:
-        """Complete a finished save. Collective; cheap when nothing is pending."""
+        """Move a save on that all ranks are done with. Collective; nothing where nothing is pending."""
         if self._pending is None:
             return
         done = self._thread is None or not self._thread.is_alive()
         finished, failed = self._processes.sum([float(done), float(done and self._error is not None)])
         if finished == self._processes.world_size:
-            self._complete(failed > 0)
+            self._advance(failed > 0)
 
     def wait(self) -> bool:
         """Until nothing is pending. Collective. Was the last save good?"""
-        if self._pending is None:
-            return self._failures == 0
-        if self._thread is not None:
-            self._thread.join()
-        failed = self._processes.sum([float(self._error is not None)])[0] > 0
-        self._complete(failed)
+        while self._pending is not None:
+            if self._thread is not None:
+                self._thread.join()
+            self._advance(self._processes.sum([float(self._error is not None)])[0] > 0)
         return self._failures == 0
 
     def wait_or_raise(self) -> bool:
@@ -177,19 +190,21 @@ class Checkpointer:
             )
         return True
 
-    def _complete(self, failed: bool) -> None:
+    def _advance(self, failed: bool) -> None:
+        """All ranks are done with their part: drop the save, have the leader commit it, or call it complete."""
         assert self._pending is not None
-        (step, state), self._pending, self._thread = self._pending, None, None
-        if self._processes.leader and not failed:
-            try:
-                self._commit(step, state)
-            except OSError as error:
-                self._error = error
-        failed = failed or self._processes.sum([float(self._error is not None)])[0] > 0
-        if not failed:
-            self._failures = 0
-            return
-        self._failures, self.last_step = self._failures + 1, -1
+        if failed:
+            self._drop(self._pending.step)
+        elif not self._pending.committing:
+            self._pending.committing = True
+            self._thread = None
+            if self._processes.leader:
+                self._start(self._commit, self._pending.step, self._pending.state)
+        else:
+            self._pending, self._failures = None, 0
+
+    def _drop(self, step: int) -> None:
+        self._pending, self._failures, self.last_step = None, self._failures + 1, -1
         if self._error is not None:
             self._report("checkpoint_failed", step=step, message=f"{self._temporary(step)}: {self._error}")
         if self._processes.leader:
@@ -205,11 +220,11 @@ class Checkpointer:
         temporary, final = self._temporary(step), self._folder / disk.step_name(step)
         files: dict[str, Any] = {}
         for rank in range(self._processes.world_size):
-            note = temporary / f"rank-{rank:05d}.json"
+            note = temporary / _note(rank)
             files[_shard(rank)] = json.loads(note.read_text())
             note.unlink()
         for name, text in (
-            (disk.INDEX, json.dumps(self._index)),
+            (disk.INDEX, self._index),
             (disk.STATE, json.dumps(state)),
             (disk.CONFIG, dump_config(self.config)),
         ):
@@ -307,3 +322,8 @@ class Checkpointer:
 
 def _shard(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
+
+
+def _note(rank: int) -> str:
+    """Size and digest of a rank's shard, for the leader; not part of the finished checkpoint."""
+    return f"rank-{rank:05d}.json"

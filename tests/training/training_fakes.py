@@ -194,9 +194,9 @@ def configuration(**changes: Any) -> RunConfig:
 
 
 def start_ranks(
-    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, **environment: str
+    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, script: str = __file__, **environment: str
 ) -> list[subprocess.Popen[str]]:
-    """One process a rank, running this file. Several configurations, by their outputs, run one after the other."""
+    """One process a rank, running `script` (by default this file). Several configurations run one after the other."""
     from pretrain.configuration import dump_config
 
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def start_ranks(
         log = open(output.parent / f"{output.name}-rank{rank}.log", "a")  # noqa: SIM115  handed to the process
         processes.append(
             subprocess.Popen(
-                [sys.executable, __file__, *work],
+                [sys.executable, script, *work],
                 env=variables,
                 stdout=log,
                 stderr=log,
@@ -239,7 +239,7 @@ def start_ranks(
     return processes
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 90) -> list[int]:
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 150) -> list[int]:
     """Exit codes; the first failure ends the others after a moment, as a launcher does."""
     deadline, failed_at = time.monotonic() + timeout, None
     try:
@@ -257,8 +257,10 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 90) -> list[
     return [process.wait() for process in processes]
 
 
-def run_ranks(config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, **environment: str) -> list[int]:
-    return finish(start_ranks(config, output, ranks, **environment))
+def run_ranks(
+    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, timeout: float = 150, **settings: str
+) -> list[int]:
+    return finish(start_ranks(config, output, ranks, **settings), timeout)
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:

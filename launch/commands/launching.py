@@ -67,11 +67,12 @@ def local(
 
 
 @app.command(
-    context_settings=_PASS_THROUGH, epilog="Example: internimage launch hostfile hosts.txt pretrain internimage_l_in22k"
+    context_settings=_PASS_THROUGH,
+    epilog="Example: internimage launch hostfile --hostfile hosts.txt pretrain internimage_l_in22k",
 )
 def hostfile(
-    hosts: Annotated[Path, typer.Argument(metavar="HOSTFILE", help="Lines as `node1 slots=8`.")],
     command: Command,
+    hosts: Annotated[Path, typer.Option("--hostfile", help="File of lines as `node1 slots=8`.")],
     ssh: Annotated[str, typer.Option(help="How to reach a host.")] = "ssh -o BatchMode=yes -o ConnectTimeout=20",
     master_addr: Annotated[str | None, typer.Option(help="Address of the first host. [default: its name]")] = None,
     master_port: Annotated[int, typer.Option(help="Rank 0's port.")] = 29400,

@@ -35,7 +35,9 @@ class AugmentationConfig(Section):
 class CacheConfig(Section):
     """Node-local cache of remote shards."""
 
-    folder: str | None = Field(None, description="where remote shards are kept; a folder under the run by default")
+    folder: str | None = Field(
+        None, description="where copies of remote shards are kept; by default a temporary folder"
+    )
     size_gb: float = Field(50.0, gt=0, description="evicted by last use beyond this size")
 
 

@@ -11,7 +11,7 @@ from data_pipeline.reading.assembly import Fault, Tokenizer
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.decode import BadSample, can_reduce, decode, read_header
 from data_pipeline.reading.faults import Events, FaultLog
-from data_pipeline.reading.shards import RawSample, ShardSet
+from data_pipeline.reading.shards import LocalFiles, RawSample, ShardSet
 from data_pipeline.reading.views import centre_crop, enlarged, on_reduced, one_thread, reduction, render
 
 _OPEN_SHARDS = 4
@@ -40,7 +40,7 @@ def evaluation_batches(
     manifest = open_set(set_folder, index_folder)
     first, last = (manifest.samples * r // world_size for r in (rank, rank + 1))
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in manifest.shards])])
-    shards = ShardSet(manifest, keep=_OPEN_SHARDS)
+    shards = ShardSet(manifest, LocalFiles(manifest), keep=_OPEN_SHARDS)
     log = FaultLog(max_bad_rate, events)
     try:
         for step, start in enumerate(range(first, last, batch_size)):

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
+import time
 import traceback
 import weakref
 from collections import deque
@@ -135,10 +137,8 @@ def _work(assembler: Assembler, memory: SharedMemory, shapes: Shapes, pipe: Conn
         signal.signal(number, signal.SIG_IGN)  # a stop request is for the rank, which ends its workers
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     while True:
-        while not pipe.poll(_POLL_SECONDS):
-            if os.getppid() != parent:  # siblings hold copies of the pipe's ends: its closing alone tells nothing
-                os._exit(0)
         try:
             slot, positions = pipe.recv()
         except (EOFError, OSError):
@@ -154,3 +154,11 @@ def _work(assembler: Assembler, memory: SharedMemory, shapes: Shapes, pipe: Conn
             pipe.send(answer)
         except (OSError, pickle.PicklingError):
             return
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, whatever it waits for (siblings hold copies of the pipe's ends, so the
+    pipe does not tell)."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(0)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import Events, FaultLog
 from data_pipeline.reading.hashing import Integers
-from data_pipeline.reading.order import Order, Share
+from data_pipeline.reading.order import Order, Share, SourceOrder
 from data_pipeline.reading.pool import WorkerPool
+from data_pipeline.reading.remote import Ahead, RemoteFiles
 from data_pipeline.reading.sources import merge_classes, open_sources
 from data_pipeline.reading.views import one_thread
 
@@ -85,16 +86,25 @@ class Reader:
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches from `start_step` on, endless: step by step, micro-batch by micro-batch."""
-        filled = self._filled(start_step)
+        if self._pool is not None:
+            self._pool.close()
+        pool = self._pool = self._start_workers()  # before any thread of ours runs, that a fork would cut off
+        filled = self._filled_here(start_step) if pool is None else pool.run(self._tasks(start_step))
+        ahead = self._fetch_ahead(start_step)
         try:
             for (step, micro), positions, rows, done in filled:
+                for source, fetching in ahead.items():
+                    fetching.advance(self._consumed(step + 1)[source])
                 self.faults.add(step, len(positions), done.faults)
                 batch = self._batch(step, micro, positions, rows, done)
                 del rows
                 yield batch.pin() if torch.cuda.is_available() else batch
                 del batch
         finally:
-            filled.close()
+            if pool is not None:
+                pool.close()
+            for fetching in ahead.values():
+                fetching.close()
 
     def progress(self, step: int) -> dict[str, dict[str, float]]:
         """What each source has given before `step`: samples and epochs."""
@@ -119,27 +129,43 @@ class Reader:
         for one in self._sets:
             one.close()
 
-    def _filled(self, start_step: int) -> Generator[tuple[tuple[int, int], Integers, Rows, Assembled], None, None]:
+    def _start_workers(self) -> WorkerPool | None:
         if self.config.workers == 0:
-            for name, positions in self._tasks(start_step):
-                rows = Rows(*(np.empty(shape, dtype) for shape, dtype in self._shapes))
-                with one_thread():
-                    done = self._assembler.fill(positions, rows)
-                yield name, positions, rows, done
-            return
-        if self._pool is not None:
-            self._pool.close()
-        pool = self._pool = WorkerPool(
+            return None
+        return WorkerPool(
             self._assembler,
             self._shapes,
             workers=self.config.workers,
             prefetch=self.config.prefetch,
             start_method=self.config.start_method,
         )
-        try:
-            yield from pool.run(self._tasks(start_step))
-        finally:
-            pool.close()
+
+    def _filled_here(self, start_step: int) -> Iterator[tuple[tuple[int, int], Integers, Rows, Assembled]]:
+        for name, positions in self._tasks(start_step):
+            rows = Rows(*(np.empty(shape, dtype) for shape, dtype in self._shapes))
+            with one_thread():
+                done = self._assembler.fill(positions, rows)
+            yield name, positions, rows, done
+
+    def _consumed(self, step: int) -> list[int]:
+        """Samples that each source has given before `step`."""
+        return self.order.mixture.consumed(step * self.share.batch_size)
+
+    def _fetch_ahead(self, step: int) -> dict[int, Ahead]:
+        """Fetching threads of the remote sources, by source."""
+        if not any(isinstance(one.files, RemoteFiles) for one in self._sets):
+            return {}
+        consumed = self._consumed(step)
+        sizes = [order.sizes for order in self.order.sources]
+        return {
+            number: Ahead(
+                one.files,
+                SourceOrder(sizes[number], block_shards=self.config.block_shards, seed=self._seed, source=number),
+                consumed[number],
+            )
+            for number, one in enumerate(self._sets)
+            if isinstance(one.files, RemoteFiles)
+        }
 
     def _tasks(self, step: int) -> Iterator[tuple[tuple[int, int], Integers]]:
         while True:

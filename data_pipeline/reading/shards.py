@@ -7,16 +7,14 @@ match is the tar looked at, to tell damaged bytes from a replaced shard from an 
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.errors import UserError
 from data_pipeline.format import Manifest, ShardEntry, packed_rows
 from data_pipeline.format.ustar import BLOCK, Member, walk
 from data_pipeline.reading.decode import BadSample
@@ -48,8 +46,9 @@ class _Index:
     has_digest: np.ndarray
 
     @classmethod
-    def read(cls, path: Path) -> "_Index":
-        rows = packed_rows(pq.ParquetFile(path).read(columns=_COLUMNS, use_threads=False)).combine_chunks()
+    def read(cls, path: Path | BinaryIO) -> "_Index":
+        with pq.ParquetFile(path) as file:
+            rows = packed_rows(file.read(columns=_COLUMNS, use_threads=False)).combine_chunks()
         digests = rows["sha256"].to_pylist()
         has_digest = np.array([digest is not None for digest in digests], dtype=bool)
         packed = b"".join(bytes.fromhex(digest) if digest else bytes(32) for digest in digests)
@@ -68,24 +67,53 @@ class _Index:
         return len(self.keys)
 
 
+class Files(Protocol):
+    """Where a set's files are had from. Both raise BadSample where they cannot be."""
+
+    def shard(self, entry: ShardEntry) -> int:
+        """A descriptor of the tar, which the caller closes."""
+
+    def sidecar(self, entry: ShardEntry) -> Path | BinaryIO:
+        """The Parquet file, or its path."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files in a folder."""
+
+    manifest: Manifest
+
+    def shard(self, entry: ShardEntry) -> int:
+        path = self.manifest.shard_path(entry)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise BadSample("shard_missing" if missing else "shard_unreadable", f"{path}: {error.strerror}") from None
+
+    def sidecar(self, entry: ShardEntry) -> Path:
+        return self.manifest.sidecar_path(entry)
+
+
 class OpenShard:
     """One shard with its index. Faults found on opening are raised by each `read`, so that each sample says why."""
 
-    def __init__(self, entry: ShardEntry, path: Path, sidecar: Path) -> None:
+    def __init__(self, entry: ShardEntry, files: Files) -> None:
         self._entry = entry
         self._file: int | None = None
         self._index: _Index | None = None
         self._fault: BadSample | None = None
         try:
-            self._index = _Index.read(sidecar)
+            self._index = _Index.read(files.sidecar(entry))
+        except BadSample as fault:
+            self._fault = fault
         except Exception as error:  # missing, cut, or no Parquet at all: pyarrow, OSError, ValueError, KeyError
-            self._fault = BadSample("sidecar_unreadable", f"{sidecar.name}: {error}")
+            self._fault = BadSample("sidecar_unreadable", f"{entry.sidecar}: {error}")
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = files.shard(entry)
             self._bytes = os.fstat(self._file).st_size
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            self._fault = BadSample("shard_missing" if missing else "shard_unreadable", f"{path}: {error.strerror}")
+        except BadSample as fault:
+            self._fault = fault
 
     def key(self, row: int) -> str:
         """The sample's key; "" where the index does not reach."""
@@ -161,43 +189,29 @@ class OpenShard:
 class ShardSet:
     """One source: its manifest, and its most recently used shards kept open."""
 
-    def __init__(
-        self, manifest: Manifest, *, keep: int, locate: Callable[[ShardEntry], tuple[Path, Path]] | None = None
-    ):
+    def __init__(self, manifest: Manifest, files: Files, *, keep: int):
         self.manifest = manifest
+        self.files = files
         self._keep = keep
-        self._locate = locate or self._beside
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
-
-    def _beside(self, entry: ShardEntry) -> tuple[Path, Path]:
-        return self.manifest.shard_path(entry), self.manifest.sidecar_path(entry)
 
     def shard(self, number: int) -> OpenShard:
         """Shard `number` of the manifest, opened on first use."""
         found = self._open.get(number)
-        if found is not None:
-            self._open.move_to_end(number)
-            return found
-        entry = self.manifest.shards[number]
-        try:
-            path, sidecar = self._locate(entry)
-        except UserError as error:  # a remote shard that cannot be had
-            found = _Unavailable(entry, BadSample("shard_missing", str(error)))
+        if found is None:
+            found = self._open[number] = OpenShard(self.manifest.shards[number], self.files)
+            while len(self._open) > self._keep:
+                self._open.popitem(last=False)[1].close()
         else:
-            found = OpenShard(entry, path, sidecar)
-        self._open[number] = found
-        while len(self._open) > self._keep:
-            self._open.popitem(last=False)[1].close()
+            self._open.move_to_end(number)
         return found
 
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
 
-
-class _Unavailable(OpenShard):
-    def __init__(self, entry: ShardEntry, fault: BadSample) -> None:
-        self._entry, self._file, self._index, self._fault = entry, None, None, fault
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
 
 
 def _column(rows: pa.Table, name: str) -> Any:

@@ -11,7 +11,8 @@ from data_pipeline.format.sets import INDEX_SUFFIX
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.damage import index_damage
 from data_pipeline.reading.faults import Events, too_many
-from data_pipeline.reading.shards import ShardSet
+from data_pipeline.reading.remote import is_remote, open_remote
+from data_pipeline.reading.shards import Files, LocalFiles, ShardSet
 
 _EXTRA_SHARDS = 2  # kept open beyond a block, for the batches that reach into the next
 
@@ -27,8 +28,13 @@ def open_sources(
     names: list[str] = []
     sets: list[ShardSet] = []
     for number, source in enumerate(config.sources):
-        own = None if index_folder is None else Path(index_folder) / f"source-{number}"
-        manifest = open_set(source.path, own)
+        files: Files
+        if is_remote(source.path):
+            files = remote = open_remote(source.path, config.cache, config.block_shards)
+            manifest = remote.manifest
+        else:
+            manifest = open_set(source.path, None if index_folder is None else Path(index_folder) / f"source-{number}")
+            files = LocalFiles(manifest)
         name = source.name or manifest.name
         names.append(f"{name}-{number}" if name in names else name)
         if any(shard.sidecar.endswith(INDEX_SUFFIX) for shard in manifest.shards):
@@ -48,7 +54,7 @@ def open_sources(
                         "samples": 1,
                     }
                 )
-        sets.append(ShardSet(manifest, keep=config.block_shards + _EXTRA_SHARDS))
+        sets.append(ShardSet(manifest, files, keep=config.block_shards + _EXTRA_SHARDS))
     return names, sets
 
 

@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for reading_sets
+
+settings.register_profile("reading", deadline=None, derandomize=True)
+settings.load_profile("reading")
 
 CC12M = Path(__file__).resolve().parents[2].parent / "shared/data/cc12m-sample.tar"
 

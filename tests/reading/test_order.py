@@ -108,7 +108,10 @@ def test_coming_shards_begin_with_the_block_being_read():
     order = SourceOrder([4] * 9, block_shards=3, seed=0)
     read = order.locate(np.arange(12, 24))[1]
     assert set(order.coming_shards(13, 3)) == set(read.tolist())
-    assert sorted(order.coming_shards(13, 9)) == list(range(9)) or len(order.coming_shards(13, 9)) <= 9
+    following = order.locate(np.arange(24, 36))[1]
+    assert set(order.coming_shards(13, 6)[3:]) == set(following.tolist())
+    next_epoch = order.locate(np.arange(36, 48))[1]
+    assert set(order.coming_shards(25, 6)) <= set(following.tolist()) | set(next_epoch.tolist())
 
 
 @pytest.mark.parametrize(

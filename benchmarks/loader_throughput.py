@@ -1,0 +1,269 @@
+"""Images a second on one core: our reader, open_clip's loader, plain webdataset, the bare decoder, on the same shards.
+
+    python benchmarks/loader_throughput.py [--set FOLDER] [--images 512] [--rounds 7] [--out FILE]
+
+Every side reads JPEG shards, takes one random resized crop (area 0.9 to 1, open_clip's training transform) to 224 px,
+tokenises captions with open_clip's tokenizer and ends in the same normalised float32 batch of 64, in one process on one
+thread. The bare decoder has its bytes in memory and no captions. The sides take turns; figures are medians over the
+rounds of images per second of CPU time (other processes on the machine then matter little), and also of wall time.
+Without --set, shards are made from the CC12M sample beside the checkout, or else from drawn pictures.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import open_clip
+import torch
+import webdataset
+from open_clip_train.data import get_wds_dataset
+from PIL import Image
+from torchvision import transforms
+
+from data_pipeline.reading import DataConfig, Reader, normalize
+from data_pipeline.reading.decode import can_reduce, decode, read_header
+from data_pipeline.reading.hashing import uniforms
+from data_pipeline.reading.views import UNIFORMS, on_reduced, random_crop, reduction, render
+
+SIZE, BATCH = 224, 64
+SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
+MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+LIMITS = {"open_clip": 2.5, "decode + resize alone": 0.85}
+CC12M = Path(__file__).resolve().parents[2] / "shared/data/cc12m-sample.tar"
+
+
+def make_shards(folder: Path, images: int, shards: int = 4) -> str:
+    """`images` samples in `shards` tars; returns what they were made from."""
+    samples = []
+    if CC12M.is_file():
+        with tarfile.open(CC12M) as archive:
+            found = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}  # type: ignore[union-attr]
+        samples = [(data, found[name[:-3] + "txt"]) for name, data in found.items() if name.endswith(".jpg")]
+    else:
+        rng = np.random.default_rng(0)
+        for number in range(32):
+            small = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+            file = io.BytesIO()
+            small.resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG", quality=92)
+            samples.append((file.getvalue(), f"a drawn picture, number {number}".encode()))
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number in range(shard, images, shards):
+                image, text = samples[number % len(samples)]
+                for extension, data in (("jpg", image), ("txt", text)):
+                    info = tarfile.TarInfo(f"{number:08d}.{extension}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return "the CC12M sample, repeated" if CC12M.is_file() else "drawn pictures, 640 x 480"
+
+
+def ours(folder: Path, tokenizer: Callable) -> Callable[[int], int]:
+    config = DataConfig(
+        sources=[{"path": str(folder)}],
+        image_size=SIZE,
+        views=1,
+        workers=0,
+        augmentation={"scale": SCALE, "ratio": RATIO, "flip": 0.0},
+    )
+    reader = Reader(config, tokenizer=tokenizer, batch_size=BATCH)
+    stream = reader.batches(0)
+
+    def run(batches: int) -> int:
+        for batch in islice(stream, batches):
+            floats = normalize(batch.views[:, 0], MEAN, STD, torch.float32)
+            assert floats.shape == (BATCH, 3, SIZE, SIZE)
+        return batches * BATCH
+
+    return run
+
+
+def of_open_clip(folder: Path, tokenizer: Callable, images: int) -> Callable[[int], int]:
+    shards = len(list(folder.glob("*.tar")))
+    arguments = SimpleNamespace(
+        train_data=f"{folder}/{{00000..{shards - 1:05d}}}.tar",
+        train_num_samples=images,
+        train_data_upsampling_factors=None,
+        dataset_resampled=False,
+        seed=0,
+        batch_size=BATCH,
+        world_size=1,
+        workers=0,
+    )
+    transform = open_clip.image_transform(SIZE, is_train=True, mean=MEAN, std=STD)
+    data = get_wds_dataset(arguments, transform, is_train=True, tokenizer=tokenizer)
+
+    def run(batches: int) -> int:
+        done = 0
+        while done < batches * BATCH:
+            for floats, _ in islice(data.dataloader, batches - done // BATCH):
+                assert floats.shape == (BATCH, 3, SIZE, SIZE)
+                done += BATCH
+        return done
+
+    return run
+
+
+def plain_webdataset(folder: Path, tokenizer: Callable) -> Callable[[int], int]:
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, SCALE, RATIO, transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    shards = len(list(folder.glob("*.tar")))
+    data = (
+        webdataset.WebDataset(f"{folder}/{{00000..{shards - 1:05d}}}.tar", shardshuffle=shards, repeat=True)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg", "txt")
+        .map_tuple(transform, lambda text: tokenizer(text)[0])
+        .batched(BATCH)
+    )
+    stream = iter(data)
+
+    def run(batches: int) -> int:
+        for floats, _ in islice(stream, batches):
+            assert floats.shape == (BATCH, 3, SIZE, SIZE)
+        return batches * BATCH
+
+    return run
+
+
+def bare(folder: Path) -> Callable[[int], int]:
+    """decode + crop + antialiased resize + normalise, of bytes in memory."""
+    images = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            images += [archive.extractfile(m).read() for m in archive if m.name.endswith(".jpg")]  # type: ignore[union-attr]
+    chances = uniforms(0, np.arange(len(images)), UNIFORMS).tolist()
+
+    def run(batches: int) -> int:
+        for start in range(batches):
+            views = np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
+            for row in range(BATCH):
+                number = (start * BATCH + row) % len(images)
+                data = images[number]
+                header = read_header(data, 10**8)
+                crop = random_crop(header.width, header.height, chances[number], SCALE, RATIO, 0.0)
+                reduce = reduction([crop], SIZE) if can_reduce(header) else 1
+                pixels = decode(data, header, reduce)
+                render(pixels, on_reduced(crop, reduce, pixels) if reduce > 1 else crop, views[row])
+            normalize(torch.from_numpy(views), MEAN, STD, torch.float32)
+        return batches * BATCH
+
+    return run
+
+
+def distance(folder: Path) -> dict[str, float]:
+    """Our view against Pillow's own decode and antialiased bicubic resize of the same crop: levels of 255."""
+    found: dict[str, list[float]] = {"mean": [], "99.9 %": [], "mean where the decoder scaled": []}
+    with tarfile.open(min(folder.glob("*.tar"))) as archive:
+        images = [archive.extractfile(m).read() for m in archive if m.name.endswith(".jpg")][:32]  # type: ignore[union-attr]
+    for number, data in enumerate(images):
+        header = read_header(data, 10**8)
+        crop = random_crop(
+            header.width, header.height, uniforms(1, np.array([number]), UNIFORMS)[0].tolist(), (0.2, 1.0), RATIO, 0.0
+        )
+        reduce = reduction([crop], SIZE)
+        pixels, view = decode(data, header, reduce), np.empty((SIZE, SIZE, 3), np.uint8)
+        used = on_reduced(crop, reduce, pixels) if reduce > 1 else crop
+        render(pixels, used, view)
+        box = [reduce * value for value in (used.left, used.top, used.left + used.width, used.top + used.height)]
+        box = [
+            min(box[0], header.width),
+            min(box[1], header.height),
+            min(box[2], header.width),
+            min(box[3], header.height),
+        ]
+        whole = Image.open(io.BytesIO(data)).convert("RGB")
+        expected = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)).astype(int)
+        off = np.abs(view.astype(int) - expected)
+        found["mean where the decoder scaled" if reduce > 1 else "mean"].append(float(off.mean()))
+        if reduce == 1:
+            found["99.9 %"].append(float(np.quantile(off, 0.999)))
+    return {name: round(statistics.mean(values), 3) for name, values in found.items() if values}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", type=Path)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader_throughput.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.set or Path(temporary)
+        made = "given" if arguments.set else make_shards(folder, arguments.images)
+        images = arguments.images
+        sides = {
+            "ours": ours(folder, tokenizer),
+            "open_clip": of_open_clip(folder, tokenizer, images),
+            "webdataset": plain_webdataset(folder, tokenizer),
+            "decode + resize alone": bare(folder),
+        }
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for round_ in range(arguments.rounds + 1):  # the first one warms up
+            for name, run in sides.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                count = run(images // BATCH)
+                if round_:
+                    rates[name].append((count / (time.process_time() - cpu), count / (time.perf_counter() - wall)))
+        off = distance(folder)
+    median = {
+        name: [round(statistics.median(column), 1) for column in zip(*values, strict=True)]
+        for name, values in rates.items()
+    }
+    ratios = {
+        name: round(statistics.median(a[0] / b[0] for a, b in zip(rates["ours"], rates[name], strict=True)), 3)
+        for name in sides
+        if name != "ours"
+    }
+    result = {
+        "ratios of CPU time, ours over": ratios,
+        "limits": LIMITS,
+        "images per second": {name: {"of CPU time": cpu, "of wall time": wall} for name, (cpu, wall) in median.items()},
+        "levels off Pillow": off,
+        "shards": made,
+        "rounds": arguments.rounds,
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+    }
+    print(json.dumps(result, indent=1))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(any(ratios[name] < limit for name, limit in LIMITS.items()))
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

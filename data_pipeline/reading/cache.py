@@ -1,0 +1,173 @@
+"""Node-local copies of remote files (any fsspec URL), bounded, shared by all processes of a node.
+
+    FOLDER/<hash of URL and digest>-00017.tar     a whole, checked copy; its modification time is its last use
+           .<name>.<pid>.partial                  one being fetched: fsync and rename make it whole
+           .lock-00 ... .lock-63                  flock: one fetch of a file at a time, freed by the kernel on a crash
+           .lock-evict
+
+No shared memory, no names that could collide, no daemon. A file evicted while a process reads it stays readable to that
+process: files are handed out open.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from data_pipeline.errors import UserError
+from data_pipeline.format.files import TEMPORARY, temporary_path
+
+_STRIPES = 64
+_ATTEMPTS = 4
+_CHUNK = 1 << 22
+
+
+class FetchError(Exception):
+    """A remote file could not be had. `reason` is one of a few words for counting."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class FileCache:
+    """Copies under `folder`, at most `size_bytes` of them besides the newest one; the least recently used go first."""
+
+    def __init__(self, folder: Path | str, size_bytes: int, *, first_wait: float = 1.0) -> None:
+        self.folder = Path(folder)
+        self.size_bytes = size_bytes
+        self.fetched = 0  # files this process fetched
+        self._first_wait = first_wait
+        self._systems: dict[tuple[int, str], Any] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with open(self.folder / ".lock-evict", "a"):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"the cache folder {folder} cannot be written ({error.strerror}); set data.cache.folder to a local one"
+            ) from None
+
+    def open(self, url: str, *, sha256: str | None = None, size: int | None = None, version: str = "") -> int:
+        """A descriptor of the local copy, fetched first where there is none. The caller closes it.
+
+        `version` tells copies of one URL apart whose digest is not known. Raises FetchError: shard_missing,
+        shard_unreachable, shard_replaced (another digest or size than asked for).
+        """
+        path = self.path(url, sha256 or version)
+        while True:
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self.fetch(url, sha256=sha256, size=size, version=version)
+                continue  # unless it was evicted at once, it is there now
+            with suppress(OSError):
+                os.utime(file)
+            return file
+
+    def path(self, url: str, version: str) -> Path:
+        """Where the copy is, or would be."""
+        name = hashlib.sha256(f"{url}\n{version}".encode()).hexdigest()[:24]
+        return self.folder / f"{name}-{url.rpartition('/')[2][-80:]}"
+
+    def fetch(
+        self, url: str, *, sha256: str | None = None, size: int | None = None, version: str = "", wait: bool = True
+    ) -> bool:
+        """Makes sure of a copy. With `wait` false, returns False at once where another process is fetching the file."""
+        path = self.path(url, sha256 or version)
+        if path.exists():
+            return True
+        with self._lock(int(path.name[:8], 16) % _STRIPES, wait) as mine:
+            if not mine:
+                return False
+            if not path.exists():
+                self._download(url, path, sha256, size)
+                self.fetched += 1
+        self._evict(path)
+        return True
+
+    def _download(self, url: str, path: Path, sha256: str | None, size: int | None) -> None:
+        for old in self.folder.glob(f".{path.name}.*{TEMPORARY}"):  # the lock is ours: whoever wrote these is gone
+            old.unlink(missing_ok=True)
+        failure: FetchError | None = None
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(self._first_wait * 2 ** (attempt - 1))
+            temporary = temporary_path(path)
+            try:
+                digest, length = self._copy(url, temporary)
+                if (size is not None and length != size) or (sha256 is not None and digest != sha256):
+                    wrong = f"{url} has {length} bytes and sha256 {digest}, the manifest says {size} and {sha256}"
+                    failure = FetchError("shard_replaced", wrong)
+                    continue
+                os.replace(temporary, path)
+                return
+            except FileNotFoundError:
+                raise FetchError("shard_missing", f"{url} does not exist") from None
+            except Exception as error:  # each file system raises errors of its own
+                failure = FetchError("shard_unreachable", f"{url}: {type(error).__name__}: {error}")
+            finally:
+                temporary.unlink(missing_ok=True)
+        assert failure is not None
+        raise failure
+
+    def _copy(self, url: str, target: Path) -> tuple[str, int]:
+        system, remote = self.system(url)
+        digest, length = hashlib.sha256(), 0
+        with system.open(remote, "rb") as source, open(target, "wb") as copy:
+            while chunk := source.read(_CHUNK):
+                copy.write(chunk)
+                digest.update(chunk)
+                length += len(chunk)
+            copy.flush()
+            os.fsync(copy.fileno())
+        return digest.hexdigest(), length
+
+    def system(self, url: str) -> tuple[Any, str]:
+        """fsspec's file system for `url`, and the path in it. One a process: event loops do not survive a fork."""
+        protocol = url.partition("://")[0]
+        key = (os.getpid(), protocol)
+        if key not in self._systems:
+            self._systems[key] = fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
+        system = self._systems[key]
+        return system, system._strip_protocol(url)
+
+    def _evict(self, keep: Path) -> None:
+        """Deletes the least recently used copies until the rest fit; `keep`, just fetched, stays in any case."""
+        with self._lock("evict", True):
+            found = []
+            for path in self.folder.iterdir():
+                with suppress(FileNotFoundError):
+                    if not path.name.startswith("."):
+                        state = path.stat()
+                        found.append((state.st_mtime_ns, state.st_size, path))
+            total = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if total <= self.size_bytes:
+                    return
+                if path != keep:
+                    path.unlink(missing_ok=True)
+                    total -= size
+
+    @contextmanager
+    def _lock(self, name: int | str, wait: bool) -> Iterator[bool]:
+        """Whether the lock was taken; held until the block ends or the process does."""
+        with open(self.folder / f".lock-{name if isinstance(name, str) else format(name, '02d')}", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not do where a fork has copied the descriptor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_systems": {}}

@@ -40,12 +40,13 @@ inline Type type_of(const Tensor& t) {
   return Type::kFloat;
 }
 
-inline Tensor packed(const Tensor& t) {
-  if (t.is_contiguous()) return t;
+inline Tensor copy_of(const Tensor& t) {
   Tensor copy = torch::stable::new_empty(t, t.sizes());
   torch::stable::copy_(copy, t);
   return copy;
 }
+
+inline Tensor packed(const Tensor& t) { return t.is_contiguous() ? t : copy_of(t); }
 
 // `t` itself where its pixels follow each other at one distance (a slice of the channels does), else a packed copy.
 inline Tensor in_rows(const Tensor& t) {
@@ -92,6 +93,14 @@ inline Problem problem_of(const Tensor& value, const Tensor& offset, const Tenso
   }
   q.value_stride = value.stride(2), q.offset_stride = offset.stride(2), q.mask_stride = mask.stride(2);
   return q;
+}
+
+inline void check_gradient(const Tensor& grad_output, const Tensor& value, const Problem& q) {
+  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.scalar_type() == value.scalar_type() &&
+                      grad_output.get_device_index() == value.get_device_index() && grad_output.size(0) == q.batch &&
+                      grad_output.size(1) == q.out_height && grad_output.size(2) == q.out_width &&
+                      grad_output.size(3) == q.channels(),
+                  "dcnv3: the gradient of the output has shape ", shape(grad_output));
 }
 
 }  // namespace dcnv3

@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define DCNV3_BOTH __host__ __device__
+#else
+#define DCNV3_BOTH
+#endif
+
 namespace dcnv3 {
 
 enum Activation { kSoftmax = 0, kSigmoid = 1, kNone = 2 };  // as in dcnv3/geometry.py
@@ -18,8 +24,8 @@ struct Problem {
   // Elements from one pixel to the next; the rows of a tensor follow each other without a gap.
   int64_t value_stride, offset_stride, mask_stride;
 
-  int64_t channels() const { return groups * group_channels; }
-  int64_t pixels() const { return out_height * out_width; }
+  DCNV3_BOTH int64_t channels() const { return groups * group_channels; }
+  DCNV3_BOTH int64_t pixels() const { return out_height * out_width; }
 };
 
 // Tensors of a call, untyped. Outputs (output, grad_*) are contiguous.

@@ -51,10 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor value, Te
                                             DCNV3_ARGUMENTS, bool /*deterministic: always is*/) {
   value = packed(value), offset = in_rows(offset), mask = in_rows(mask), grad_output = packed(grad_output);
   const Problem q = problem_of(value, offset, mask, DCNV3_PASS);
-  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.scalar_type() == value.scalar_type() &&
-                      grad_output.size(0) == q.batch && grad_output.size(1) == q.out_height &&
-                      grad_output.size(2) == q.out_width && grad_output.size(3) == q.channels(),
-                  "dcnv3: the gradient of the output has shape ", shape(grad_output));
+  check_gradient(grad_output, value, q);
   const Type type = type_of(value);
   Tensor grad_value = torch::stable::new_empty(value, value.sizes());
   Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());

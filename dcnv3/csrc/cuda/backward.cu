@@ -1,0 +1,61 @@
+#include "backward.cuh"
+#include "dispatch.cuh"
+
+namespace dcnv3 {
+namespace gpu {
+namespace {
+
+constexpr int kThreads = 256;
+
+unsigned blocks_for(int64_t count) {
+  const int64_t blocks = (count + kThreads - 1) / kThreads;
+  return static_cast<unsigned>(blocks < 4096 ? (blocks > 0 ? blocks : 1) : 4096);
+}
+
+int log2_above(int64_t n) {
+  int bits = 0;
+  while ((int64_t(1) << bits) < n) ++bits;
+  return bits;
+}
+
+// `Sum` is float or double (t.sum may be the gradient itself), or Fixed.
+template <typename S, int N, typename Sum>
+int run(const Problem& q, const Tensors& t, const float* bound, cudaStream_t stream) {
+  const int64_t elements = q.batch * q.height * q.width * q.channels();
+  cudaError_t error = cudaMemsetAsync(t.sum, 0, elements * sizeof(Sum), stream);
+  if (error != cudaSuccess || elements == 0) return static_cast<int>(error);
+  const Plan plan = make_plan(q, sizeof(Compute<S>), N, true);
+  Arguments a = make_arguments(q, t, plan);
+  a.bound = bound;
+  a.room_log2 = log2_above(q.pixels() * q.points);
+  if (plan.blocks > 0) {
+    backward_kernel<S, N, Sum><<<static_cast<unsigned>(plan.blocks), plan.warps * kWarp, plan.shared, stream>>>(a);
+    error = cudaGetLastError();
+  }
+  if (error == cudaSuccess && t.sum != t.grad_value) {
+    finish_kernel<S, Sum><<<blocks_for(elements), kThreads, 0, stream>>>(a, elements);
+    error = cudaGetLastError();
+  }
+  return static_cast<int>(error);
+}
+
+}  // namespace
+
+int launch_backward(Type type, const Problem& q, const Tensors& t, bool deterministic, float* bound, void* opaque) {
+  const auto stream = static_cast<cudaStream_t>(opaque);
+  return with_type(type, q, t.value, t.grad_output, [&](auto s, auto width) -> int {
+    using S = decltype(s);
+    if (!deterministic) return run<S, width.value, Compute<S>>(q, t, nullptr, stream);
+    const int64_t pixels = q.batch * q.pixels(), points = q.groups * q.points;
+    const cudaError_t error = cudaMemsetAsync(bound, 0, 2 * sizeof(float), stream);
+    if (error != cudaSuccess) return static_cast<int>(error);
+    bound_kernel<S><<<blocks_for(pixels * q.channels()), kThreads, 0, stream>>>(
+        static_cast<const S*>(t.grad_output), pixels, q.channels(), q.channels(), bound);
+    bound_kernel<S><<<blocks_for(pixels * points), kThreads, 0, stream>>>(static_cast<const S*>(t.mask), pixels, points,
+                                                                         q.mask_stride, bound + 1);
+    return run<S, width.value, Fixed>(q, t, bound, stream);
+  });
+}
+
+}  // namespace gpu
+}  // namespace dcnv3

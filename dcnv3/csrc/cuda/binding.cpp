@@ -1,0 +1,70 @@
+// torch.ops.dcnv3.forward and .backward on CUDA: any device, on its current stream.
+#include "../binding.h"
+
+#include <Python.h>
+
+#include "launch.h"
+
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace dcnv3 {
+namespace {
+
+void* current_stream(int32_t device) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "dcnv3: no CUDA stream");
+  return stream;
+}
+
+void check(int error) { STD_TORCH_CHECK(error == 0, "dcnv3: CUDA error ", error, " at launch"); }
+
+Tensor forward(Tensor value, Tensor offset, Tensor mask, DCNV3_ARGUMENTS) {
+  const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
+  value = in_rows(value), offset = in_rows(offset), mask = in_rows(mask);
+  if (value.stride(2) >= (int64_t(1) << 31)) value = copy_of(value);
+  const Problem q = problem_of(value, offset, mask, DCNV3_PASS);
+  Tensor output = torch::stable::new_empty(value, {q.batch, q.out_height, q.out_width, q.channels()});
+  Tensors t{};
+  t.value = value.data_ptr(), t.offset = offset.data_ptr(), t.mask = mask.data_ptr(), t.output = output.data_ptr();
+  check(gpu::launch_forward(type_of(value), q, t, current_stream(value.get_device_index())));
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask,
+                                            DCNV3_ARGUMENTS, bool deterministic) {
+  const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
+  value = packed(value), offset = in_rows(offset), mask = in_rows(mask), grad_output = packed(grad_output);
+  const Problem q = problem_of(value, offset, mask, DCNV3_PASS);
+  check_gradient(grad_output, value, q);
+  const Type type = type_of(value);
+  Tensor grad_value = torch::stable::new_empty(value, value.sizes());
+  Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
+  Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
+  const bool narrow = type == Type::kBFloat16 || type == Type::kHalf;
+  // Fixed point is of 64 bits: for float64, less than its own precision, but the same every time.
+  Tensor sum = deterministic ? torch::stable::new_empty(value, value.sizes(), ScalarType::Long)
+               : narrow      ? torch::stable::new_empty(value, value.sizes(), ScalarType::Float)
+                             : grad_value;
+  Tensor bound = torch::stable::new_empty(value, {2}, ScalarType::Float);
+  Tensors t{};
+  t.value = value.data_ptr(), t.offset = offset.data_ptr(), t.mask = mask.data_ptr();
+  t.grad_output = grad_output.data_ptr();
+  t.grad_value = grad_value.data_ptr(), t.grad_offset = grad_offset.data_ptr(), t.grad_mask = grad_mask.data_ptr();
+  t.sum = sum.data_ptr();
+  check(gpu::launch_backward(type, q, t, deterministic, static_cast<float*>(bound.data_ptr()),
+                             current_stream(value.get_device_index())));
+  return {grad_value, grad_offset, grad_mask};
+}
+
+}  // namespace
+}  // namespace dcnv3
+
+STABLE_TORCH_LIBRARY_IMPL(dcnv3, CUDA, m) {
+  m.impl("forward", TORCH_BOX(&dcnv3::forward));
+  m.impl("backward", TORCH_BOX(&dcnv3::backward));
+}
+
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", "The CUDA kernels; importing registers them.", -1,
+                             nullptr, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C_cuda(void) { return PyModule_Create(&module); }

@@ -1,0 +1,48 @@
+// From a `Type` and the alignment of the tensors to a kernel's template arguments.
+#pragma once
+
+#include "device.cuh"
+
+namespace dcnv3 {
+namespace gpu {
+
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
+
+// Whether all channels of a team can move in 128-bit pieces.
+template <typename S>
+bool aligned(const Problem& q, const void* a, const void* b) {
+  const int64_t n = 16 / static_cast<int64_t>(sizeof(S));
+  const auto address = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b);
+  return q.group_channels % n == 0 && q.value_stride % n == 0 && address % 16 == 0;
+}
+
+// f(S{}, Width<N>{}): N elements are 128 bits where everything is aligned to them, else one.
+template <typename S, typename F>
+int with_width(const Problem& q, const void* a, const void* b, const F& f) {
+  if (aligned<S>(q, a, b)) return f(S{}, Width<16 / int(sizeof(S))>{});
+  return f(S{}, Width<1>{});
+}
+
+template <typename F>
+int with_type(Type type, const Problem& q, const void* a, const void* b, const F& f) {
+  switch (type) {
+    case Type::kDouble: return with_width<double>(q, a, b, f);
+    case Type::kFloat: return with_width<float>(q, a, b, f);
+    case Type::kBFloat16: return with_width<__nv_bfloat16>(q, a, b, f);
+    case Type::kHalf: return with_width<__half>(q, a, b, f);
+  }
+  return 0;
+}
+
+inline Arguments make_arguments(const Problem& q, const Tensors& t, const Plan& plan) {
+  Arguments a{};
+  a.q = q, a.t = t, a.team_log2 = plan.team_log2, a.chunk = plan.chunk;
+  a.pairs = q.batch * q.pixels() * q.groups;
+  return a;
+}
+
+}  // namespace gpu
+}  // namespace dcnv3

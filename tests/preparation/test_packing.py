@@ -197,33 +197,32 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for number in range(120):
+    for number in range(240):
         (source / f"{number:03d}.png").write_bytes(encode(picture(number, (160, 120)), "PNG"))
         (source / f"{number:03d}.txt").write_text(f"picture {number}")
     rules = ImageRules(shorter_side=40)
-    pack(source, tmp_path / "whole", rows_per_shard=7, rules=rules, workers=1)
+    pack(source, tmp_path / "whole", rows_per_shard=12, rules=rules, workers=1)
     code = (
         "import sys; from pathlib import Path; from data_pipeline.preparation import ImageRules, pack\n"
-        "print('ready', flush=True)\n"
-        "pack(Path(sys.argv[1]), Path(sys.argv[2]), rows_per_shard=7, rules=ImageRules(shorter_side=40), workers=1)"
+        "pack(Path(sys.argv[1]), Path(sys.argv[2]), rows_per_shard=12, rules=ImageRules(shorter_side=40), workers=1)"
     )
     out = tmp_path / "killed" / "whole"  # the set is named for its folder
     command = [sys.executable, "-c", code, str(source), str(out)]
-    kills, finished = 0, 0
-    for attempt in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(0.03 + 0.04 * (attempt % 4))
+    finished = 0
+    for more, rest in ((0, 0.004), (1, 0.0), (3, 0.007)):  # of 20 shards; at any point of the work on the next one
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("*_stats.json"))) < finished + more or not list(out.glob(".*.partial")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.001)
+        time.sleep(rest)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait(timeout=60) == -signal.SIGKILL
-        process.stdout.close()
-        if (out / "manifest.json").exists():
-            break
+        assert process.wait(timeout=60) == -signal.SIGKILL
         now = len(list(out.glob("*_stats.json")))
-        assert now >= finished  # nothing that was finished is lost
+        assert now >= finished + more  # nothing that was finished is lost
         finished = now
-    assert kills >= 3
-    pack(source, out, rows_per_shard=7, rules=rules, workers=1)
+    assert not (out / "manifest.json").exists()
+    pack(source, out, rows_per_shard=12, rules=rules, workers=1)
     assert contents(out) == contents(tmp_path / "whole")
     assert verify(out, decode=True).sound
 

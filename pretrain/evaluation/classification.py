@@ -12,7 +12,7 @@ from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.encoding import encode_set, encode_texts
 from pretrain.evaluation.metrics import largest_share, mean_per_class, per_class, top_hits
 from pretrain.evaluation.results import Result, score
-from pretrain.evaluation.sets import AboutSet, describe
+from pretrain.evaluation.sets import AboutSet, describe, trained_classes
 from pretrain.objectives import Task
 
 # The class by its bare name, as tags name it; CLIP's "a photo of a {}" suits captions of photographs.
@@ -30,12 +30,14 @@ def top1(
 ) -> Result:
     """Accuracy of the model's classifier on the labelled samples of the set.
 
-    classes: names of the classifier's rows, where they are not the set's own classes in the set's own order; a set's
-    label is then looked up by name. Raises UserError where names, rows and labels do not fit together.
+    classes: names of the classifier's rows; by default those of the run's training sets, or, where these are gone, the
+    set's own. A set's label is looked up by name, so its classes may be others or stand in another order.
+    Raises UserError where names, rows and labels do not fit together.
     """
     about = describe(set_folder)
     encoded = encode_set(task, set_folder, config, task.classify, batch_size=batch_size)
-    names = tuple(classes) if classes is not None else about.class_names()
+    about.class_names()
+    names = tuple(classes or trained_classes(config) or about.distinct or ())
     if encoded.values.shape[1] != len(names):
         raise UserError(
             f"the classifier has {encoded.values.shape[1]} rows, and there are {len(names)} class names "
@@ -58,9 +60,13 @@ def zero_shot(
     names = about.class_names()
     vectors = class_vectors(task, names, tokenizer=tokenizer, templates=templates)
     encoded = encode_set(task, set_folder, config, task.encode_image, batch_size=batch_size)
-    labels = _labels(encoded.labels, about, names)
     result = classification_result(
-        "zero_shot", "Zero-shot classification", encoded.values @ vectors.T, labels, names, about
+        "zero_shot",
+        "Zero-shot classification",
+        encoded.values @ vectors.T,
+        encoded.labels,
+        about.distinct or names,
+        about,
     )
     return {**result, "settings": {"templates": list(templates)}}
 
@@ -131,8 +137,8 @@ def classification_result(
 
 def _labels(labels: Tensor, about: AboutSet, names: Sequence[str]) -> Tensor:
     """The set's labels as indices into `names`; -1 for those that `names` lacks."""
-    own = about.classes
-    if own is None or tuple(own) == tuple(names):
+    own = about.distinct
+    if own is None or own == tuple(names):
         return labels
     place = {name: i for i, name in enumerate(names)}
     table = torch.tensor([*(place.get(name, -1) for name in own), -1])  # label -1 reads the last entry

@@ -1,6 +1,6 @@
 """`internimage evaluate`: a checkpoint on a set, every score that both allow, written into the run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -9,7 +9,7 @@ from pretrain.evaluation.classification import TEMPLATES, top1, zero_shot
 from pretrain.evaluation.loading import load_task, tokenizer_of, untrained_task
 from pretrain.evaluation.results import Result, put_beside, write_result
 from pretrain.evaluation.retrieval import retrieval
-from pretrain.evaluation.sets import describe
+from pretrain.evaluation.sets import describe, trained_classes
 from pretrain.objectives import Task
 
 TASKS = ("retrieval", "zero-shot", "top1")
@@ -43,7 +43,7 @@ def evaluate(
     if unknown := [name for name in tasks if name not in TASKS]:
         raise UserError(f"evaluation task {unknown[0]!r}: choose of {', '.join(TASKS)}")
     task, config = load_task(checkpoint, which)
-    chosen = list(dict.fromkeys(tasks)) or allowed_tasks(task, data)
+    chosen = list(dict.fromkeys(tasks)) or allowed_tasks(task, data, config)
     if not chosen:
         raise UserError(
             f"{data}: neither this model nor this set allows any of {', '.join(TASKS)}: "
@@ -67,16 +67,17 @@ def evaluate(
     return results
 
 
-def allowed_tasks(task: Task, data: Path | str) -> list[str]:
+def allowed_tasks(task: Task, data: Path | str, config: RunConfig) -> list[str]:
     """What the model has the parts for and the set the words or labels."""
     about = describe(data)
-    words = hasattr(task, "text")
-    checks: dict[str, Callable[[], bool]] = {
-        "retrieval": lambda: words,
-        "zero-shot": lambda: words and bool(about.classes),
-        "top1": lambda: bool(about.classes) and task.image.num_classes == len(about.classes or ()),
+    words, own = hasattr(task, "text"), about.distinct or ()
+    rows = trained_classes(config) or own
+    allowed = {
+        "retrieval": words,
+        "zero-shot": words and bool(own),
+        "top1": bool(set(own) & set(rows)) and task.image.num_classes == len(rows),
     }
-    return [name for name in TASKS if checks[name]()]
+    return [name for name in TASKS if allowed[name]]
 
 
 def run_of(checkpoint: Path | str) -> Path:

@@ -1,18 +1,27 @@
-"""What an evaluation says about its set."""
+"""What an evaluation says about its set, and which classes the model was trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 from data_pipeline.errors import UserError
-from data_pipeline.format import open_set
+from data_pipeline.format import Manifest, open_set, read_manifest
+from data_pipeline.format.manifest import NAME
+from data_pipeline.reading.sources import merge_classes
+from pretrain.configuration.schema import RunConfig
 
 
 @dataclass(frozen=True)
 class AboutSet:
+    """classes: as the manifest names them, for prompts. distinct: the same with equal names told apart, for labels."""
+
     folder: Path
     name: str
     samples: int
     classes: tuple[str, ...] | None
+    distinct: tuple[str, ...] | None
     credit: dict[str, str]  # {"attribution": ...} where the set's manifest gives one
 
     def class_names(self) -> tuple[str, ...]:
@@ -29,4 +38,22 @@ def describe(set_folder: Path | str) -> AboutSet:
         raise UserError(f"{manifest.folder}: the set is empty")
     attribution = manifest.about.get("attribution")
     credit = {"attribution": str(attribution)} if attribution else {}
-    return AboutSet(manifest.folder, manifest.name, manifest.samples, manifest.classes, credit)
+    distinct = _joined([True], [manifest])
+    return AboutSet(manifest.folder, manifest.name, manifest.samples, manifest.classes, distinct, credit)
+
+
+def trained_classes(config: RunConfig) -> tuple[str, ...] | None:
+    """Names of the classifier's rows: the classes of the run's sources, joined as its reader joined them.
+
+    None where a source is not here any more (another machine), is remote, or names no classes.
+    """
+    sources = config.data.sources
+    if not all((Path(source.path) / NAME).is_file() for source in sources):
+        return None
+    return _joined([source.labels for source in sources], [read_manifest(source.path) for source in sources])
+
+
+def _joined(labelled: Sequence[bool], manifests: Sequence[Manifest]) -> tuple[str, ...] | None:
+    sources = [SimpleNamespace(labels=labels) for labels in labelled]
+    sets = [SimpleNamespace(manifest=manifest) for manifest in manifests]
+    return merge_classes(cast(Any, SimpleNamespace(sources=sources)), cast(Any, sets))[0]

@@ -8,6 +8,7 @@ import torch
 from evaluation_shapes import COLOURS, Painter, colour_tokens, write_set
 
 from data_pipeline.errors import UserError
+from pretrain.configuration import parse_config
 from pretrain.evaluation import (
     linear_probe,
     put_beside,
@@ -21,6 +22,7 @@ from pretrain.evaluation import (
 )
 from pretrain.evaluation.classification import prompts_of
 from pretrain.evaluation.probe import fit_logistic
+from pretrain.evaluation.sets import describe, trained_classes
 
 
 def test_a_model_that_knows_the_colours_retrieves_all(painter, shapes, config):
@@ -85,6 +87,25 @@ def test_labels_of_a_set_with_other_class_order_are_matched_by_name(painter, tmp
     folder = write_set(tmp_path / "set", classes=("blue", "grey", "green", "red"))
     result = top1(painter, folder, config, classes=tuple(COLOURS))
     assert value_of(result, "top1") == 1 and result["samples"] == 12
+
+
+def test_classes_are_those_of_the_training_sets_joined_in_order(painter, tmp_path):
+    """Two sources with the classes in another order each: the classifier's rows are red, green, blue all the same."""
+    first = write_set(tmp_path / "first")
+    second = write_set(tmp_path / "second", classes=("blue", "green", "red"))
+    sources = [{"path": str(first)}, {"path": str(second)}]
+    config = parse_config({"data": {"sources": sources, "image_size": 32}, "schedule": {"steps": 1}})
+    assert trained_classes(config) == ("red", "green", "blue")
+    assert value_of(top1(painter, second, config), "top1") == 1
+    config.data.sources[0].path = "nowhere"
+    assert trained_classes(config) is None
+
+
+def test_equal_class_names_are_told_apart_for_labels_and_kept_for_prompts(tmp_path):
+    folder = write_set(tmp_path / "set", classes=("red", "green", "blue", "green"))
+    about = describe(folder)
+    assert about.classes == ("red", "green", "blue", "green")
+    assert about.distinct == ("red", "green #1", "blue", "green #3")
 
 
 def test_a_classifier_of_another_width_is_refused(painter, tmp_path, config):

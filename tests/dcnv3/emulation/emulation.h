@@ -1,0 +1,107 @@
+// The few CUDA names that dcnv3/csrc/cuda uses, for a CPU, so that the kernels' own code can be run and tested without a
+// GPU. A warp is 32 fibers that take turns: a fiber runs to its next __syncwarp or shuffle, then the next lane runs. That
+// is enough because the kernels' warps never wait for each other. Races between warps do not show here.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __global__
+#define __shared__
+#define __align__(n)
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct Place {
+  unsigned x;
+};
+inline Place threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+constexpr int kLanes = 32;
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(128 << 10);
+  bool done = false;
+};
+
+inline Fiber fibers[kLanes];
+inline ucontext_t scheduler;
+inline int current;
+inline std::function<void()> body;
+inline uint64_t exchanged[kLanes];
+
+inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
+
+inline void enter() {
+  body();
+  fibers[current].done = true;
+  yield();
+}
+
+inline void run_warp(unsigned first_thread) {
+  for (Fiber& fiber : fibers) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = &scheduler;
+    fiber.done = false;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (bool left = true; left;) {
+    left = false;
+    for (current = 0; current < kLanes; ++current) {
+      if (fibers[current].done) continue;
+      threadIdx.x = first_thread + current;
+      swapcontext(&scheduler, &fibers[current].context);
+      left = left || !fibers[current].done;
+    }
+  }
+}
+
+inline void launch(int64_t blocks, int warps, const std::function<void()>& kernel) {
+  body = kernel;
+  gridDim.x = static_cast<unsigned>(blocks), blockDim.x = warps * kLanes;
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+    for (int warp = 0; warp < warps; ++warp) run_warp(warp * kLanes);
+  }
+}
+
+}  // namespace emulation
+
+inline void __syncwarp() { emulation::yield(); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T x, int step) {
+  const int lane = emulation::current;
+  std::memcpy(&emulation::exchanged[lane], &x, sizeof(T));
+  emulation::yield();
+  std::memcpy(&x, &emulation::exchanged[lane ^ step], sizeof(T));
+  emulation::yield();
+  return x;
+}
+
+template <typename T>
+void atomicAdd(T* to, T x) {
+  *to += x;
+}
+inline void atomicMax(unsigned* to, unsigned x) { *to = std::max(*to, x); }
+inline long long __double2ll_rn(double x) { return std::llrint(x); }
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+using std::isfinite;
+using std::max;
+using std::min;

@@ -14,10 +14,6 @@ from pretrain.objectives.recipes import RECIPES, Recipe
 from pretrain.objectives.task import Task
 from pretrain.objectives.text import build_text_tower
 
-# What decorrelation weighs against the rest is lambda D (targets of rank 1 leave a loss of lambda D / (1 + lambda D)):
-# SiameseIM's .02 at D 768 is kept so at any width.
-LAMBDA_TIMES_DIM = 0.02 * 768
-
 
 def build_task(config: RunConfig, *, classes: int) -> Task:
     """The task of `config.objective` over `config.model`. classes: of the data, used where model.num_classes is 0.
@@ -82,7 +78,7 @@ def build_task(config: RunConfig, *, classes: int) -> Task:
         std=data.std,
         cell=cell,
         mask_ratio=objective.mask_ratio,
-        decorrelation=LAMBDA_TIMES_DIM / dim if objective.decorrelation is None else objective.decorrelation,
+        decorrelation=objective.decorrelation,
         smoothing=objective.label_smoothing,
         mixup=objective.mixup,
         cutmix=objective.cutmix,

@@ -72,7 +72,7 @@ def feature_std(t: Tensor) -> Tensor:
 
 
 def rank_me(c: Tensor) -> Tensor:
-    """Effective rank (RankMe, Garrido et al. 2023, eq. 1): exp of the entropy of the features' normalised singular
+    """Effective rank (RankMe, Garrido et al. 2023): exp of the entropy of the features' normalised singular
     values, which are the square roots of the eigenvalues of their correlation C [D, D]. From 1 to D.
     """
     singular = torch.linalg.eigvalsh(full(c)).clamp_min(0).sqrt()

@@ -5,7 +5,7 @@
     # . . # . # .       # second image, its pair (24 = floor(49/2))
     ...                 one mask a global batch, so every sample has the same token counts
 
-MixMIM (Liu et al. 2022, arXiv 2205.13137, section 3.1) mixes two images under one mask of 32-px blocks; its mask is
+MixMIM (Liu et al. 2022, arXiv 2205.13137, section 3) mixes two images under one mask of 32-px blocks; its mask is
 one a batch. Raw pixels are mixed, for the stem's convolutions overlap. 32 px is one cell of stage 4: nothing straddles
 there. Below 128 px this would leave too few cells, so cells are 16 px there and a stage-4 position sees both images.
 """

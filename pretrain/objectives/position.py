@@ -1,5 +1,5 @@
 """Where a target view lies, seen from the input view (Siamese Image Modeling, Tao et al. 2022, arXiv 2206.01204,
-section 3.2).
+section 3).
 
 Crops are measured after the whole image was flipped: (i, j, h, w, flip, W), top-left corner, size, and the width W of
 the source. A token (r, c) of the target's G x G map lies, in the token units of the input view's map,

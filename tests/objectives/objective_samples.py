@@ -27,7 +27,6 @@ def make_config(preset: str, *, size: int = SIZE, overrides: dict[str, Any] | No
             "model": {"name": "custom", "overrides": {**TINY, **(overrides or {})}},
             "objective": {
                 "preset": preset,
-                "decorrelation": 0.02,
                 "embed_dim": TINY["head_hidden_size"] if not whole else 768,
                 "decoder": {"dim": 16, "projector_layers": 1, "layers": 1, "heads": 2},
                 "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": VOCABULARY},

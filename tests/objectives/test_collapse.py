@@ -44,7 +44,7 @@ def train(task, steps: int, decay: float) -> list[list[str]]:
 @pytest.fixture
 def task():
     decoder = {"dim": 64, "heads": 2, "layers": 1, "projector_layers": 0}
-    return make_task("m3i", dtype=torch.float32, decoder=decoder, decorrelation=None).train()
+    return make_task("m3i", dtype=torch.float32, decoder=decoder).train()
 
 
 def test_a_healthy_run_raises_no_alarm(task):

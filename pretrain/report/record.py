@@ -86,7 +86,36 @@ def _results(folder: Path) -> Iterable[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         result = _mapping(_json(_text(path)))
         if isinstance(result.get("scores"), list):
-            yield {"name": path.stem, **result}
+            yield {"name": path.stem, **result, **_shown_parts(result)}
+
+
+def _shown_parts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores, categories and examples that can be shown; what is malformed in a file from elsewhere is left out."""
+    scores = [
+        {**score, "interval": score.get("interval") if _is_interval(score.get("interval")) else None}
+        for score in _mappings(result["scores"])
+        if is_finite(score.get("value"))
+    ]
+    categories = {
+        name: row
+        for name, row in _mapping(result.get("per_class")).items()
+        if isinstance(row, Mapping) and is_finite(row.get("value")) and is_number(row.get("samples"))
+    }
+    examples = []
+    for example in _mappings(result.get("examples")):
+        retrieved = [found for found in _mappings(example.get("retrieved")) if "caption" in found]
+        placed = is_number(example.get("place")) and is_number(example.get("candidates"))
+        if retrieved:
+            examples.append({**example, "retrieved": retrieved, "place": example["place"] if placed else None})
+    return {"scores": scores, "per_class": categories, "examples": examples}
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(is_finite(end) for end in value)
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    return [_mapping(entry) for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
 
 
 def _validation(entries: Any) -> Iterable[tuple[float, float]]:

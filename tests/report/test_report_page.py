@@ -161,6 +161,18 @@ def test_broken_files_are_left_out(tmp_path):
     Page(write_report(tmp_path).read_text())
 
 
+def test_a_malformed_result_is_shown_as_far_as_it_goes(run_dir):
+    bad = {
+        "scores": [7, {"name": "a", "value": 0.5, "interval": [0.1]}, {"name": "b", "value": None}],
+        "per_class": {"x": 3, "y": {"value": 0.25}, "z": {"value": 0.75, "samples": 4}},
+        "examples": [{"retrieved": 4}, {"retrieved": [{"score": 1}]}, {"retrieved": [{"caption": "kept"}], "place": 9}],
+    }
+    (run_dir / "evaluation/bad.json").write_text(json.dumps(bad))
+    page = Page(write_report(run_dir).read_text())
+    assert "kept" in page.sections["samples"] and "75.0 %" in page.sections["scores"]
+    assert "50.0 %" in page.sections["scores"]
+
+
 def test_a_folder_that_is_no_run_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         write_report(tmp_path)

@@ -10,6 +10,8 @@ Without --set, shards are made from the CC12M sample beside the checkout, or els
 """
 
 import argparse
+import importlib
+import importlib.util
 import io
 import json
 import os
@@ -20,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -31,7 +34,6 @@ import numpy as np
 import open_clip
 import torch
 import webdataset
-from open_clip_train.data import get_wds_dataset
 from PIL import Image
 from torchvision import transforms
 
@@ -105,7 +107,13 @@ def of_open_clip(folder: Path, tokenizer: Callable, images: int) -> Callable[[in
         workers=0,
     )
     transform = open_clip.image_transform(SIZE, is_train=True, mean=MEAN, std=STD)
-    data = get_wds_dataset(arguments, transform, is_train=True, tokenizer=tokenizer)
+    absent = importlib.util.find_spec("pandas") is None
+    if absent:  # open_clip's loader imports it, for CSV files alone
+        sys.modules["pandas"] = types.ModuleType("pandas")
+    loader = importlib.import_module("open_clip_train.data")
+    if absent:
+        del sys.modules["pandas"]
+    data = loader.get_wds_dataset(arguments, transform, is_train=True, tokenizer=tokenizer)
 
     def run(batches: int) -> int:
         done = 0

@@ -80,7 +80,7 @@ def operate(image: Image.Image, name: str, magnitude: float, negative: bool, inc
         return ImageOps.invert(image)
     if name == "posterize":
         bits = 4 - int(level * 4) if increasing else int(level * 4)
-        return ImageOps.posterize(image, bits) if bits < 8 else image
+        return ImageOps.posterize(image, max(1, bits))  # timm's 0 bits, a black image, are an error in Pillow 13
     if name == "solarize":
         kept = int(level * 256)
         return ImageOps.solarize(image, 256 - kept if increasing else kept)

@@ -15,6 +15,7 @@ from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import Events, FaultLog
 from data_pipeline.reading.hashing import Integers
+from data_pipeline.reading.lineage import describe
 from data_pipeline.reading.order import Order, Share, SourceOrder
 from data_pipeline.reading.pool import WorkerPool
 from data_pipeline.reading.remote import Ahead, RemoteFiles
@@ -111,6 +112,21 @@ class Reader:
         position = step * self.share.batch_size
         samples, epochs = self.order.mixture.consumed(position), self.order.epochs(position)
         return {n: {"samples": s, "epochs": e} for n, s, e in zip(self.names, samples, epochs, strict=True)}
+
+    def at(self, positions: Integers) -> Batch:
+        """The rows that stand at any global positions, int64 [n], as training sees them. Faults are not counted."""
+        shapes = Rows.shapes(len(positions), self.config.views, self.config.image_size, self.config.context_length)
+        rows = Rows(*(np.empty(shape, dtype) for shape, dtype in shapes))
+        with one_thread():
+            done = self._assembler.fill(positions, rows)
+        return self._batch(int(positions[0]) // self.share.batch_size, 0, positions, rows, done)
+
+    def records(self, step: int) -> list[dict[str, Any]]:
+        """What the sidecars say about each sample of the global batch of `step`: position, source, its epoch, shard,
+        row, key, url, caption, label (its name, where the set has names)."""
+        first = step * self.share.batch_size
+        positions = np.arange(first, first + self.share.batch_size, dtype=np.int64)
+        return describe(self.order.locate(positions), positions, self.names, self._sets)
 
     def lineage(self, step: int) -> list[SampleRef]:
         """The samples of the whole global batch of `step`, by position, as the order has them (before replacements)."""

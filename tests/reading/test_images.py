@@ -1,0 +1,193 @@
+"""Decoding and views against Pillow, the field's yardstick."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from reading_sets import picture
+
+from data_pipeline.reading.augmentation import erase, jitter_colours
+from data_pipeline.reading.decode import BadSample, decode, read_header
+from data_pipeline.reading.hashing import uniforms
+from data_pipeline.reading.views import (
+    UNIFORMS,
+    Crop,
+    centre_crop,
+    enlarged,
+    on_reduced,
+    random_crop,
+    reduction,
+    render,
+)
+
+LIMIT = 10**7
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def decoded(data: bytes, reduce: int = 1) -> np.ndarray:
+    return decode(data, read_header(data, LIMIT), reduce)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_decoding_is_bit_identical_to_pillows(mode):
+    data = picture(1, size=(61, 47), mode=mode)
+    assert read_header(data, LIMIT).decoder == "simplejpeg"
+    assert np.array_equal(decoded(data), np.asarray(opened(data).convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB")]
+)
+def test_other_formats_decode_as_pillow_does(kind, mode):
+    data = picture(2, size=(33, 21), kind=kind, mode=mode)
+    assert np.array_equal(decoded(data), np.asarray(opened(data).convert("RGB")))
+
+
+def test_cmyk_jpeg_and_webp_decode_as_pillow_does():
+    for data in (picture(3, mode="CMYK"), picture(3, kind="WEBP")):
+        assert np.array_equal(decoded(data), np.asarray(opened(data).convert("RGB")))
+
+
+def test_transparent_pixels_lie_on_white():
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:4] = (200, 100, 0, 255)
+    rgba[4:6] = (200, 100, 0, 128)
+    file = io.BytesIO()
+    Image.fromarray(rgba).save(file, "PNG")
+    found = decoded(file.getvalue())
+    assert (found[:4] == (200, 100, 0)).all() and (found[6:] == 255).all()
+    assert np.abs(found[4:6].astype(int) - (227, 177, 127)).max() <= 1
+
+
+def test_16_bit_grey_keeps_its_range():
+    levels = np.array([[0, 257 * 128, 65535]], np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    assert decoded(file.getvalue())[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    image = opened(picture(4, size=(32, 16)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    header = read_header(file.getvalue(), LIMIT)
+    expected = np.asarray(ImageOps.exif_transpose(opened(file.getvalue())))
+    assert (header.height, header.width) == expected.shape[:2]
+    assert np.array_equal(decode(file.getvalue(), header), expected)
+    assert decode(file.getvalue(), header, 2).shape == (expected.shape[0] // 2, expected.shape[1] // 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "image_empty"),
+        (b"<html>", "not_an_image"),
+        (picture(5)[:20], "image_truncated"),
+        (picture(5)[:-100], "image_truncated"),
+        (picture(5, kind="PNG")[:-60], "image_truncated"),
+    ],
+)
+def test_what_cannot_be_decoded_says_why(data, reason):
+    with pytest.raises(BadSample) as caught:
+        decoded(data)
+    assert caught.value.reason == reason
+
+
+def test_too_many_pixels_are_refused_before_decoding():
+    with pytest.raises(BadSample) as caught:
+        read_header(picture(6, size=(100, 50)), 4999)
+    assert caught.value.reason == "too_many_pixels"
+    assert read_header(picture(6, size=(100, 50)), 5000).width == 100
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 10**9))
+def test_crops_lie_within_the_image_and_their_limits(width, height, position):
+    u = uniforms(3, np.array([position]), UNIFORMS)[0].tolist()
+    crop = random_crop(width, height, u, (0.2, 1.0), (0.75, 4 / 3), 0.5)
+    assert 0 <= crop.top <= crop.top + crop.height <= height and 0 <= crop.left <= crop.left + crop.width <= width
+    assert crop.height > 0 and crop.width > 0 and crop.source_width == width
+    if min(width, height) > 60 and 0.75 <= width / height <= 4 / 3:
+        assert 0.19 <= crop.height * crop.width / (width * height) <= 1
+        assert 0.72 <= crop.width / crop.height <= 1.4
+
+
+def test_crops_spread_over_areas_places_and_sides():
+    chances = uniforms(8, np.arange(4000), UNIFORMS)
+    crops = np.array([random_crop(400, 400, u.tolist(), (0.2, 1.0), (0.75, 4 / 3), 0.5) for u in chances], float)
+    area = crops[:, 2] * crops[:, 3] / 160000
+    assert area.min() < 0.21 and 0.5 < area.mean() < 0.6 and abs(crops[:, 4].mean() - 0.5) < 0.03
+    assert abs(np.corrcoef(crops[:, 0], crops[:, 1])[0, 1] - 0) < 0.5
+    assert abs((crops[:, 0] / np.maximum(1, 400 - crops[:, 2])).mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+    "crop", [Crop(3, 5, 40, 50, False, 90), Crop(0, 0, 70, 90, True, 90), Crop(10, 7, 12, 16, True, 90)]
+)
+def test_views_are_within_one_level_of_pillows_antialiased_resize_of_the_flipped_image(crop):
+    pixels = decoded(picture(7, size=(90, 70)))
+    view = np.empty((24, 24, 3), np.uint8)
+    render(pixels, crop, view)
+    whole = Image.fromarray(pixels)
+    flipped = ImageOps.mirror(whole) if crop.flip else whole
+    part = flipped.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+    expected = np.asarray(part.resize((24, 24), Image.Resampling.BICUBIC))
+    assert np.abs(view.astype(int) - expected).max() <= 1
+
+
+def test_a_crop_of_the_right_size_is_not_resampled():
+    pixels = decoded(picture(8, size=(40, 40)))
+    view = np.empty((16, 16, 3), np.uint8)
+    render(pixels, Crop(4, 2, 16, 16, True, 40), view)
+    assert np.array_equal(view, pixels[:, ::-1][4:20, 2:18])
+
+
+def test_reduced_decoding_keeps_the_crops_geometry():
+    data = picture(9, size=(400, 300))
+    header = read_header(data, LIMIT)
+    crop = Crop(21, 33, 201, 250, True, 400)
+    assert reduction([crop], 100) == 2 and reduction([crop], 101) == 1 and reduction([crop], 25) == 8
+    pixels = decode(data, header, 2)
+    used = on_reduced(crop, 2, pixels)
+    back = enlarged(used, 2)
+    assert pixels.shape == (150, 200, 3)
+    assert max(abs(a - b) for a, b in zip(back[:4], crop[:4], strict=True)) <= 2 and back.source_width == 400
+    view, exact = np.empty((2, 50, 50, 3), np.uint8)
+    render(pixels, used, view)
+    render(decode(data, header), Crop(*(int(v) for v in back[:4]), True, 400), exact)
+    assert np.abs(view.astype(int) - exact).mean() < 2
+
+
+def test_the_centre_crop_is_the_middle_square():
+    assert centre_crop(100, 60, 1.0) == Crop(0, 20, 60, 60, False, 100)
+    assert centre_crop(60, 100, 0.5) == Crop(35, 15, 30, 30, False, 60)
+
+
+def test_colour_jitter_changes_colours_by_its_strength():
+    view = decoded(picture(10, size=(16, 16))).copy()
+    before = view.copy()
+    jitter_colours(view, 0.4, [0.5, 0.5, 0.5, 0.1, 0.2, 0.3])  # factors of exactly 1
+    assert np.array_equal(view, before)
+    jitter_colours(view, 0.4, [1.0, 0.5, 0.5, 0.1, 0.2, 0.3])  # brightness 1.4, the rest 1
+    assert np.abs(view - np.clip(before * 1.4, 0, 255)).max() <= 1
+    grey = before.copy()
+    jitter_colours(grey, 1.0, [0.5, 0.5, 0.0, 0.1, 0.2, 0.3])  # saturation 0
+    assert np.ptp(grey, axis=2).max() <= 1
+
+
+def test_erasing_fills_a_box_of_its_area():
+    view = np.zeros((64, 64, 3), np.uint8)
+    erase(view, 0.0, [0.0, 1.0, 0.5, 0.5, 0.5], 1)
+    assert not view.any()
+    erase(view, 1.0, [0.0, 0.999, 0.5, 0.5, 0.5], 1)
+    rows, columns = np.flatnonzero(view.any((1, 2))), np.flatnonzero(view.any((0, 2)))
+    area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    assert 0.28 < area / 64**2 < 0.36 and view[rows[0] : rows[-1], columns[0] : columns[-1]].std() > 60

@@ -1,0 +1,78 @@
+"""From a training step back to shards, URLs and captions, and to pictures of what training saw."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reading_sets import tokenize, write_set
+
+from data_pipeline.errors import UserError
+from data_pipeline.reading import DataConfig, Reader
+from pretrain.analysis.batch import inspect_batch
+from pretrain.configuration import dump_config, parse_config
+
+DATA = {"image_size": 32, "context_length": 8, "workers": 0, "block_shards": 2}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_set(tmp_path / "set", [5, 7, 6], classes=["a", "b"])
+    data = DATA | {"sources": [{"path": str(tmp_path / "set")}]}
+    config = parse_config({"data": data, "schedule": {"steps": 9}, "training": {"batch_size": 10, "seed": 3}})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(config))
+    event = {
+        "kind": "bad_sample",
+        "step": 2,
+        "position": 23,
+        "reason": "image_damaged",
+        "replaced_by": {"shard": "x", "key": "y"},
+    }
+    (folder / "events.jsonl").write_text(
+        json.dumps(event) + "\n" + json.dumps(event | {"step": 1, "position": 11}) + '\n{"kind": "cut'
+    )
+    return folder
+
+
+def test_records_lead_back_to_urls_and_captions(run, tmp_path):
+    config = DataConfig(sources=[{"path": str(tmp_path / "set")}], **DATA)
+    with Reader(config, tokenizer=tokenize, batch_size=10, seed=3) as reader:
+        batches = reader.batches(1)
+        for step in (1, 2, 3):
+            batch, records = next(batches), reader.records(step)
+            for row, record in enumerate(records):
+                assert (record["source"], record["shard"], record["key"], record["row"]) == tuple(batch.samples[row])
+                assert record["position"] == step * 10 + row and record["epoch"] == (step * 10 + row) // 18
+                assert record["caption"] == batch.captions[row]
+                assert record["url"] == "https://pictures.invalid/" + record["caption"].split()[1]
+                assert record["label"] == "ab"[int(batch.labels[row])]
+
+
+def test_rows_at_any_positions_are_those_of_training(run, tmp_path):
+    config = DataConfig(sources=[{"path": str(tmp_path / "set")}], **DATA)
+    with Reader(config, tokenizer=tokenize, batch_size=10, seed=3) as reader:
+        batch = next(reader.batches(4))
+        again = reader.at(np.array([47, 42]))
+    assert torch.equal(again.views, batch.views[[7, 2]]) and torch.equal(again.crops, batch.crops[[7, 2]])
+
+
+def test_inspecting_a_step_lists_and_draws_its_batch(run):
+    found = inspect_batch(run, 2)
+    assert [sample["position"] for sample in found["samples"]] == list(range(20, 30))
+    bad = [sample for sample in found["samples"] if "bad" in sample]
+    assert [sample["position"] for sample in bad] == [23] and bad[0]["bad"] == "image_damaged"
+    with Image.open(found["pictures"]) as sheet:
+        assert sheet.size == (4 * (2 * 32 + 4), 3 * (32 + 26 + 4))
+        first = np.asarray(sheet)[:32, :32]
+    config = DataConfig(sources=[{"path": str(run.parent / "set")}], **DATA)
+    with Reader(config, tokenizer=None, batch_size=10, seed=3) as reader:
+        assert np.array_equal(first, next(reader.batches(2)).views[0, 0].numpy())
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run directory"):
+        inspect_batch(tmp_path, 0)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pretrain.report import sections
+from pretrain.report import scores, sections
 from pretrain.report.page import page
 from pretrain.report.record import RunRecord, read_run
 
@@ -20,8 +20,8 @@ def write_report(run_dir: Path | str) -> Path:
         part
         for part in (
             sections.headline(run),
-            sections.scores(run.results),
-            sections.samples(run.results),
+            scores.scores(run.results),
+            scores.samples(run.results),
             sections.curves(run),
             sections.inner_runs(run),
             sections.events(run),

@@ -1,0 +1,109 @@
+"""The scores of a run and what the model retrieves, as HTML text; "" where there is nothing to show."""
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from pretrain.report.charts import number, percent, score_bar
+from pretrain.report.record import is_finite, is_number
+
+Result = Mapping[str, Any]
+
+
+def scores(results: Iterable[Result]) -> str:
+    """One table: the score, and beside it what no learning would give."""
+    results = list(results)
+    beside = list(dict.fromkeys(name for r in results for s in r["scores"] for name in _levels(s)))
+    groups = "".join(_score_rows(result, beside) for result in results)
+    if not groups:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in beside)
+    return (
+        '<section id="scores"><h2>Scores</h2><div class="wide"><table><thead><tr><th>Score</th><th>Value</th><th></th>'
+        f"<th>95 % interval</th><th>Chance</th><th>Times chance</th>{head}</tr></thead>{groups}</table></div>"
+        '<p class="note">The bar is the score, its whisker the 95 % interval; the ticks are chance and the columns '
+        "to the right of it.</p>"
+        f"{''.join(_per_class(r) for r in results)}</section>"
+    )
+
+
+def samples(results: Iterable[Result]) -> str:
+    """Pictures with the captions that the model ranks first; the right ones are marked."""
+    cards, credits = [], []
+    for result in results:
+        examples = [e for e in result.get("examples", []) if e.get("retrieved")]
+        cards += [_card(example) for example in examples]
+        if examples and result.get("attribution"):
+            credits.append(str(result["attribution"]))
+    if not cards:
+        return ""
+    credit = "".join(f'<p class="note">Pictures: {escape(text)}</p>' for text in dict.fromkeys(credits))
+    return (
+        '<section id="samples"><h2>Samples and their retrieved captions</h2>'
+        '<p class="note">Each picture with the captions of its set that the model places nearest. '
+        "A tick marks a caption that belongs to the picture.</p>"
+        f'<div class="cards">{"".join(cards)}</div>{credit}</section>'
+    )
+
+
+def _levels(score: Mapping[str, Any]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in (score.get("beside") or {}).items() if is_finite(v)}
+
+
+def _score_rows(result: Result, beside: list[str]) -> str:
+    rows = []
+    for score in result["scores"]:
+        value, chance = score.get("value"), score.get("chance")
+        if not is_finite(value):
+            continue
+        levels = _levels(score)
+        known = {"chance": chance, **levels} if is_finite(chance) else dict(levels)
+        ticks = [(level, "chance" if name == "chance" else "other", name) for name, level in known.items()]
+        interval = score.get("interval")
+        times = f"{value / chance:.1f} ×" if is_finite(chance) and chance > 0 else "–"
+        cells = "".join(f"<td>{percent(levels[n]) if n in levels else '–'}</td>" for n in beside)
+        rows.append(
+            f"<tr><th scope=row>{escape(str(score.get('title') or score.get('name')))}</th>"
+            f"<td><b>{percent(value)}</b></td><td>{score_bar(value, tuple(interval) if interval else None, ticks)}</td>"
+            f"<td>{f'{percent(interval[0])} – {percent(interval[1])}' if interval else '–'}</td>"
+            f"<td>{percent(chance) if is_finite(chance) else '–'}</td><td>{times}</td>{cells}</tr>"
+        )
+    if not rows:
+        return ""
+    facts = [str(result[k]) for k in ("set", "weights") if result.get(k)]
+    if is_number(result.get("samples")):
+        facts.insert(1 if result.get("set") else 0, f"{number(result['samples'])} samples")
+    title = escape(str(result.get("title") or result["name"]))
+    small = f"<small>{escape(' · '.join(facts))}</small>"
+    head = f'<tr class="group"><th colspan="{6 + len(beside)}">{title} {small}</th></tr>'
+    return f"<tbody>{head}{''.join(rows)}</tbody>"
+
+
+def _per_class(result: Result) -> str:
+    classes = result.get("per_class") or {}
+    if not classes:
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{escape(str(name))}</th><td><b>{percent(row['value'])}</b></td>"
+        f"<td>{score_bar(row['value'], None, [])}</td><td>{number(row['samples'])} samples</td></tr>"
+        for name, row in classes.items()
+        if is_finite(row.get("value"))
+    )
+    title = escape(str(result.get("title") or result["name"]))
+    table = f'<div class="wide"><table><tbody>{rows}</tbody></table></div>'
+    return f"<details><summary>{title}, by category</summary>{table}</details>"
+
+
+def _card(example: Mapping[str, Any]) -> str:
+    image = str(example.get("image") or "")
+    picture = f'<img src="{escape(image)}" alt="">' if image.startswith("data:image/") else ""
+    items = []
+    for found in example["retrieved"]:
+        right = bool(found.get("correct"))
+        score = f"<span>{found['score']:.2f}</span>" if is_finite(found.get("score")) else ""
+        tick = '<b aria-label="correct">✓</b> ' if right else ""
+        items.append(f"<li{' class=right' if right else ''}>{score}{tick}{escape(str(found['caption']))}</li>")
+    caption = escape(str(example.get("caption", "")))
+    place, missed = example.get("place"), not any(found.get("correct") for found in example["retrieved"])
+    own = f"<p>its own: place {number(place)} of {number(example['candidates'])}</p>" if missed and place else ""
+    return f'<figure class="card">{picture}<figcaption>{caption}</figcaption><ol>{"".join(items)}</ol>{own}</figure>'

@@ -1,4 +1,4 @@
-"""The parts of a report that tell of the run itself, as HTML text. Each takes what was read and returns "" where there is nothing to show."""
+"""The parts of a report that tell of the run itself, as HTML text; "" where there is nothing to show."""
 
 import json
 from collections import Counter

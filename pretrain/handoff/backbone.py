@@ -142,7 +142,7 @@ def _from_file(path: Path) -> Backbone:
     described = _description(path)
     if described is not None:
         return Backbone(
-            state,
+            _official_keys(state, described["arguments"], path),
             described["arguments"],
             image_size=described["image_size"],
             mean=tuple(described["mean"]),
@@ -156,6 +156,22 @@ def _from_file(path: Path) -> Backbone:
     variant = VARIANTS[name]
     arguments = {**variant.arguments, "num_classes": state["head.bias"].shape[0] if "head.bias" in state else 0}
     return Backbone(state, arguments, image_size=variant.image_size, source=path.name)
+
+
+def _official_keys(state: dict[str, Tensor], arguments: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """timm's and Hugging Face's folders hold our own names: the same weights under the official keys."""
+    own = {name.removeprefix("model."): value for name, value in state.items()}
+    if "stem.conv1.weight" not in own:
+        return state
+    with torch.device("meta"):
+        model = create_model("custom", **arguments)
+    differing = sorted(set(own) ^ set(model.state_dict()))
+    if differing:
+        raise UserError(
+            f"{path}: its weights do not fit what it says of itself; first differing entry: {differing[0]!r}"
+        )
+    model.load_state_dict(own, assign=True)
+    return official.state_dict(model)
 
 
 def published_variant(state: dict[str, Tensor]) -> str | None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models import randomness
+from pretrain.models.randomness import uniform
 
 
 class LayerNorm(nn.LayerNorm):
@@ -47,7 +47,7 @@ class DropPath(nn.Module):
         """Factors [B, 1, 1, 1] of x [B, H, W, C]: 0 or 1/(1 - rate); None when nothing is dropped."""
         if self.rate == 0 or not self.training:
             return None
-        kept = randomness.uniform(x.shape[0], self.salt, x.device) >= self.rate
+        kept = uniform(x.shape[0], self.salt, x.device) >= self.rate
         return (kept.to(x.dtype) / (1 - self.rate)).view(-1, *[1] * (x.ndim - 1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""The classifier as an ONNX graph of standard operators: deformable convolution becomes gathers of four corners.
+
+Images [batch, channels, S, S] (normalised by the mean and std in the file's metadata) -> logits [batch, classes]; the
+batch is free, the size is not. Needs the extra `onnx`.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_pipeline.errors import UserError
+from dcnv3 import DCNv3
+from pretrain.handoff.backbone import METADATA_KEY, Backbone
+
+OPSET = 18
+
+
+def write_onnx(backbone: Backbone, out: Path) -> Path:
+    """Write `out` (model.onnx in it, where it is a folder). UserError where the extra is not installed."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise UserError(f"export to onnx needs {error.name!r}: pip install 'internimage-pretrain[onnx]'") from None
+    out = out / "model.onnx" if out.is_dir() else out
+    model = backbone.build()
+    use_reference_operator(model)
+    size = backbone.image_size
+    # Two images: a batch of one would be taken for a fixed dimension.
+    example = torch.zeros(2, model.in_chans, size, size)
+    program = torch.onnx.export(
+        model,
+        (example,),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    for key, value in ((METADATA_KEY, json.dumps(backbone.description())), ("input_size", str(size))):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    temporary = out.with_name(out.name + ".partial")
+    large = sum(parameter.numel() * 4 for parameter in model.parameters()) > 2**31 - 2**26  # protobuf's 2 GB
+    if large:
+        onnx.save(proto, str(temporary), save_as_external_data=True, location=out.name + ".data")
+    else:
+        onnx.save(proto, str(temporary))
+    temporary.replace(out)
+    return out
+
+
+def use_reference_operator(model: nn.Module) -> None:
+    """Every DCNv3 in plain PyTorch operations, which export knows."""
+    for module in model.modules():
+        if isinstance(module, DCNv3):
+            module.backend = "reference"

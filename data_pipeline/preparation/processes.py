@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,12 +24,14 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: 
     """`map` over `workers` processes (in this one where there is one); at most 4 chunks a process are under way.
 
     Fresh processes are started, not forks: a caller that trains has threads already, and a fork copies half of them.
+    (So a script that calls this needs its `if __name__ == "__main__":`.)
     """
     if workers <= 1:
         yield from map(work, items)
         return
     source = iter(items)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         waiting: deque[Future[list[Result]]] = deque()
         try:
             while True:
@@ -39,6 +42,18 @@ def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], workers: 
                 yield from waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone: a worker of a pool whose owner was killed waits for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _each(work: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:

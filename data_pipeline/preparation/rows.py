@@ -102,8 +102,10 @@ def read_folder(folder: Path, *, labels: str = "auto") -> Iterator[Row]:
     for number, path in enumerate(images):
         label = path.relative_to(folder).parts[0] if labels == "folders" and path.parent != folder else None
         caption, beside, url, reason = _beside(path)
-        url = url or path.relative_to(folder).as_posix()
-        yield Row(number, path, caption, beside if label is None else label, url, reason)
+        url = url or path.relative_to(folder).as_posix().encode(errors="replace").decode()
+        if label is not None:
+            beside = label.encode(errors="replace").decode()
+        yield Row(number, path, caption, beside, url, reason)
 
 
 def _beside(image: Path) -> tuple[str | None, str | int | None, str | None, str]:
@@ -122,7 +124,9 @@ def _beside(image: Path) -> tuple[str | None, str | int | None, str | None, str]
         return None, None, None, TEXT_NOT_UTF8
     except ValueError:
         return None, None, None, BAD_JSON
-    return caption, label if isinstance(label, str | int) else None, url, ""
+    if any(_broken(text) for text in (caption, label, url) if isinstance(text, str)):
+        return None, None, None, TEXT_NOT_UTF8
+    return caption, _label(label), url, ""
 
 
 def _header(path: Path) -> list[str]:
@@ -176,14 +180,22 @@ def _row(number: int, record: dict[str, Any], columns: Columns, root: Path) -> R
     if isinstance(image, str):
         url = url or _text(image)  # lineage: where a sample came from, as the input names it
         image = root / image if image.strip() else None
-    if label is not None and not isinstance(label, int):
-        label = _text(label)
+    label = _label(label)
     strings = [
         str(value) for value in (image, caption, label, url) if value is not None and not isinstance(value, bytes)
     ]
     if any(_broken(value) for value in strings):
         return Row(number, reason=TEXT_NOT_UTF8)
     return Row(number, image, caption, label, url)
+
+
+def _label(value: Any) -> str | int | None:
+    """A label as it was meant: whole numbers as numbers, also where a column with gaps made them floats."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None if value != value else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return None if isinstance(value, bool | list | dict) else _text(value)
 
 
 def _text(value: Any) -> str | None:

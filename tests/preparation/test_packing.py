@@ -158,6 +158,46 @@ def test_text_that_is_no_utf8_rejects_its_row_alone(images: Path, tmp_path: Path
     assert pack(tmp_path / "t.csv", tmp_path / "set", workers=1).rejected == {"text_not_utf8": 1}
 
 
+def test_names_and_captions_that_are_no_text_spoil_no_shard(images: Path, tmp_path: Path) -> None:
+    (images / "0.json").write_text('{"caption": "\\ud800"}')
+    (images / "1.json").write_text('{"label": true, "url": 5}')
+    os.rename(images / "5.png", os.fsencode(images) + b"/caf\xe9.png")
+    done = pack(images, tmp_path / "set", workers=1)
+    assert done.rejected == {"text_not_utf8": 1} and done.packed == 5 and done.classes == 0
+    assert rows(tmp_path / "set")[5]["url"] == "caf?.png"
+
+
+def test_labels_of_a_column_with_gaps_are_numbers(images: Path, tmp_path: Path) -> None:
+    table = pa.table({"image": [f"images/{n}.png" for n in range(4)], "label": [2.0, None, float("nan"), 0.0]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert pack(tmp_path / "t.parquet", tmp_path / "set", workers=1).packed == 4
+    assert [row["label"] for row in rows(tmp_path / "set")] == [2, None, None, 0]
+
+
+def test_a_killed_run_leaves_no_processes_behind(captioned: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from data_pipeline.preparation import pack\n"
+        "if __name__ == '__main__':\n"
+        "    pack(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, progress=lambda done, _: time.sleep(60 * (done > 1)))"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, str(script), str(captioned), str(tmp_path / "set")], env=environment)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "set").glob(".*.tar.*.partial")):  # a shard is begun: the workers are at work
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    workers = [int(child) for child in children.read_text().split()]
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(workers) >= 2
+
+
 def test_rules_reach_the_images(images: Path, tmp_path: Path) -> None:
     done = pack(images, tmp_path / "set", rules=ImageRules(shorter_side=12, quality=80), workers=2)
     assert done.packed == 6

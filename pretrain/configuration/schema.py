@@ -25,6 +25,7 @@ class TextConfig(Section):
     layers: int = Field(12, ge=1)
     heads: int = Field(8, ge=1)
     vocab_size: int = Field(49408, ge=2)
+    token_dropout: float = Field(0.0, ge=0, lt=1, description="share of a caption's tokens blanked in training")
 
 
 class DecoderConfig(Section):

@@ -83,6 +83,7 @@ def build_task(config: RunConfig, *, classes: int) -> Task:
         mixup=objective.mixup,
         cutmix=objective.cutmix,
         dim=dim,
+        token_dropout=objective.text.token_dropout,
         make_image=make_image,
         make_projector=make_projector,
     )

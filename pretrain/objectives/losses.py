@@ -29,7 +29,7 @@ def correlations(targets: list[Tensor]) -> list[Tensor]:
 
 
 def dense_loss(prediction: Tensor, target: Tensor, c: Tensor | None, decorrelation: float) -> tuple[Tensor, Tensor]:
-    """SiameseIM's loss (section 3), as its two terms: |p - t|^2 / D and lambda p^T C p / D, each averaged over samples and
+    """SiameseIM's loss (section 3) as its two terms: |p - t|^2 / D and lambda p^T C p / D, averaged over samples and
     tokens.
 
     prediction, target: [B, N, D]; c: [D, D] from `correlations`, no gradient (None only where decorrelation is 0). (p

@@ -28,6 +28,7 @@ from pretrain.objectives.mixup import mix_pairs
 from pretrain.objectives.position import identity_parameters, relative_parameters
 from pretrain.objectives.recipes import MOCO_TEMPERATURE, DenseTarget, Recipe
 from pretrain.objectives.teacher import Teacher, teacher_of
+from pretrain.objectives.text import drop_tokens
 
 PATIENCE = 3  # measurements in a row that an alarm needs
 
@@ -83,6 +84,7 @@ class Task(nn.Module):
         mixup: float,
         cutmix: float,
         dim: int,
+        token_dropout: float,
         make_image: Callable[[], nn.Module],
         make_projector: Callable[[], nn.Module],
     ) -> None:
@@ -92,6 +94,7 @@ class Task(nn.Module):
         self.cell, self.mask_ratio, self.dim = cell, mask_ratio, dim
         self.decorrelation = decorrelation if recipe.decorrelated else 0.0
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
+        self.token_dropout = token_dropout
         self.dense_targets = tuple(d for d in recipe.dense if d.name in weights)
         self._suspected: dict[str, int] = {}
         self.make_image, self.make_projector = make_image, make_projector
@@ -238,7 +241,10 @@ class Task(nn.Module):
             seen = measures.probe(fused, "pooled")
             pooled = torch.stack([self.image.clip_projector(seen[:, s.tokens])[s.owner] for s in sources])
             if self._on("text"):
-                text, scale = self.text(batch.tokens), self.logit_scale()
+                tokens = batch.tokens
+                if self.training and self.token_dropout > 0:
+                    tokens = drop_tokens(tokens, sample_keys(keys, batch.positions), self.token_dropout)
+                text, scale = self.text(tokens), self.logit_scale()
                 parts["text"] = text_loss(measures.probe(pooled, "text"), text, scale, batch, measures)
             if self._on("category"):
                 parts["category"] = self._category(measures.probe(pooled, "category"), batch, measures)

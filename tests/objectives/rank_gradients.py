@@ -50,7 +50,7 @@ if __name__ == "__main__":
     own, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=100), rank=own, world_size=size)
+    dist.init_process_group("gloo", meeting, timedelta(seconds=300), rank=own, world_size=size)
     result = gradients(own, size)
     if own == 0:
         torch.save(result, folder / "gradients.pt")

@@ -37,7 +37,7 @@ def of_ranks(request, tmp_path_factory):
         for rank in range(world)
     ]
     try:
-        logs = [process.communicate(timeout=180)[0].decode() for process in processes]
+        logs = [process.communicate(timeout=300)[0].decode() for process in processes]
     finally:
         for process in processes:
             process.kill()

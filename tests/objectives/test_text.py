@@ -7,7 +7,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from data_pipeline.errors import UserError
 from pretrain.configuration.schema import TextConfig
 from pretrain.objectives import build_tokenizer
-from pretrain.objectives.text import build_text_tower
+from pretrain.objectives.text import build_text_tower, drop_tokens
 
 FULL = SimpleTokenizer(context_length=20)
 TEXTS = ["a photo of a cat", "Grinning face with smiling eyes!", "éàü 日本 🙂", "", "x " * 100]
@@ -40,6 +40,18 @@ def test_a_cut_caption_still_ends_with_the_end_token():
 def test_an_impossible_vocabulary_is_refused(size):
     with pytest.raises(UserError, match="vocab_size"):
         build_tokenizer(16, size)
+
+
+def test_dropped_tokens_are_fixed_by_the_sample_and_never_the_ends():
+    tokens = build_tokenizer(12, 1024)(["a small red cat sleeps"] * 3000)
+    keys = torch.arange(3000) * 977
+    dropped = drop_tokens(tokens, keys, 0.25)
+    assert torch.equal(dropped[1000:], drop_tokens(tokens[1000:], keys[1000:], 0.25))
+    end = int(tokens[0].argmax())
+    changed = (dropped != tokens).float().mean(0)
+    assert not changed[0] and not changed[end:].any() and (dropped[dropped != tokens] == 0).all()
+    assert ((changed[1:end] - 0.25).abs() < 0.04).all(), "five standard deviations"
+    assert torch.equal(drop_tokens(tokens, keys, 0.0), tokens)
 
 
 def test_the_text_vector_ignores_what_follows_the_end():

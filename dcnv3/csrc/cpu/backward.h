@@ -77,6 +77,8 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
     points.prepare(place / q.out_width, place % q.out_width,
                    static_cast<const S*>(t.offset) + pixel * q.offset_stride + 2 * first_point,
                    static_cast<const S*>(t.mask) + pixel * q.mask_stride + first_point, q.batch * q.pixels() - 1 - pixel);
+    prefetch<false>(q, value, all, place / q.out_width, place % q.out_width, width);
+    prefetch<true>(q, sum, all, place / q.out_width, place % q.out_width, width);
     const S* grad_output = static_cast<const S*>(t.grad_output) + pixel * all + first_group * channels;
     for (int64_t g = 0; g < groups; ++g) {
       const S *from = value + g * channels, *grad_from = grad_output + g * channels;

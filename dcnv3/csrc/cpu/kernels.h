@@ -20,6 +20,15 @@ DCNV3_HD int64_t late_step(const Problem& q) {
   return CP == 0 ? q.value_stride : 1;
 }
 
+// Ask for the input pixel that the pixels in some rows' time will read around: scattered reads hide it from the processor.
+template <bool kWrite, typename S>
+DCNV3_HD void prefetch(const Problem& q, const S* image, int64_t step, int64_t h, int64_t w, int64_t channels) {
+  const int64_t row = h * q.stride_h - q.padding_h + q.dilation_h * (q.kernel_h - 1) + 2, column = w * q.stride_w;
+  if (row >= q.height || column >= q.width) return;
+  const char* at = reinterpret_cast<const char*>(image + (row * q.width + column) * step);
+  for (int64_t i = 0; i < channels * int64_t(sizeof(S)); i += 64) __builtin_prefetch(at + i, kWrite ? 1 : 0, 2);
+}
+
 // Sum over the points of weight * share * pixel, for B vectors of L channels.
 template <int L, int B, typename S, typename P>
 DCNV3_HD void gather(const S* image, const P& points, int64_t first, int64_t last, int64_t step, S* to) {
@@ -52,6 +61,7 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
                    static_cast<const S*>(t.mask) + pixel * q.mask_stride, pixels - 1 - pixel);
     const S* from = static_cast<const S*>(t.value) + image * q.height * q.width * q.value_stride;
     S* to = static_cast<S*>(t.output) + pixel * q.channels();
+    prefetch<false>(q, from, q.value_stride, h, w, q.channels());
     for (int64_t g = 0; g < q.groups; ++g, from += channels, to += channels) {
       const int64_t first = g * q.points, last = first + q.points;
       int64_t c = 0;

@@ -11,6 +11,8 @@ from launch.preflight import check_batch
 from pretrain.analysis import costs, plan
 from pretrain.configuration import RunConfig
 
+_SUMS = ("trainable", "frozen", "teacher")
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -166,7 +168,7 @@ def as_text(result: dict[str, Any]) -> str:
     """The plan for people."""
     sizes = result["parameters"]
     total = sizes["trainable"] + sizes["frozen"]
-    parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in sizes.items() if k not in ("trainable", "frozen", "teacher"))
+    parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in sizes.items() if k not in _SUMS and v > 1e5)
     checkpointing = "with" if result["activation_checkpointing"] else "without"
     head = [
         f"{total / 1e6:.1f} M parameters ({parts}); the teacher's copy has {sizes['teacher'] / 1e6:.1f} M",

@@ -1,0 +1,42 @@
+"""A rank that weighs its live tensors between the backward pass and the update; a script: CONFIG OUTPUT KEY=VALUE..."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pretrain.configuration import load_config
+from pretrain.training import run
+from pretrain.training.engine import Engine
+
+
+def live_bytes() -> int:
+    """Of every storage that a tensor holds, once each; buffers of less than a page aside."""
+    gc.collect()
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
+                if tensor is not None:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(size for size in storages.values() if size >= 4096)
+
+
+def main() -> None:
+    step, seen = Engine.step, []
+
+    def weighed(self: Engine, *, apply: bool) -> tuple[bool, float]:
+        seen.append(live_bytes())
+        return step(self, apply=apply)
+
+    Engine.step = weighed  # type: ignore[method-assign]
+    output = Path(sys.argv[2])
+    code = run(load_config(sys.argv[1], sys.argv[3:]), output)
+    (output / f"weights-{torch.distributed.get_rank()}.json").write_text(json.dumps(seen))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

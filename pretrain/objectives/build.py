@@ -22,6 +22,11 @@ def build_task(config: RunConfig, *, classes: int) -> Task:
     """
     objective, model, data = config.objective, config.model, config.data
     recipe = RECIPES[objective.preset]
+    if 0 < model.num_classes < classes:
+        raise UserError(
+            f"model.num_classes is {model.num_classes}, but the data name {classes} classes: raise it, or set 0 to "
+            "take theirs"
+        )
     classes = model.num_classes or classes
     weights = _weights(config, recipe, classes)
     if data.views < recipe.views:
@@ -105,7 +110,7 @@ def _weights(config: RunConfig, recipe: Recipe, classes: int) -> dict[str, float
     if recipe.text:
         candidates["text"] = given.text
     if recipe.category:
-        if classes == 0 and recipe.whole_model:
+        if not classes and recipe.whole_model:
             raise UserError("objective.preset 'supervised' needs classes: set model.num_classes, or use labelled data")
         candidates["category"] = given.category if classes else 0.0
     weights = {name: weight for name, weight in candidates.items() if weight > 0}

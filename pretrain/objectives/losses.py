@@ -45,12 +45,10 @@ def dense_loss(prediction: Tensor, target: Tensor, c: Tensor | None, decorrelati
 
 
 def category_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Softmax cross-entropy [B] with label smoothing. targets: int64 [B] class indices (any value where not valid), or
+    """Softmax cross-entropy [B] with label smoothing. targets: int64 [B] class indices (-1 where not valid), or
     [B, K] shares.
     """
     logits = full(logits)
     if targets.ndim == 1:
-        return F.cross_entropy(
-            logits, targets.clamp(0, logits.shape[1] - 1), reduction="none", label_smoothing=smoothing
-        )
+        return F.cross_entropy(logits, targets.clamp_min(0), reduction="none", label_smoothing=smoothing)
     return F.cross_entropy(logits, targets.to(logits.dtype), reduction="none", label_smoothing=smoothing)

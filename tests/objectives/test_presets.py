@@ -191,13 +191,15 @@ def test_bfloat16_weights_give_finite_gradients_and_fp32_losses():
         ({"text": {"width": 16, "heads": 3}}, 3, "width 16 is not divisible by heads 3"),
         ({"size": 80, "mask_cell": 32}, 3, "objective.mask_cell 32"),
         ({"views": 1}, 3, "data.views is 1"),
+        ({"rows": 2}, 3, "model.num_classes is 2, but the data name 3"),
     ],
 )
 def test_what_does_not_fit_together_is_told_before_the_first_step(change, classes, message):
     change = dict(change)
-    views = change.pop("views", 2)
+    views, rows = change.pop("views", 2), change.pop("rows", 0)
     config = make_config(change.pop("preset", "m3i"), **change)
     config.data.views = views
+    config.model.num_classes = rows
     with pytest.raises(UserError, match=message):
         build_task(config, classes=classes)
 

@@ -113,6 +113,9 @@ def of_open_clip(folder: Path, tokenizer: Callable, images: int) -> Callable[[in
     loader = importlib.import_module("open_clip_train.data")
     if absent:
         del sys.modules["pandas"]
+    # webdataset 1.0 ends each shard with a marker that open_clip 3.3 takes for a member; it never sees it here.
+    group = loader.group_by_keys_nothrow
+    loader.group_by_keys_nothrow = lambda files, **options: group((f for f in files if "fname" in f), **options)
     data = loader.get_wds_dataset(arguments, transform, is_train=True, tokenizer=tokenizer)
 
     def run(batches: int) -> int:

@@ -20,6 +20,11 @@ _AUGMENT = 5  # purpose of hash keys
 _NEAR, _FAR = 8, 24  # replacements tried in the same block, then in the whole source
 
 
+def view_stream(seed: int) -> int:
+    """The hash key of all randomness in views."""
+    return key(seed, _AUGMENT)
+
+
 class Rows(NamedTuple):
     """Arrays that a batch's rows are written into; B rows, V views, L tokens."""
 
@@ -86,7 +91,7 @@ class Assembler:
         self._sets = sets
         self._labels = labels  # per source: its label -> label of the mixture
         self._tokenizer = tokenizer
-        self._stream = key(seed, _AUGMENT)
+        self._stream = view_stream(seed)
         self._names = names
 
     def fill(self, positions: Integers, rows: Rows) -> Assembled:
@@ -108,7 +113,7 @@ class Assembler:
                 rows,
                 done,
             )
-        self._tokenize(done.captions, rows)
+        write_tokens(self._tokenizer, done.captions, rows)
         done.faults.sort(key=lambda fault: fault.position)
         return done
 
@@ -128,7 +133,7 @@ class Assembler:
         while True:
             try:
                 raw = self._sets[source].shard(shard).read(row)
-                self._render(raw.image, position, chances, rows.views[i], rows.crops[i])
+                draw_views(raw.image, self._config, self._stream, position, chances, rows.views[i], rows.crops[i])
                 break
             except BadSample as fault:
                 failed.append((shard, row, fault))
@@ -171,29 +176,6 @@ class Assembler:
         _, shards, found = order.locate(choices[-1:])
         return int(shards[0]), int(found[0])
 
-    def _render(self, data: bytes, position: int, chances: list[float], views: Pixels, crops: np.ndarray) -> None:
-        config, augmentation = self._config, self._config.augmentation
-        header = read_header(data, config.max_pixels)
-        boxes: list[Crop] = [
-            random_crop(
-                header.width,
-                header.height,
-                chances[v * UNIFORMS : (v + 1) * UNIFORMS],
-                augmentation.scale,
-                augmentation.ratio,
-                augmentation.flip,
-            )
-            for v in range(config.views)
-        ]
-        reduce = reduction(boxes, config.image_size) if can_reduce(header) else 1
-        pixels = decode(data, header, reduce)
-        for v, box in enumerate(boxes):
-            if reduce > 1:
-                box = on_reduced(box, reduce, pixels)
-            render(pixels, box, views[v])
-            crops[v] = enlarged(box, reduce) if reduce > 1 else box
-            augment(views[v], augmentation, self._stream, position, v)
-
     def _describe(self, i: int, source: int, raw: RawSample, rows: Rows, done: Assembled) -> None:
         chosen = self._config.sources[source]
         caption = raw.caption if chosen.captions and self._tokenizer is not None else None
@@ -204,10 +186,38 @@ class Assembler:
         rows.labels[i] = labels[label] if known and labels is not None and label is not None else -1
         rows.has_label[i] = known
 
-    def _tokenize(self, captions: list[str | None], rows: Rows) -> None:
-        rows.tokens[:] = 0
-        have = [i for i, caption in enumerate(captions) if caption is not None]
-        if have and self._tokenizer is not None:
-            tokens = np.asarray(self._tokenizer([captions[i] or "" for i in have]))
-            width = min(tokens.shape[1], rows.tokens.shape[1])
-            rows.tokens[have, :width] = tokens[:, :width]
+
+def draw_views(
+    data: bytes, config: DataConfig, stream: int, position: int, chances: list[float], views: Pixels, crops: np.ndarray
+) -> None:
+    """Decodes `data` and writes its views, uint8 [V, S, S, 3], and their crops, float32 [V, 6]. `chances`: UNIFORMS
+    numbers a view. Raises BadSample."""
+    augmentation = config.augmentation
+    header = read_header(data, config.max_pixels)
+    boxes: list[Crop] = [
+        random_crop(
+            header.width,
+            header.height,
+            chances[v * UNIFORMS : (v + 1) * UNIFORMS],
+            augmentation.scale,
+            augmentation.ratio,
+            augmentation.flip,
+        )
+        for v in range(config.views)
+    ]
+    reduce = reduction(boxes, config.image_size) if can_reduce(header) else 1
+    pixels = decode(data, header, reduce)
+    for v, box in enumerate(boxes):
+        if reduce > 1:
+            box = on_reduced(box, reduce, pixels)
+        render(pixels, box, views[v])
+        crops[v] = enlarged(box, reduce) if reduce > 1 else box
+        augment(views[v], augmentation, stream, position, v)
+
+
+def write_tokens(tokenizer: Tokenizer | None, captions: list[str | None], rows: Rows) -> None:
+    """Tokens of the captions there are; zeros elsewhere."""
+    rows.tokens[:] = 0
+    have = [i for i, caption in enumerate(captions) if caption is not None]
+    if have and tokenizer is not None:
+        rows.tokens[have] = np.asarray(tokenizer([captions[i] or "" for i in have]))

@@ -14,9 +14,10 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """One shard set and its share of the mixture."""
 
-    path: str = Field(description="folder (or fsspec URL) holding the shards; a manifest.json is used where present")
+    path: str = Field(description="folder (or fsspec URL) holding the shards; or `pipe:COMMAND`, which streams")
     weight: float = Field(1.0, gt=0, description="share of the mixture, relative to the other sources")
     name: str | None = Field(None, description="name in logs and lineage; the folder's name by default")
+    samples: int | None = Field(None, ge=1, description="samples of an epoch, of a `pipe:` source, which cannot tell")
     captions: bool = Field(True, description="use the captions of this source")
     labels: bool = Field(True, description="use the category labels of this source")
 

@@ -19,7 +19,9 @@ from data_pipeline.reading.lineage import describe
 from data_pipeline.reading.order import Order, Share, SourceOrder
 from data_pipeline.reading.pool import WorkerPool
 from data_pipeline.reading.remote import Ahead, RemoteFiles
+from data_pipeline.reading.shards import ShardSet
 from data_pipeline.reading.sources import merge_classes, open_sources
+from data_pipeline.reading.streaming import LOST, Streams, check_streams
 from data_pipeline.reading.views import one_thread
 
 
@@ -53,9 +55,18 @@ class Reader:
         self.config = config
         self.share = Share(batch_size, accumulation, rank, world_size)
         _check_tokenizer(tokenizer, config.context_length)
-        self.names, self._sets = open_sources(config, index_folder, events if rank == 0 else None)
+        self._streams: Streams | None = None
+        self._sets: list[ShardSet] = []
+        if check_streams(config):
+            self._streams = Streams(config, tokenizer, rank, world_size, seed)
+            self.names = self._streams.names
+            if events is not None and rank == 0:
+                events({"kind": "inexact_order", "detail": LOST})
+        else:
+            self.names, self._sets = open_sources(config, index_folder, events if rank == 0 else None)
         self.classes, labels = merge_classes(config, self._sets)
         sizes = [[shard.samples for shard in s.manifest.shards] for s in self._sets]
+        sizes = sizes or [[source.samples or 0] for source in config.sources]
         self.order = Order(sizes, [s.weight for s in config.sources], block_shards=config.block_shards, seed=seed)
         self.faults = FaultLog(config.max_bad_rate, events)
         self._assembler = Assembler(config, self.order, self.names, self._sets, labels, tokenizer, seed)
@@ -90,7 +101,10 @@ class Reader:
         if self._pool is not None:
             self._pool.close()
         pool = self._pool = self._start_workers()  # before any thread of ours runs, that a fork would cut off
-        filled = self._filled_here(start_step) if pool is None else pool.run(self._tasks(start_step))
+        if self._streams is not None:
+            filled = self._streams.fill(self._shapes, start_step, self._tasks(start_step))
+        else:
+            filled = self._filled_here(start_step) if pool is None else pool.run(self._tasks(start_step))
         ahead = self._fetch_ahead(start_step)
         try:
             for (step, micro), positions, rows, done in filled:
@@ -115,6 +129,7 @@ class Reader:
 
     def at(self, positions: Integers) -> Batch:
         """The rows that stand at any global positions, int64 [n], as training sees them. Faults are not counted."""
+        self._refuse_streams()
         shapes = Rows.shapes(len(positions), self.config.views, self.config.image_size, self.config.context_length)
         rows = Rows(*(np.empty(shape, dtype) for shape, dtype in shapes))
         with one_thread():
@@ -124,12 +139,14 @@ class Reader:
     def records(self, step: int) -> list[dict[str, Any]]:
         """What the sidecars say about each sample of the global batch of `step`: position, source, its epoch, shard,
         row, key, url, caption, label (its name, where the set has names)."""
+        self._refuse_streams()
         first = step * self.share.batch_size
         positions = np.arange(first, first + self.share.batch_size, dtype=np.int64)
         return describe(self.order.locate(positions), positions, self.names, self._sets)
 
     def lineage(self, step: int) -> list[SampleRef]:
         """The samples of the whole global batch of `step`, by position, as the order has them (before replacements)."""
+        self._refuse_streams()
         first = step * self.share.batch_size
         found = self.order.locate(np.arange(first, first + self.share.batch_size, dtype=np.int64))
         return [
@@ -146,7 +163,7 @@ class Reader:
             one.close()
 
     def _start_workers(self) -> WorkerPool | None:
-        if self.config.workers == 0:
+        if self.config.workers == 0 or self._streams is not None:  # streams are read in the training process
             return None
         return WorkerPool(
             self._assembler,
@@ -192,7 +209,9 @@ class Reader:
     def _batch(self, step: int, micro: int, positions: Integers, rows: Rows, done: Assembled) -> Batch:
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in rows._asdict().items()}
         samples = tuple(
-            SampleRef(self.names[source], self._sets[source].manifest.shards[shard].name, key, row)
+            SampleRef(
+                self.names[source], self._sets[source].manifest.shards[shard].name if shard >= 0 else "", key, row
+            )
             for source, shard, row, key in done.samples
         )
         return Batch(
@@ -203,6 +222,10 @@ class Reader:
             captions=tuple(done.captions),
             **tensors,
         )
+
+    def _refuse_streams(self) -> None:
+        if self._streams is not None:
+            raise UserError(f"the samples of a step cannot be told: {LOST}")
 
     def _reference(self, source: int, shard: int, row: int) -> SampleRef:
         entry = self._sets[source].manifest.shards[shard]

@@ -64,7 +64,7 @@ def merge_classes(
     """Categories of all labelled sources, joined by name in order of appearance, and each source's numbers in them."""
     joined: dict[str, int] = {}
     labels: list[np.ndarray | None] = []
-    for source, one in zip(config.sources, sets, strict=True):
+    for source, one in zip(config.sources, sets, strict=bool(sets)):
         classes = one.manifest.classes if source.labels else None
         if classes is None:
             labels.append(None)

@@ -20,7 +20,7 @@ def inspect_batch(run: Path | str, step: int, *, output: Path | None = None, sho
     """The global batch of `step` of the run in `run`: {"run", "step", "samples": [...], "pictures": path}.
 
     Each sample has position, source, epoch, shard, row, key, url, caption, label, sha256, and, where the run's events
-    say that it was bad, `bad` (the reason) and `replaced_by`. The first `shown` are drawn, all their views side by side,
+    say that it was bad, `bad` (the reason) and `replaced_by`. The first `shown` are drawn, their views side by side,
     to `output` (default: `run/batch-STEP.png`). Raises UserError where `run` is no run directory or its sets are gone.
     """
     run = Path(run)

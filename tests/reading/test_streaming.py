@@ -1,0 +1,46 @@
+"""Sources that cannot seek: a batch at every step, and the loss of exactness said."""
+
+from itertools import islice
+
+import pytest
+from reading_sets import tokenize, write_set
+
+from data_pipeline.errors import UserError
+from data_pipeline.reading import DataConfig, Reader
+
+
+def config(*paths: str, samples: int | None = 20) -> DataConfig:
+    sources = [{"path": path, "samples": samples} for path in paths]
+    return DataConfig(sources=sources, image_size=32, context_length=8, workers=0)
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    write_set(tmp_path / "set", [10, 10])
+    return f"pipe:cat {tmp_path}/set/{{00000..00001}}.tar"
+
+
+def test_a_stream_gives_batches_and_says_what_is_lost(url):
+    events: list[dict] = []
+    with Reader(config(url), tokenizer=tokenize, batch_size=8, rank=1, world_size=2, events=events.append) as reader:
+        assert reader.epoch_samples == 20
+        batches = list(islice(reader.batches(5), 6))
+        with pytest.raises(UserError, match="drawn with replacement"):
+            reader.lineage(5)
+    assert not events  # said by rank 0 alone
+    assert [batch.step for batch in batches] == [5, 6, 7, 8, 9, 10]
+    assert all(batch.views.shape == (4, 2, 32, 32, 3) and batch.has_text.all() for batch in batches)
+    keys = [sample.key for batch in batches for sample in batch.samples]
+    captions = [caption for batch in batches for caption in batch.captions]
+    assert len(set(keys)) > 5
+    for key, caption in zip(keys, captions, strict=True):
+        assert caption == f"picture {10 * int(key[:5]) + int(key[5:])}"
+    with Reader(config(url), tokenizer=tokenize, batch_size=8, events=events.append):
+        assert [event["kind"] for event in events] == ["inexact_order"]
+
+
+def test_streams_neither_mix_with_sets_nor_guess_their_size(url, tmp_path):
+    with pytest.raises(UserError, match="do not mix"):
+        Reader(config(url, str(tmp_path / "set")), tokenizer=tokenize, batch_size=8)
+    with pytest.raises(UserError, match="samples is missing"):
+        Reader(config(url, samples=None), tokenizer=tokenize, batch_size=8)

@@ -178,20 +178,20 @@ def test_a_killed_run_leaves_no_processes_behind(captioned: Path, tmp_path: Path
     code = (
         "import sys, time; from pathlib import Path; from data_pipeline.preparation import pack\n"
         "if __name__ == '__main__':\n"
-        "    pack(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, progress=lambda done, _: time.sleep(60 * (done > 1)))"
+        "    pack(Path(sys.argv[1]), Path(sys.argv[2]), workers=2, progress=lambda n, _: time.sleep(60 * (n > 1)))"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, str(script), str(captioned), str(tmp_path / "set")], env=environment)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list((tmp_path / "set").glob(".*.tar.*.partial")):  # a shard is begun: the workers are at work
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     workers = [int(child) for child in children.read_text().split()]
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=200)
     while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -251,13 +251,13 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(
     finished = 0
     for more, rest in ((0, 0.004), (1, 0.0), (3, 0.007)):  # of 20 shards; at any point of the work on the next one
         process = subprocess.Popen(command)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while len(list(out.glob("*_stats.json"))) < finished + more or not list(out.glob(".*.partial")):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.001)
         time.sleep(rest)
         process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
+        assert process.wait(timeout=200) == -signal.SIGKILL
         now = len(list(out.glob("*_stats.json")))
         assert now >= finished + more  # nothing that was finished is lost
         finished = now

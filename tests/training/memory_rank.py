@@ -11,7 +11,7 @@ from training_fakes import factories
 
 from pretrain.configuration import parse_config
 from pretrain.training import run
-from pretrain.training.engine import Engine
+from pretrain.training.engine import Engine, import_deepspeed
 
 WIDTH = 900
 WEIGHED = 2  # the step that is weighed
@@ -33,6 +33,7 @@ def live_bytes() -> int:
 
 def main() -> None:
     step = Engine.step
+    import_deepspeed()
     weights: dict[str, int] = {}
     steps = [0]
 
@@ -48,11 +49,12 @@ def main() -> None:
     Engine.step = weighed  # type: ignore[method-assign]
     for described, output in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         steps[0] = 0
-        base = live_bytes()
+        gc.collect()
+        gc.freeze()  # what is there already is neither looked at nor counted: only the run's tensors are
         config = parse_config(yaml.safe_load(Path(described).read_text()))
         assert run(config, output, factories=factories(width=WIDTH)) == 0
         rank = torch.distributed.get_rank()
-        (Path(output) / f"memory-{rank}.json").write_text(json.dumps(weights | {"base": base}))
+        (Path(output) / f"memory-{rank}.json").write_text(json.dumps(weights))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,202 @@
+"""What the training loop costs over bare DeepSpeed, and how long a checkpoint holds up a step.
+
+    python benchmarks/training_overhead.py [CONFIG] [--blocks 12] [--steps 4] [KEY=VALUE ...]
+
+Two engines of one configuration take turns, in blocks of a few steps, so that a change of the load meets both:
+ours is the whole loop (schedule, agreement of the ranks, judgement, average, teacher, metrics); bare is DeepSpeed's
+forward, backward and step on the same batch with the same targets of a teacher that stands still. `average off` is the
+same without EMA, for the share of it. Batches are made up beforehand; nothing is decoded. Run it with RANK, WORLD_SIZE
+and the rest set for more than one process. Results: benchmarks/results/training_overhead.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.reading.batch import Batch
+from pretrain.configuration import RunConfig, load_config
+from pretrain.objectives import StepKeys, build_task
+from pretrain.training.checkpointer import Checkpointer
+from pretrain.training.engine import Engine
+from pretrain.training.parameter_groups import parameter_groups
+from pretrain.training.processes import Processes
+from pretrain.training.rank import Factories, backbone_of, run
+from pretrain.training.record import environment
+
+CLASSES, WARM_BLOCKS = 9, 2
+
+
+def made_up_batch(config: RunConfig, world_size: int) -> Batch:
+    rows = config.training.batch_size // config.training.accumulation // world_size
+    size, views = config.data.image_size, config.data.views
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(
+        1, config.objective.text.vocab_size - 1, (rows, config.data.context_length), generator=generator
+    )
+    tokens[:, -1] = config.objective.text.vocab_size - 1
+    return Batch(
+        step=0,
+        micro=0,
+        positions=torch.arange(rows),
+        views=torch.randint(0, 256, (rows, views, size, size, 3), generator=generator, dtype=torch.uint8),
+        crops=torch.tensor([0.0, 0.0, size, size, 0.0, size]).expand(rows, views, 6).contiguous(),
+        tokens=tokens,
+        has_text=torch.ones(rows, dtype=torch.bool),
+        labels=torch.randint(0, CLASSES, (rows,), generator=generator),
+        has_label=torch.ones(rows, dtype=torch.bool),
+    )
+
+
+class Bare:
+    """DeepSpeed and nothing else."""
+
+    def __init__(self, config: RunConfig, processes: Processes) -> None:
+        self.config, self.task = config, build_task(config, classes=CLASSES)
+        self.teacher = self.task.teacher()
+        shapes = {name: tuple(p.shape) for name, p in self.task.named_parameters()}
+        groups = parameter_groups(shapes, config.optimizer, backbone_of(self.task))
+        self.engine = Engine(self.task, config, groups, processes)._engine  # built alike; stepped by DeepSpeed alone
+        self.batch = made_up_batch(config, processes.world_size).to(processes.device)
+
+    def step(self, number: int) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = 1e-4
+        for micro in range(self.config.training.accumulation):
+            keys = StepKeys(0, number, micro, False)
+            targets = self.task.targets(self.teacher, self.batch, keys) if self.teacher is not None else None
+            self.engine.backward(self.engine(self.batch, keys, targets).total)
+            self.engine.step()
+
+
+class Interleaving:
+    """A reader that, at every block of our loop, lets the bare engine run one, and keeps both times."""
+
+    epoch_samples, num_classes = 10**6, CLASSES
+
+    def __init__(self, config: RunConfig, processes: Processes, steps: int) -> None:
+        self.processes, self.steps = processes, steps
+        self.batch, self.bare = made_up_batch(config, processes.world_size), Bare(config, processes)
+        self.accumulation = config.training.accumulation
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        step, mark = start, None
+        while True:
+            if step % self.steps == 0:
+                self._synchronize()
+                if mark is not None:
+                    self.ours.append((time.perf_counter() - mark) / self.steps)
+                begin = time.perf_counter()
+                for number in range(self.steps):
+                    self.bare.step(step + number)
+                self._synchronize()
+                self.theirs.append((time.perf_counter() - begin) / self.steps)
+                mark = time.perf_counter()
+            for _ in range(self.accumulation):
+                yield self.batch
+            step += 1
+
+    def _synchronize(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.processes.barrier()
+
+    def close(self) -> None:
+        pass
+
+
+def interleaved(config: RunConfig, steps: int, output: Path) -> tuple[Interleaving, list[dict[str, float]], list[Any]]:
+    """Run; the reader with its times, what each save took of the loop, and the processes."""
+    kept: list[Any] = []
+    saves: list[dict[str, float]] = []
+    save = Checkpointer.save
+
+    def reader(config: RunConfig, processes: Processes, events: Any, folder: Path) -> Interleaving:
+        kept.extend([Interleaving(config, processes, steps), processes])
+        return kept[0]
+
+    def timed(self: Checkpointer, step: int, state: dict[str, Any]) -> None:
+        begin = time.perf_counter()
+        save(self, step, state)
+        saves.append({"step": step, "seconds": time.perf_counter() - begin})
+
+    Checkpointer.save = timed  # type: ignore[method-assign]
+    try:
+        run(config, output, factories=Factories(build_task, reader, StepKeys))
+    finally:
+        Checkpointer.save = save  # type: ignore[method-assign]
+    return kept[0], saves, kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default="demo")
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4, help="of a block")
+    parser.add_argument("overrides", nargs="*")
+    chosen = parser.parse_intermixed_args()
+    total = chosen.blocks * chosen.steps + 1
+    common = [f"schedule.steps={total}", "schedule.warmup_steps=1", *chosen.overrides]
+    rank = int(os.environ.get("RANK", 0))
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(os.environ.get("BENCHMARK_FOLDER", folder))
+        for name, extra in (
+            ("whole", []),
+            ("average off", ["training.ema.enabled=false", "objective.preset=clip"]),
+        ):
+            config = load_config(chosen.config, [*common, f"training.log_every={total + 1}", *extra])
+            config.checkpoint.every_steps = None
+            reader, _, _ = interleaved(config, chosen.steps, shared / name.replace(" ", "-"))
+            ours, bare = reader.ours[WARM_BLOCKS:], reader.theirs[WARM_BLOCKS : len(reader.ours)]
+            ratios = [a / b for a, b in zip(ours, bare, strict=True)]
+            result[name] = {
+                "overhead_percent": 100 * (statistics.median(ratios) - 1),
+                "overhead_percent_blocks": [100 * (ratio - 1) for ratio in ratios],
+                "ours_ms": 1e3 * statistics.median(ours),
+                "bare_ms": 1e3 * statistics.median(bare),
+            }
+        config = load_config(
+            chosen.config, [*common, f"checkpoint.every_steps={2 * chosen.steps}", "checkpoint.keep=2"]
+        )
+        reader, saves, kept = interleaved(config, chosen.steps, shared / "saving")
+        step = statistics.median(reader.ours)
+        stalls = [entry["seconds"] for entry in saves[1:-1]]  # the first makes the buffers, the last ends the run
+        result["checkpoint"] = {
+            "stall_ms": 1e3 * statistics.median(stalls),
+            "first_stall_ms": 1e3 * saves[0]["seconds"],
+            "step_ms": 1e3 * step,
+            "stall_steps": statistics.median(stalls) / step,
+            "megabytes": sum(
+                f.stat().st_size for f in (shared / "saving" / "checkpoints").glob(f"step-{total:08d}/*")
+            ) / 1e6,
+        }  # fmt: skip
+        processes: Processes = kept[1]
+    if rank:
+        return
+    print(f"overhead over bare DeepSpeed: {result['whole']['overhead_percent']:+.1f} %  "
+          f"(average off: {result['average off']['overhead_percent']:+.1f} %)")  # fmt: skip
+    print(f"a checkpoint holds a step up for {result['checkpoint']['stall_steps']:.2f} steps "
+          f"({result['checkpoint']['stall_ms']:.0f} ms of {result['checkpoint']['step_ms']:.0f} ms)")  # fmt: skip
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    result["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    about = environment(processes.world_size, processes.device.type)
+    result["machine"] = {key: about[key] for key in ("cpus", "ranks", "device", "packages")}
+    result["threads"], result["load_average"] = torch.get_num_threads(), os.getloadavg()[0]
+    target = Path(__file__).parent / "results" / "training_overhead.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from reading_sets import tokenize, write_set
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading.advice import advise
 from pretrain.analysis.batch import inspect_batch
 from pretrain.configuration import dump_config, parse_config
 
@@ -76,3 +77,14 @@ def test_inspecting_a_step_lists_and_draws_its_batch(run):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run directory"):
         inspect_batch(tmp_path, 0)
+
+
+def test_advice_measures_this_machine_and_asks_for_enough_workers(run, tmp_path):
+    config = DataConfig(sources=[{"path": str(tmp_path / "set")}], **DATA)
+    found = advise(config, tokenizer=tokenize, samples_per_second=1e-3, seconds=0.05)
+    rate = found["samples_per_second_of_one_core"]
+    assert rate > 10 and found["milliseconds_per_sample"] == pytest.approx(1000 / rate, rel=0.01)
+    assert found["workers_needed"] == 1 and found["enough"] and found["share_of_time_with_workers_0"] < 0.001
+    greedy = advise(config, tokenizer=tokenize, samples_per_second=1e6, processes=10**6, seconds=0.05)
+    assert greedy["workers_needed"] >= 1.2e6 / greedy["samples_per_second_of_one_core"]
+    assert greedy["workers"] == 0 and not greedy["enough"]

@@ -64,3 +64,9 @@ def golden_h() -> GoldenModel:
 def cotangent() -> Any:
     """The loss's fixed weights: uniform("cotangent", shape)."""
     return lambda shape: torch.from_numpy(fill.uniform("cotangent", tuple(shape)))
+
+
+@pytest.fixture
+def fill_rule() -> Any:
+    """The rule itself: uniform(name, shape) and parameter(name, shape)."""
+    return fill

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.analysis.variants import search_space_table, variants_table
+from pretrain.analysis.variants import ablation_table, search_space_table, variants_table
 from pretrain.models import VARIANTS, InternImage, create_model
+from pretrain.models.ablation import sharing_saves
 from pretrain.models.counting import SAMPLING_COST, multiply_adds, parameters
 from pretrain.models.scaling import ORIGIN, Stack, candidates, scale
 
@@ -129,9 +130,32 @@ def test_scaling_multiplies_depth_by_1_09_and_width_by_1_36():
 def test_tables_have_a_row_for_each_and_render():
     from rich.console import Console
 
-    for (rows, table), count in ((variants_table(), 7), (search_space_table(), 30)):
+    for (rows, table), count in ((variants_table(), 7), (search_space_table(), 30), (ablation_table(), 4)):
         assert len(rows) == count == table.row_count
         console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
         console.print(table)
         text = console.export_text()
-        assert "internimage_h" in text or "cannot be built" in text
+        assert "internimage_h" in text or "cannot be built" in text or "one group" in text
+
+
+def test_sharing_saves_h_the_published_share_of_parameters_within_a_point_and_a_half():
+    saving = sharing_saves()
+    h = VARIANTS["internimage_h"].arguments
+    with torch.device("meta"):
+        shared, unshared = (
+            sum(p.numel() for p in InternImage(**h, share_weights=share).parameters()) for share in (True, False)
+        )
+    assert saving.parameters == pytest.approx(1 - shared / unshared, abs=1e-12)
+    assert abs(saving.parameters - 0.420) < 0.015 and abs(saving.backbone - 0.420) < 0.015
+    # by hand: input projected, gradient in: 2; offsets and masks 27/32; features and their gradient 2 or 18
+    assert saving.operator == pytest.approx(1 - (4 + 27 / 32) / (20 + 27 / 32))
+
+
+def test_the_ablations_are_models_that_run():
+    from pretrain.models.ablation import ABLATIONS
+
+    for change in ABLATIONS.values():
+        model = InternImage(
+            **{"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8), "num_classes": 3, **change}
+        )
+        assert model(torch.rand(1, 3, 32, 32)).isfinite().all()

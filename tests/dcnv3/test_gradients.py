@@ -169,3 +169,29 @@ def test_views_and_transposes_give_what_copies_give(kernel: tuple[str, str], mak
     expected = call.run(name, device)
     for key, tensor in zip(expected, (output, *(leaf.grad for leaf in leaves)), strict=True):
         assert torch.equal(tensor.detach().double().cpu(), expected[key]), key
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_the_deterministic_mode_of_a_gpu_gives_the_same_bits_twice(make_call: Any, dtype: torch.dtype) -> None:
+    call = make_call(batch=4, height=30, width=31, groups=4, dtype=dtype, offset_amplitude=20.0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = call.run("cuda", "cuda"), call.run("cuda", "cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    expected = call.run("reference", "cpu", torch.float64)["grad_value"]
+    worst = float((first["grad_value"] - expected).abs().max() / expected.abs().max())
+    assert worst <= TOLERANCE[dtype] * 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices here")
+def test_any_device_index_works(make_call: Any) -> None:
+    call = make_call()
+    last = f"cuda:{torch.cuda.device_count() - 1}"
+    expected = call.run("reference", "cpu", torch.float64)
+    for key, tensor in call.run("cuda", last).items():
+        torch.testing.assert_close(tensor, expected[key], atol=1e-5, rtol=1e-5)

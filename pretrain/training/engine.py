@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pretrain.configuration.schema import RunConfig
 from pretrain.training.deepspeed_config import derive
 from pretrain.training.fragments import Fragment, held_fragments, owned_fragments, publish
+from pretrain.training.meter import count_flops
 from pretrain.training.parameter_groups import ParameterGroup
 from pretrain.training.processes import Processes
 
@@ -90,6 +91,8 @@ class Engine:
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
         self._engine, *_ = deepspeed.initialize(model=task, optimizer=self._adam, config=settings)
         self.settings = settings
+        self.flops_per_sample: float | None = None
+        self._micro_rows, self._compiled = settings["train_micro_batch_size_per_gpu"], config.model.compile
         self.held, self._masters = held_fragments(self._engine, task)
         self.owned: list[Fragment] = owned_fragments(self.held, rank=processes.rank, world_size=processes.world_size)
         self.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
@@ -97,6 +100,10 @@ class Engine:
         ]
 
     def __call__(self, *inputs: Any) -> Any:
+        """The task's forward pass; the first one is counted (`flops_per_sample`)."""
+        if self.flops_per_sample is None and not self._compiled:
+            result, self.flops_per_sample = count_flops(lambda: self._engine(*inputs), self._micro_rows)
+            return result
         return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:

@@ -23,7 +23,7 @@ class Interruption:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, leave: Callable[[int], None] = os._exit) -> None:
         self.reason: str | None = None
-        self.requested_at: float | None = None
+        self.on_request: Callable[[], None] = lambda: None
         self._clock = clock
         self._leave = leave
         self._first_interrupt: float | None = None
@@ -48,7 +48,7 @@ class Interruption:
     def request(self, reason: str) -> None:
         if self.reason is None:
             self.reason = reason
-            self.requested_at = self._clock()
+            self.on_request()
 
     def read_stop_file(self, run: Path) -> None:
         if self.reason is None and (run / STOP_FILE).exists():

@@ -105,7 +105,7 @@ def _one_step(job: Job, step: int, batches: Iterator[Any]) -> Verdict:
         job.events("step_not_applied", step=step, loss=loss, grad_norm=norm, verdict=verdict.value)
     job.meter.end_step()
     if logged:
-        job.observe(step + 1, job.meter.collect(loss, rate, norm))
+        job.observe(step + 1, job.meter.collect(loss, rate, norm, engine.flops_per_sample))
     return verdict
 
 

@@ -18,7 +18,6 @@ class Meter:
     def __init__(self, processes: Processes, batch_size: int) -> None:
         self._processes, self._batch_size = processes, batch_size
         self._micro_losses: list[Tensor] = []
-        self.flops_per_sample: float | None = None
         self._clear()
         self._mark = time.perf_counter()
 
@@ -58,8 +57,11 @@ class Meter:
         """What happened since the last step's end (a rollback, the start) is no step's time."""
         self._mark = time.perf_counter()
 
-    def collect(self, loss: float, rate: float, norm: float) -> dict[str, float]:
-        """Everything since the last call, averaged. Collective: all ranks call it at the same step."""
+    def collect(self, loss: float, rate: float, norm: float, flops_per_sample: float | None) -> dict[str, float]:
+        """Everything since the last call, averaged. Collective: all ranks call it at the same step.
+
+        flops_per_sample: of one training step, for tflops_per_rank and, on a GPU whose peak is known, mfu.
+        """
         names = sorted(self._sums)
         local = [float(self._sums[name]) / self._counts[name] for name in names]
         world, steps = self._processes.world_size, max(1, self._steps)
@@ -70,8 +72,8 @@ class Meter:
         values["data_wait_ms"] = 1e3 * means[-1] / steps
         values["step_ms"] = 1e3 * step_seconds
         values["memory_mb"] = memory_mb(self._processes.device)
-        if self.flops_per_sample:
-            achieved = self.flops_per_sample * values["images_per_second"] / world
+        if flops_per_sample:
+            achieved = flops_per_sample * values["images_per_second"] / world
             values["tflops_per_rank"] = achieved / 1e12
             if peak := peak_flops(self._processes.device):
                 values["mfu"] = achieved / peak

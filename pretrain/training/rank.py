@@ -104,6 +104,9 @@ def _run(
         policy_config.grace_seconds,
         lambda k, m: events(k, message=m),
     ).start()
+    interruption.on_request = watchdog.stopping  # the grace runs from the request, not from the step's end
+    if interruption.reason is not None:
+        watchdog.stopping()
     factories = factories or standard_factories()
     reader = factories.reader(config, processes, events, output)
     progress = None
@@ -148,7 +151,8 @@ def _build(
     seed_step(config.training.seed, -1, 0)  # the same initial weights on every rank
     task = factories.task(config, classes=reader.num_classes)
     resuming = bool(list((output / "checkpoints").glob("step-*")))
-    if not resuming:
+    initialized = not resuming and (initialize is not None or config.initialize_from is not None)
+    if initialized:
         if initialize is not None:
             initialize(task)
         elif config.initialize_from is not None:
@@ -163,9 +167,19 @@ def _build(
     # Before anything is sharded; the average fills it again.
     module = task.teacher() if config.training.ema.enabled else None
     names = task.teacher_names() if module is not None else []
+    if task.teacher_names() and not config.training.ema.enabled:
+        raise UserError(
+            f"objective.preset {config.objective.preset!r} learns from a momentum teacher: "
+            "set training.ema.enabled to true, or choose a preset without one (clip, supervised, simmim)"
+        )
     shapes = {name: tuple(p.shape) for name, p in task.named_parameters() if p.requires_grad}
     groups = parameter_groups(shapes, config.optimizer, backbone_of(task))
+    given = {name: p.detach().clone() for name, p in task.named_parameters()} if initialized else {}
     engine = Engine(task, config, groups, processes)
+    for fragment in engine.held:  # DeepSpeed's masters start from weights rounded to the compute dtype
+        if fragment.name in given:
+            fragment.master.copy_(given[fragment.name].view(-1)[fragment.start : fragment.start + fragment.length])
+    del given
     if config.model.compile and image is not None:
         image.compile()
     ema = Ema(engine.owned) if config.training.ema.enabled else None

@@ -22,7 +22,7 @@ def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
 
 
 def test_every_kind_of_request_saves_and_exits_75_and_the_end_is_the_unbroken_one(tmp_path: Path) -> None:
-    config = configuration(schedule__steps=30, checkpoint__every_steps=5)
+    config = configuration(schedule__steps=30, checkpoint__every_steps=5, training__policy={"grace_seconds": 300})
     quiet, output = tmp_path / "unbroken", tmp_path / "run"
     assert run_ranks(config, quiet, 2, FAKE_WIDTH="300") == [0, 0], logs(quiet)[-3000:]
 

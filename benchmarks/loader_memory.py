@@ -1,6 +1,6 @@
 """Memory over 10,000 steps of a reader with workers: parent and workers, every 100 steps.
 
-    python benchmarks/loader_memory.py [--steps 10000] [--workers 1] [--out benchmarks/results/loader_memory.json]
+    python benchmarks/loader_memory.py [--steps 10000] [--workers 1] [--batch 16] [--out FILE]
 
 The set is made on the spot: 40 shards of 100 small JPEGs with captions, so that blocks, sidecars and descriptors turn
 over many times (40 epochs at a batch of 16). Memory is the proportional set size: shared pages are counted once.
@@ -27,7 +27,7 @@ from PIL import Image
 
 from data_pipeline.reading import DataConfig, Reader
 
-BATCH, EVERY = 16, 100
+EVERY = 100
 
 
 def make_set(folder: Path) -> None:
@@ -60,6 +60,7 @@ def tokenize(texts: list[str]) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader_memory.json"))
     arguments = parser.parse_args()
@@ -70,7 +71,7 @@ def main() -> None:
             sources=[{"path": folder}], image_size=32, context_length=16, workers=arguments.workers, block_shards=4
         )
         began = time.perf_counter()
-        with Reader(config, tokenizer=tokenize, batch_size=BATCH) as reader:
+        with Reader(config, tokenizer=tokenize, batch_size=arguments.batch) as reader:
             for batch in reader.batches(0):
                 if batch.step % EVERY == 0:
                     workers = [worker.process.pid for worker in reader._pool._workers] if reader._pool else []
@@ -94,6 +95,7 @@ def main() -> None:
             int(files[len(files) // 10 :].max()),
         ],
         "seconds": round(seconds, 1),
+        "batch": arguments.batch,
         "columns": ["step", "parent", *(f"worker {n}" for n in range(arguments.workers)), "descriptors"],
         "curve": curve,
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},

@@ -139,19 +139,21 @@ def plain_webdataset(folder: Path, tokenizer: Callable) -> Callable[[int], int]:
     )
     shards = len(list(folder.glob("*.tar")))
     data = (
-        webdataset.WebDataset(f"{folder}/{{00000..{shards - 1:05d}}}.tar", shardshuffle=shards, repeat=True)
+        webdataset.WebDataset(f"{folder}/{{00000..{shards - 1:05d}}}.tar", shardshuffle=shards)
         .shuffle(1000)
         .decode("pil")
         .to_tuple("jpg", "txt")
         .map_tuple(transform, lambda text: tokenizer(text)[0])
-        .batched(BATCH)
+        .batched(BATCH, partial=False)
     )
-    stream = iter(data)
 
     def run(batches: int) -> int:
-        for floats, _ in islice(stream, batches):
-            assert floats.shape == (BATCH, 3, SIZE, SIZE)
-        return batches * BATCH
+        done = 0
+        while done < batches:
+            for floats, _ in islice(iter(data), batches - done):
+                assert floats.shape == (BATCH, 3, SIZE, SIZE)
+                done += 1
+        return done * BATCH
 
     return run
 

@@ -9,9 +9,11 @@ import torch
 from data_pipeline.format import Manifest, open_set
 from data_pipeline.reading.assembly import Fault, Tokenizer
 from data_pipeline.reading.batch import Batch, SampleRef
+from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode import BadSample, can_reduce, decode, read_header
 from data_pipeline.reading.faults import Events, FaultLog
-from data_pipeline.reading.shards import LocalFiles, RawSample, ShardSet
+from data_pipeline.reading.remote import is_remote, open_remote
+from data_pipeline.reading.shards import Files, LocalFiles, RawSample, ShardSet
 from data_pipeline.reading.views import centre_crop, enlarged, on_reduced, one_thread, reduction, render
 
 _OPEN_SHARDS = 4
@@ -30,6 +32,7 @@ def evaluation_batches(
     events: Events | None = None,
     max_bad_rate: float = 0.01,
     max_pixels: int = 100_000_000,
+    cache: CacheConfig | None = None,
 ) -> Iterator[Batch]:
     """Batches of one view (the centre square of `crop_fraction` of the shorter side); the last may be short.
 
@@ -37,10 +40,16 @@ def evaluation_batches(
     A sample that cannot be read is left out and recorded; above `max_bad_rate` BadDataError is raised. Labels are the
     set's own.
     """
-    manifest = open_set(set_folder, index_folder)
+    files: Files
+    if is_remote(str(set_folder)):
+        files = remote = open_remote(str(set_folder), cache or CacheConfig(), _OPEN_SHARDS)
+        manifest = remote.manifest
+    else:
+        manifest = open_set(set_folder, index_folder)
+        files = LocalFiles(manifest)
     first, last = (manifest.samples * r // world_size for r in (rank, rank + 1))
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in manifest.shards])])
-    shards = ShardSet(manifest, LocalFiles(manifest), keep=_OPEN_SHARDS)
+    shards = ShardSet(manifest, files, keep=_OPEN_SHARDS)
     log = FaultLog(max_bad_rate, events)
     try:
         for step, start in enumerate(range(first, last, batch_size)):

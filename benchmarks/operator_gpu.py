@@ -4,8 +4,8 @@
     python benchmarks/operator_gpu.py --models H --peer public=my_peers:dcnv3
 
 A peer is a function (value, offset, mask_logits, groups) -> output, for 3 by 3 kernels, that autograd can go through;
-build the public operator in your own environment and wrap it in one line. Contenders take turns; a ratio is the median over
-the rounds, with quartiles. A forward pass's floor is every tensor moved once, at the measured copy bandwidth.
+build the public operator in your own environment and wrap it in one line. Contenders take turns; a ratio is the median
+over the rounds, with quartiles. A forward pass's floor is every tensor moved once, at the measured copy bandwidth.
 Results: benchmarks/results/operator_gpu.json.
 """
 

@@ -67,6 +67,7 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
   const T* const done[4] = {dots[0], dots[1], dots[2], dots[3]};
   T *weight = arena.take<T>(points.padded), *loc_h = arena.take<T>(points.padded), *loc_w = arena.take<T>(points.padded);
 
+  const int64_t places = groups * q.points * int64_t(sizeof(S)), lead = image_lead(q), ahead = page_lead(2 * places);
   const int64_t corner = image * area * all + first_group * channels;  // the first element of these groups
   const S* value = static_cast<const S*>(t.value) + corner;
   T* sum = static_cast<T*>(t.sum) + corner;
@@ -77,8 +78,11 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
     points.prepare(place / q.out_width, place % q.out_width,
                    static_cast<const S*>(t.offset) + pixel * q.offset_stride + 2 * first_point,
                    static_cast<const S*>(t.mask) + pixel * q.mask_stride + first_point, q.batch * q.pixels() - 1 - pixel);
-    prefetch<false>(q, value, all, place / q.out_width, place % q.out_width, width);
-    prefetch<true>(q, sum, all, place / q.out_width, place % q.out_width, width);
+    const int64_t next = (lead + place * q.stride_h) * all;
+    prefetch<false>(value + next, width * int64_t(sizeof(S)));
+    prefetch<true>(sum + next, width * int64_t(sizeof(T)));
+    prefetch<false>(static_cast<const S*>(t.offset) + (pixel + ahead) * q.offset_stride + 2 * first_point, places * 2);
+    prefetch<false>(static_cast<const S*>(t.mask) + (pixel + ahead) * q.mask_stride + first_point, places);
     const S* grad_output = static_cast<const S*>(t.grad_output) + pixel * all + first_group * channels;
     for (int64_t g = 0; g < groups; ++g) {
       const S *from = value + g * channels, *grad_from = grad_output + g * channels;

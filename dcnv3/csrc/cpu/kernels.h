@@ -20,14 +20,15 @@ DCNV3_HD int64_t late_step(const Problem& q) {
   return CP == 0 ? q.value_stride : 1;
 }
 
-// Ask for the input pixel that the pixels in some rows' time will read around: scattered reads hide it from the processor.
-template <bool kWrite, typename S>
-DCNV3_HD void prefetch(const Problem& q, const S* image, int64_t step, int64_t h, int64_t w, int64_t channels) {
-  const int64_t row = h * q.stride_h - q.padding_h + q.dilation_h * (q.kernel_h - 1) + 2, column = w * q.stride_w;
-  if (row >= q.height || column >= q.width) return;
-  const char* at = reinterpret_cast<const char*>(image + (row * q.width + column) * step);
-  for (int64_t i = 0; i < channels * int64_t(sizeof(S)); i += 64) __builtin_prefetch(at + i, kWrite ? 1 : 0, 2);
+// What is asked for ahead of time, because the processor does not foresee it: scattered reads hide the rows of the image,
+// and one pixel's offsets span pages. Addresses past a tensor's end are asked for too, which does no harm.
+template <bool kWrite>
+DCNV3_HD void prefetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, kWrite ? 1 : 0, 2);
 }
+// Pixels ahead: in the image the rows that a kernel spans and its offsets' first pixels; in the rest about a page.
+DCNV3_HD int64_t image_lead(const Problem& q) { return (q.dilation_h * (q.kernel_h - 1) - q.padding_h + 2) * q.width; }
+DCNV3_HD int64_t page_lead(int64_t bytes) { return 4096 / bytes + 1; }
 
 // Sum over the points of weight * share * pixel, for B vectors of L channels.
 template <int L, int B, typename S, typename P>
@@ -54,14 +55,17 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
   constexpr int B = CP == 0 ? 1 : (CP / L < 4 ? CP / L : 4);
   const int64_t channels = CP == 0 ? q.group_channels : CP, step = late_step<CP>(q);
   Points<S, false> points(q, q.groups, early_step<CP>(q));
-  const int64_t pixels = q.batch * q.pixels();
+  const int64_t pixels = q.batch * q.pixels(), places = q.groups * q.points * int64_t(sizeof(S));
+  const int64_t lead = image_lead(q), ahead = page_lead(2 * places);
   int64_t image = begin / q.pixels(), h = begin % q.pixels() / q.out_width, w = begin % q.out_width;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     points.prepare(h, w, static_cast<const S*>(t.offset) + pixel * q.offset_stride,
                    static_cast<const S*>(t.mask) + pixel * q.mask_stride, pixels - 1 - pixel);
     const S* from = static_cast<const S*>(t.value) + image * q.height * q.width * q.value_stride;
     S* to = static_cast<S*>(t.output) + pixel * q.channels();
-    prefetch<false>(q, from, q.value_stride, h, w, q.channels());
+    prefetch<false>(from + (lead + (h * q.width + w) * q.stride_h) * q.value_stride, q.channels() * int64_t(sizeof(S)));
+    prefetch<false>(static_cast<const S*>(t.offset) + (pixel + ahead) * q.offset_stride, places * 2);
+    prefetch<false>(static_cast<const S*>(t.mask) + (pixel + ahead) * q.mask_stride, places);
     for (int64_t g = 0; g < q.groups; ++g, from += channels, to += channels) {
       const int64_t first = g * q.points, last = first + q.points;
       int64_t c = 0;

@@ -9,6 +9,7 @@ would be an aligned copy).
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -76,11 +77,12 @@ def machine() -> dict[str, object]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return {
         "processor": model,
-        "cores": torch.get_num_threads(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "commit": commit.strip(),
+        "load_average": round(os.getloadavg()[0], 1),
     }
 
 

@@ -1,9 +1,8 @@
 """Linear layers that run through oneDNN on an x86 CPU.
 
 PyTorch multiplies fp32 matrices on the CPU with MKL, which takes its AVX2 path on processors that are not Intel's: on
-an EPYC with AVX-512 oneDNN, which PyTorch carries as well and uses for convolutions, is 2.2 times as fast at the
-shapes of InternImage (forward and input gradient; benchmarks/models_linear.py). Parameters, names and results (to
-rounding) are nn.Linear's.
+an EPYC with AVX-512 oneDNN, which PyTorch carries as well and uses for convolutions, is 2.0 to 2.5 times as fast at the
+shapes of InternImage (benchmarks/models_linear.py). Parameters, names and results (to rounding) are nn.Linear's.
 """
 
 import platform

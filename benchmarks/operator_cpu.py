@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -131,6 +132,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit,
+        "load_average": os.getloadavg()[0],  # of other work, beside ours: a noisy machine is told from a quiet one
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -171,7 +171,7 @@ def seen(tmp_path_factory) -> list[dict]:
     ]
     try:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=150)
+            _, errors = rank.communicate(timeout=400)
             assert rank.returncode == 0, errors[-3000:]
     finally:
         for rank in ranks:

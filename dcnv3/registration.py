@@ -69,11 +69,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
     deterministic = torch.are_deterministic_algorithms_enabled()
-    value = ctx.saved_tensors[0]
+    value, offset, mask = ctx.saved_tensors  # once: activation checkpointing unpacks them once only
     # The GPU's deterministic sum is in 64-bit fixed point: enough for float32, not for float64.
     exact = deterministic and value.is_cuda and value.dtype == torch.float64
     backward = _backward if exact else torch.ops.dcnv3.backward
-    grads = backward(grad_output, *ctx.saved_tensors, *ctx.geometry, deterministic)
+    grads = backward(grad_output, value, offset, mask, *ctx.geometry, deterministic)
     return (*grads, *(None for _ in ctx.geometry))
 
 

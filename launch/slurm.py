@@ -191,5 +191,5 @@ exit $code
 
 def command_words(command: Sequence[str]) -> tuple[str, ...]:
     if not command:
-        raise UserError("no COMMAND given, as in: internimage launch slurm --nodes 2 pretrain internimage_h_m3i")
+        raise UserError("no COMMAND given, as in: internimage launch slurm --nodes 2 pretrain internimage_h_m3i_427m")
     return tuple(command)

@@ -10,7 +10,7 @@ Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: internimage plan internimage_h_m3i --gpus 128 --memory 80")(plan)
+    app.command(epilog="Example: internimage plan internimage_h_m3i_427m --gpus 128 --memory 80")(plan)
     app.command(epilog="Example: internimage doctor --json")(doctor)
 
 

@@ -39,9 +39,8 @@ def batch(
     json: Json = False,
 ) -> int:
     """The samples of one global batch: shard, key, URL, caption."""
-    from pretrain.analysis.batch import inspect_batch
-
     from launch.display import show
+    from pretrain.analysis.batch import inspect_batch
 
     show(inspect_batch(run, step, output=output), as_json=json)
     return exits.DONE

@@ -12,7 +12,7 @@ from launch import exits
 
 app = typer.Typer(
     help="Start a command as ranks: on this machine, over ssh, or by Slurm.",
-    epilog="Example: internimage launch slurm --nodes 16 --time 24:00:00 pretrain internimage_h_m3i --output runs/h",
+    epilog="Example: internimage launch slurm --nodes 16 pretrain internimage_h_m3i_427m --output runs/h",
     no_args_is_help=True,
 )
 
@@ -104,7 +104,7 @@ def hostfile(
 
 @app.command(
     context_settings=_PASS_THROUGH,
-    epilog="Example: internimage launch slurm --nodes 2 --gpus-per-node 8 --time 24:00:00 pretrain internimage_h_m3i",
+    epilog="Example: internimage launch slurm --nodes 2 --gpus-per-node 8 pretrain internimage_h_m3i_427m",
 )
 def slurm(
     command: Command,

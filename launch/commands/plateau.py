@@ -19,6 +19,7 @@ def finetune_to_plateau(
     validation: Path,
     segment_steps: int,
     patience: int,
+    least_steps: int,
     processes: str,
 ) -> int:
     """Segments of a run, each scored on `validation` by this process, no rank itself where there are several."""
@@ -46,6 +47,7 @@ def finetune_to_plateau(
         validation=validation,
         segment_steps=segment_steps,
         patience=patience,
+        least_steps=least_steps,
         train=spawned if count > 1 else None,
     )
     ended = "its plateau" if plateau.reached else "the longest length allowed"

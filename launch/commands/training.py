@@ -25,7 +25,7 @@ PrintConfig = Annotated[bool, typer.Option("--print-config", help="Show the reso
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: internimage pretrain internimage_h_m3i --output runs/h training.zero_stage=2")(
+    app.command(epilog="Example: internimage pretrain internimage_h_m3i_427m --output runs/h training.zero_stage=2")(
         pretrain
     )
     app.command(epilog="Example: internimage finetune finetune_in1k --from runs/h --output runs/h-in1k")(finetune)
@@ -67,6 +67,7 @@ def finetune(
     ] = None,
     segment_steps: Annotated[int, typer.Option(min=1, help="With --validation: steps between its scores.")] = 1000,
     patience: Annotated[int, typer.Option(min=1, help="With --validation: scores without a gain that end it.")] = 3,
+    least_steps: Annotated[int, typer.Option(min=0, help="With --validation: no end before this step.")] = 0,
     output: Output = None,
     processes: Processes = "auto",
     print_config: PrintConfig = False,
@@ -91,6 +92,7 @@ def finetune(
             validation=validation,
             segment_steps=segment_steps,
             patience=patience,
+            least_steps=least_steps,
             processes=processes,
         )
     source = ["--from", str(checkpoint)] if checkpoint else []

@@ -22,7 +22,7 @@ from pretrain.demo import commands
 from pretrain.demo.commands import Job
 
 PRETRAINING, FINETUNING = "demo", "demo_finetune"
-SEGMENT_STEPS, PATIENCE = 60, 3
+SEGMENT_STEPS, PATIENCE, LEAST_STEPS = 50, 4, 250
 
 
 def run(output: Path, overrides: tuple[str, ...] = ()) -> int:
@@ -97,7 +97,7 @@ def _finetuning(output: Path, shards: Path, name: str, source: Path | None) -> J
     run = output / name
     arguments = ["finetune", FINETUNING, f"data.sources.0.path={shards / 'train'}", "--output", str(run)]
     arguments += ["--validation", str(shards / "validation"), "--processes", "1"]
-    arguments += ["--segment-steps", str(SEGMENT_STEPS), "--patience", str(PATIENCE)]
+    arguments += ["--segment-steps", str(SEGMENT_STEPS), "--patience", str(PATIENCE), "--least-steps", str(LEAST_STEPS)]
     arguments += ["--from", str(source)] if source else []
     title = "pretrained" if source else "random weights"
     return Job(title, tuple(arguments), run, load_config(FINETUNING).schedule.steps or 0)

@@ -77,8 +77,6 @@ class DCNv3(nn.Module):
                 f"dw_kernel_size: {depthwise_size} cannot give the output size of kernel_size={kernel_size}, "
                 f"dilation={dilation}, padding={padding}; choose one of the same parity"
             )
-        if center_feature_scale and not share_weights:
-            raise ValueError("center_feature_scale: needs share_weights=True")
         if center_feature_scale and (stride != 1 or 2 * padding != dilation * (kernel_size - 1)):
             raise ValueError(
                 "center_feature_scale: needs an output of the input's size (stride 1, 2 * padding = dilation * "
@@ -122,6 +120,9 @@ class DCNv3(nn.Module):
         sampled = self._shared(x, offset, mask) if self.share_weights else self._unshared(x, offset, mask)
         if self.center_scale is not None:
             share = self.center_scale(x1).sigmoid().repeat_interleave(self.channels // self.groups, dim=-1)
+            if not self.share_weights:  # a K-th of the centre to each point: equal projections give the shared form
+                points = self.geometry.points
+                x, share = x.repeat(1, 1, 1, points) / points, share.repeat(1, 1, 1, points)
             sampled = torch.lerp(sampled, x, share)
         return self.output_proj(sampled)
 

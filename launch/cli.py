@@ -71,7 +71,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if "pretrain.training.processes" in sys.modules:  # this process was a rank
+        from pretrain.training.processes import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 def _debug_first(arguments: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ from pretrain.demo import commands
 from pretrain.demo.commands import Job
 
 PRETRAINING, FINETUNING = "demo", "demo_finetune"
+DRAWINGS_A_CONCEPT = 3  # people come in dozens, told apart by skin tone: with all of them little else is learned
 SEGMENT_STEPS, PATIENCE, LEAST_STEPS = 50, 4, 250
 
 
@@ -79,7 +80,11 @@ def _prepare(shards: Path) -> None:
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("drawings", total=None)
-        folders = openmoji.build(shards, progress=lambda done, total: bars.update(bar, completed=done, total=total))
+        folders = openmoji.build(
+            shards,
+            drawings_a_concept=DRAWINGS_A_CONCEPT,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
     for name, folder in folders.items():
         found = read_manifest(folder)
         print(f"{name}: {found.samples} drawings in {len(found.shards)} shards, {folder}")

@@ -4,11 +4,12 @@ import sys
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import load_config
+from pretrain.training.processes import leave
 from pretrain.training.rank import run
 
 if __name__ == "__main__":
     try:
-        sys.exit(run(load_config(sys.argv[1], sys.argv[3:]), sys.argv[2]))
+        leave(run(load_config(sys.argv[1], sys.argv[3:]), sys.argv[2]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        leave(error.exit_code)

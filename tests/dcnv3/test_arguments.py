@@ -99,7 +99,6 @@ def test_the_raw_operator_refuses_what_the_function_would(position: int, replace
         ({"channels": 15}, "channels: expected a positive multiple of groups=2, got 15"),
         ({"dw_kernel_size": 4}, "dw_kernel_size: 4 cannot give the output size"),
         ({"center_feature_scale": True, "stride": 2}, "center_feature_scale: needs an output of the input's size"),
-        ({"center_feature_scale": True, "share_weights": False}, "center_feature_scale: needs share_weights"),
     ],
 )
 def test_a_layer_that_does_not_fit_together_is_refused(options: dict[str, Any], words: str) -> None:

@@ -78,6 +78,7 @@ def test_the_centre_scale_mixes_the_projected_input_back_in() -> None:
         {"dilation": 2, "padding": 2, "offset_scale": 2.0},
         {"mask_activation": "sigmoid"},
         {"mask_activation": "none", "offset_scale": 0.5},
+        {"center_feature_scale": True},
     ],
     ids=str,
 )

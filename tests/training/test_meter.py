@@ -13,6 +13,6 @@ def test_a_diagnostic_measured_on_one_step_in_five_is_not_divided_by_five() -> N
         meter.add(torch.tensor(1.0), {"text": torch.tensor(float(step))}, metrics)
         loss = meter.loss()
         meter.end_step()
-    values = meter.collect(loss, 0.1, 1.0)
+    values = meter.collect(loss, 0.1, 1.0, None)
     assert values["loss/text"] == 2.0  # mean of 0 .. 4
     assert abs(values["intra/feature_std"] - 0.9) < 1e-6

@@ -292,6 +292,7 @@ if __name__ == "__main__":
 
     from data_pipeline.errors import UserError
     from pretrain.training import run
+    from pretrain.training.processes import leave
 
     if limit := os.environ.get("FAKE_FILE_LIMIT"):  # a full disk, as a file-size limit shows it
         import resource
@@ -303,7 +304,7 @@ if __name__ == "__main__":
         for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
             chosen = parse_config(yaml.safe_load(Path(described).read_text()))
             code = code or run(chosen, where, factories=factories(width=width))
-        sys.exit(code)
+        leave(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        leave(error.exit_code)

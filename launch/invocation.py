@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_OPTIONS_WITH_A_VALUE = ("--output", "-o", "--from", "--processes", "--head-rows")
+_OPTIONS_WITH_A_VALUE = frozenset(
+    "--output -o --from --processes --head-rows --validation --segment-steps --patience --least-steps".split()
+)
 
 
 def inside_a_launcher() -> bool:

@@ -79,7 +79,7 @@ def decode(data: bytes, header: Header, reduce: int = 1) -> Pixels:
         with suppress(ValueError):  # what it finds wrong is Pillow's to judge: many faults are harmless
             pixels = simplejpeg.decode_jpeg(data, "RGB", **small)
     elif header.decoder == "opencv" and data[-8:-4] == b"IEND":
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         pixels = _pillow(data)
         if reduce > 1:

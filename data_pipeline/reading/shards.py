@@ -124,7 +124,8 @@ class OpenShard:
     def read(self, row: int) -> RawSample:
         """Row `row` of the packed ones. Raises BadSample; its reasons are listed in docs/reading.md."""
         if self._fault is not None:
-            raise self._fault
+            # A new one each time: one that is raised again keeps every frame that it passed through, batches too.
+            raise BadSample(self._fault.reason, self._fault.detail)
         assert self._index is not None and self._file is not None
         index = self._index
         if row >= len(index):

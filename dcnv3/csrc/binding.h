@@ -46,7 +46,8 @@ inline Tensor copy_of(const Tensor& t) {
   return copy;
 }
 
-inline Tensor packed(const Tensor& t) { return t.is_contiguous() ? t : copy_of(t); }
+// A dimension of size 1 may have any stride in a contiguous tensor; the kernels read that of dimension 2.
+inline Tensor packed(const Tensor& t) { return t.is_contiguous() && t.stride(2) == t.size(3) ? t : copy_of(t); }
 
 // `t` itself where its pixels follow each other at one distance (a slice of the channels does), else a packed copy.
 inline Tensor in_rows(const Tensor& t) {

@@ -23,15 +23,17 @@ def finetune_to_plateau(
     processes: str,
 ) -> int:
     """Segments of a run, each scored on `validation` by this process, no rank itself where there are several."""
-    from launch import machine, preflight
+    from data_pipeline.errors import UserError
+    from launch import invocation, local, machine, preflight
 
+    if invocation.inside_a_launcher():
+        raise UserError("--validation starts its own ranks: run it on one machine, not under a launcher (RANK is set)")
     count = machine.resolve_processes(processes)
     preflight.check_run(config, count)
     preflight.check_output(output)
     from pretrain.finetuning import train_to_plateau
 
     def spawned(segment: "RunConfig", start: Path | None, run: Path) -> int:
-        from launch import invocation, local
         from pretrain.configuration import dump_config
 
         run.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,8 @@ def finetune(
         raise UserError(f"--from {checkpoint}: does not exist; give a run directory, a checkpoint or a weights file")
     folder = output or default_output(config)
     if validation is not None:
+        if head_rows is not None:
+            raise UserError("--head-rows does not go with --validation; take the rows in a run without it")
         from launch.commands.plateau import finetune_to_plateau
 
         return finetune_to_plateau(

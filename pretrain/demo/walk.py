@@ -93,9 +93,15 @@ def _prepare(shards: Path) -> None:
 def _pretraining(output: Path, shards: Path, overrides: tuple[str, ...]) -> list[str]:
     import torch
 
-    processes = torch.cuda.device_count() or 2
+    batch = load_config(PRETRAINING, overrides).training.batch_size
+    processes = ranks_for(torch.cuda.device_count() or 2, batch)
     train = f"data.sources.0.path={shards / 'train'}"
     return ["pretrain", PRETRAINING, train, *overrides, "--output", str(output), "--processes", str(processes)]
+
+
+def ranks_for(devices: int, batch: int) -> int:
+    """The most ranks up to `devices` that share `batch` in equal parts of whole pairs, as the mixing needs."""
+    return next(n for n in range(devices, 0, -1) if batch % (2 * n) == 0)
 
 
 def _finetuning(output: Path, shards: Path, name: str, source: Path | None) -> Job:

@@ -281,6 +281,11 @@ class Checkpointer:
                 f"none of the checkpoints under {self._folder} is intact:\n  " + "\n  ".join(refused) + "\n"
                 "They were set aside as damaged-*. Restore the folder from a copy, or name a new --output"
             )
+        if any(self._folder.glob("damaged-*")):  # refused at an earlier start, and still not to be started over
+            raise UserError(
+                f"the checkpoints under {self._folder} were damaged and set aside as damaged-*, and none is left. "
+                "Restore the folder from a copy, or name a new --output"
+            )
         return None
 
     def _verify(self, checkpoint: Checkpoint) -> str | None:

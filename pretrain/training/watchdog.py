@@ -14,6 +14,7 @@ TICK_SECONDS = 1.0
 START_UP_SECONDS = 600.0  # imports, building, reading a checkpoint
 HUNG = 4
 GRACE_EXCEEDED = 143  # as a lost node: the scheduler runs the command again, from the checkpoint before
+LINGER_TICKS = 4
 
 
 class Watchdog:
@@ -72,5 +73,8 @@ class Watchdog:
             with open(self._stacks, "w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file=file, all_threads=True)
             self._report(kind, f"{message}; stacks of all threads in {self._stacks}")
+            # The others hang in the same collective and are about to notice: one that leaves first breaks their
+            # connection, and they would end with a network error instead of their stacks.
+            self._closed.wait(LINGER_TICKS * self._tick)
         finally:
             self._leave(code)

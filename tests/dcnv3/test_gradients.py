@@ -195,3 +195,22 @@ def test_any_device_index_works(make_call: Any) -> None:
     expected = call.run("reference", "cpu", torch.float64)
     for key, tensor in call.run("cuda", last).items():
         torch.testing.assert_close(tensor, expected[key], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (5, 1), (1, 5)])
+def test_strides_of_dimensions_of_one_are_not_believed(kernel: tuple[str, str], height: int, width: int) -> None:
+    """A contiguous tensor may have any stride there, as NCHW seen as NHWC has."""
+    name, device = kernel
+    torch.manual_seed(0)
+    plain = torch.randn(3, height, width, 16), torch.randn(3, height, width, 36), torch.randn(3, height, width, 18)
+    wide = [torch.cat([t, t], 2).to(device)[:, :, :width] for t in plain]  # for width 1: another stride of dimension 2
+    nchw = [t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1).to(device) for t in plain]
+    runs = []
+    for tensors in ([t.to(device) for t in plain], wide, nchw):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        output = dcnv3(*leaves, groups=2, backend=name)
+        output.square().sum().backward()
+        runs.append([output, *(leaf.grad for leaf in leaves)])
+    for run in runs[1:]:
+        for found, expected in zip(run, runs[0], strict=True):
+            torch.testing.assert_close(found, expected)

@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.errors import UserError
 from pretrain.demo import commands
 from pretrain.demo.commands import Job
+from pretrain.demo.walk import ranks_for
 
 # Logs a step every 20 ms; SIGTERM ends it with 75, as a run that saved.
 RUN = """
@@ -71,3 +72,7 @@ def test_a_job_tells_its_steps_and_its_best_validation_score(tmp_path: Path) -> 
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 40}) + "\n")
     (tmp_path / "validation.json").write_text(json.dumps([{"step": 20, "top1": 0.5}, {"step": 40, "top1": 0.4}]))
     assert job.progress() == (40, "best validation top-1 0.500")
+
+
+def test_the_batch_is_shared_in_whole_pairs_by_as_many_devices_as_can() -> None:
+    assert [ranks_for(n, 128) for n in range(1, 9)] == [1, 2, 2, 4, 4, 4, 4, 8]

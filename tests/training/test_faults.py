@@ -81,6 +81,10 @@ def test_where_no_checkpoint_is_intact_nothing_starts_afresh_over_them(finished:
         shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"none of the checkpoints .* is intact(.|\n)*bytes, its manifest says"):
         go(finished)
+    metrics = (finished / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"set aside as damaged-\*, and none is left"):
+        go(finished)  # the same command once more
+    assert metrics and (finished / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_leftovers_of_a_crash_are_never_taken_for_a_checkpoint(finished: Path, unbroken: Path) -> None:

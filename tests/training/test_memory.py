@@ -18,7 +18,7 @@ STAGES, PRECISIONS = (0, 1, 2, 3), ("fp32", "bf16")
 SCRIPT = str(Path(__file__).with_name("memory_rank.py"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_live_tensors_weigh_what_the_formula_says_within_a_tenth(tmp_path: Path, ranks: int) -> None:
     task = FakeTask(WIDTH)
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _OPTIONS_WITH_A_VALUE = frozenset(
-    "--output -o --from --processes --head-rows --validation --segment-steps --patience --least-steps".split()
+    (
+        "--output",
+        "-o",
+        "--from",
+        "--processes",
+        "--head-rows",
+        "--validation",
+        "--segment-steps",
+        "--patience",
+        "--least-steps",
+    )
 )
 
 

@@ -10,7 +10,6 @@ with `retry` asks again for failed rows of these reasons alone, and writes a sha
 import asyncio
 import itertools
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -18,10 +17,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.format import ShardEntry, count_reasons, read_sidecar
+from data_pipeline.format import ShardEntry
 from data_pipeline.preparation import plan as plans
 from data_pipeline.preparation.images import ImageRules, Refused, prepare
-from data_pipeline.preparation.packing import finish, numbered, survey
+from data_pipeline.preparation.packing import count_rows, finish, numbered, survey
 from data_pipeline.preparation.processes import available
 from data_pipeline.preparation.rows import Columns, Row, read_table, resolve, table_kind
 from data_pipeline.preparation.samples import KEY_DIGITS, Sample, read_entry, read_samples, write_shard
@@ -200,17 +199,12 @@ class _Run:
 def _summary(
     output: Path, tally: _Tally, entries: Sequence[ShardEntry], classes: Sequence[str] | None, seconds: float
 ) -> FetchSummary:
-    rejected: Counter[str] = Counter()
-    rows = 0
-    for entry in entries:
-        sidecar = read_sidecar(output / entry.sidecar)
-        rows += sidecar.num_rows
-        rejected.update(count_reasons(sidecar))
+    rows, rejected = count_rows(output, entries)
     return FetchSummary(
         output=output,
         rows=rows,
         packed=sum(entry.samples for entry in entries),
-        rejected=dict(rejected.most_common()),
+        rejected=rejected,
         shards=len(entries),
         shards_found=tally.untouched,
         requests=tally.requests,

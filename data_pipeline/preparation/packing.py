@@ -210,20 +210,26 @@ def _counted(
         yield sample
 
 
-def _summary(
-    output: Path, entries: Sequence[ShardEntry], found: int, classes: Sequence[str] | None, started: float
-) -> PackSummary:
+def count_rows(output: Path, entries: Sequence[ShardEntry]) -> tuple[int, dict[str, int]]:
+    """Input rows of the shards, and those rejected by reason, most frequent first: as their sidecars have them."""
     rejected: Counter[str] = Counter()
     rows = 0
     for entry in entries:
         table = read_sidecar(output / entry.sidecar)
         rows += table.num_rows
         rejected.update(count_reasons(table))
+    return rows, dict(rejected.most_common())
+
+
+def _summary(
+    output: Path, entries: Sequence[ShardEntry], found: int, classes: Sequence[str] | None, started: float
+) -> PackSummary:
+    rows, rejected = count_rows(output, entries)
     return PackSummary(
         output=output,
         rows=rows,
         packed=sum(entry.samples for entry in entries),
-        rejected=dict(rejected.most_common()),
+        rejected=rejected,
         shards=len(entries),
         shards_found=found,
         classes=len(classes or ()),

@@ -263,12 +263,17 @@ def run_ranks(
     return finish(start_ranks(config, output, ranks, **settings), timeout)
 
 
+def complete_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file that another process may be writing: its last line counts once it is ended."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
 def metrics(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return complete_lines(output / "metrics.jsonl")
 
 
 def events(output: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
+    found = complete_lines(output / "events.jsonl")
     return [event for event in found if kind is None or event["kind"] == kind]
 
 

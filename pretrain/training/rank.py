@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, dump_config
+from pretrain.training.building import build
 from pretrain.training.checkpointer import Checkpointer
 from pretrain.training.ema import Ema
-from pretrain.training.engine import Engine
+from pretrain.training.engine import Engine, full_shape
 from pretrain.training.interruption import STOP_FILE, Interruption
 from pretrain.training.loop import Job, train
 from pretrain.training.meter import Meter
 from pretrain.training.parameter_groups import Backbone, parameter_groups
 from pretrain.training.policy import Policy
-from pretrain.training.processes import Processes, join, seed_step
+from pretrain.training.processes import Processes, join
 from pretrain.training.profiling import Profiler
 from pretrain.training.progress import Progress
 from pretrain.training.record import CONFIG, ENVIRONMENT, Events, MetricsLog, environment
@@ -148,44 +150,35 @@ def _build(
     reader: Any,
 ) -> tuple[Job, int]:
     plan = make_plan(config, reader.epoch_samples)
-    seed_step(config.training.seed, -1, 0)  # the same initial weights on every rank
-    task = factories.task(config, classes=reader.num_classes)
     resuming = bool(list((output / "checkpoints").glob("step-*")))
-    initialized = not resuming and (initialize is not None or config.initialize_from is not None)
-    if initialized:
-        if initialize is not None:
-            initialize(task)
-        elif config.initialize_from is not None:
-            from pretrain.training.initialize import initialize_from  # imports the models
-
-            fresh = initialize_from(task, config.initialize_from)
-            if processes.leader:
-                events("initialized", source=config.initialize_from, kept_fresh=fresh)
+    if initialize is None and config.initialize_from is not None:
+        initialize = partial(_initialize_from, path=config.initialize_from, report=events, leader=processes.leader)
+    built = build(
+        config,
+        partial(factories.task, config, classes=reader.num_classes),
+        None if resuming else initialize,
+        processes,
+    )
+    task = built.task
     image = getattr(task, "image", None)
     if config.model.activation_checkpointing and image is not None:
         image.set_grad_checkpointing(True)
-    # Before anything is sharded; the average fills it again.
-    module = task.teacher() if config.training.ema.enabled else None
-    names = task.teacher_names() if module is not None else []
+    names = task.teacher_names() if built.teacher is not None else []
     if task.teacher_names() and not config.training.ema.enabled:
         raise UserError(
             f"objective.preset {config.objective.preset!r} learns from a momentum teacher: "
             "set training.ema.enabled to true, or choose a preset without one (clip, supervised, simmim)"
         )
-    shapes = {name: tuple(p.shape) for name, p in task.named_parameters() if p.requires_grad}
+    shapes = {name: full_shape(p) for name, p in task.named_parameters() if p.requires_grad}
     groups = parameter_groups(shapes, config.optimizer, backbone_of(task))
-    given = {name: p.detach().clone() for name, p in task.named_parameters()} if initialized else {}
     engine = Engine(task, config, groups, processes)
-    for fragment in engine.held:  # DeepSpeed's masters start from weights rounded to the compute dtype
-        if fragment.name in given:
-            fragment.master.copy_(given[fragment.name].view(-1)[fragment.start : fragment.start + fragment.length])
-    del given
+    built.start_exactly(engine.held)
     if config.model.compile and image is not None:
         image.compile()
-    ema = Ema(engine.owned) if config.training.ema.enabled else None
+    ema = Ema(engine.owned, engine.offload_folder) if config.training.ema.enabled else None
     teacher = None
-    if module is not None and ema is not None:
-        teacher = build_teacher(module, names, engine, ema, processes)
+    if built.teacher is not None and ema is not None:
+        teacher = build_teacher(built.teacher, names, engine, ema, processes)
     checkpointer = Checkpointer(output, config, engine, ema, processes, events)
     policy = Policy(config.training.policy, output, leader=processes.leader)
     data = {"epoch_samples": reader.epoch_samples, "fingerprint": getattr(reader, "fingerprint", None)}
@@ -243,6 +236,14 @@ def _observers(job: Job, output: Path, start: int) -> tuple[Progress, MetricsLog
     job.observe, job.tick = observe, profiler.step
     profiler.step(start)
     return progress, log, profiler
+
+
+def _initialize_from(task: nn.Module, path: str, report: Events, leader: bool) -> None:
+    from pretrain.training.initialize import initialize_from  # imports the models
+
+    fresh = initialize_from(task, path)
+    if leader:
+        report("initialized", source=path, kept_fresh=fresh)
 
 
 def backbone_of(task: nn.Module) -> Backbone | None:

@@ -21,6 +21,7 @@ FREE = (
     "training.zero_stage",
     "training.offload_optimizer",
     "training.offload_parameters",
+    "training.offload_folder",
     "training.policy",
     "training.log_every",
     "training.wandb",

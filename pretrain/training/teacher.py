@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine, import_deepspeed
+from pretrain.training.partition import partition, partitions
 from pretrain.training.processes import Processes
 
 CHUNK = 8_388_608  # values a rank sends at once
@@ -34,8 +35,8 @@ def build_teacher(
     missing = sorted({name for name, _ in module.named_parameters()} - set(names))
     if missing:
         raise ValueError(f"the teacher has parameters that are not averaged: {missing[:3]}")
-    module.to(processes.device).eval().requires_grad_(False)
-    kind = PartitionedTeacher if engine.stage == 3 and processes.world_size > 1 else WholeTeacher
+    module.eval().requires_grad_(False)
+    kind = PartitionedTeacher if partitions(engine.stage, processes) else WholeTeacher
     return kind(module, engine, ema, processes)
 
 
@@ -45,11 +46,13 @@ def _shared_buffers(module: nn.Module, task: nn.Module) -> list[tuple[Tensor, Te
 
 
 class PartitionedTeacher:
-    """Under ZeRO-3 the teacher is cut as the task is: equal shapes give equal cuts, so a rank's average is its part."""
+    """Under ZeRO-3 the teacher is cut as the task is: equal shapes give equal cuts, so a rank's average is its part.
+
+    module: on the meta device.
+    """
 
     def __init__(self, module: nn.Module, engine: Engine, ema: Ema, processes: Processes) -> None:
         self.module, self.dtype = module, engine.compute_dtype
-        self._buffers = _shared_buffers(module, engine.task)
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             # Nothing stays gathered between steps, for it would be stale after the next refresh.
@@ -64,6 +67,8 @@ class PartitionedTeacher:
             settings["bf16"] = {"enabled": True}
         elif self.dtype == torch.float16:
             settings["fp16"] = {"enabled": True, "auto_cast": False}
+        partition(module, settings, processes, self.dtype)
+        self._buffers = _shared_buffers(module, engine.task)
         self._wrapper, *_ = import_deepspeed().initialize(model=module, config=settings)
         self._parameters: dict[str, Any] = dict(module.named_parameters())
         self._pairs: list[tuple[Tensor, Tensor]] = []
@@ -92,6 +97,7 @@ class WholeTeacher:
 
     def __init__(self, module: nn.Module, engine: Engine, ema: Ema, processes: Processes) -> None:
         self.module, self._processes, self._dtype = module, processes, engine.compute_dtype
+        module.to(processes.device)
         self._buffers = _shared_buffers(module, engine.task)
         own = dict(module.named_parameters())
         for parameter in own.values():

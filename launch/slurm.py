@@ -2,7 +2,8 @@
 
 Slurm's own `srun` starts the ranks - no ssh, no MPI - and each finds its place in Slurm's variables. Slurm sends USR1
 to the ranks some minutes before the time limit; they save and leave with 75; the script requeues the job, and the same
-command resumes. 137 and 143 (a lost node, an out-of-memory kill) requeue only while the run moves on.
+command resumes. A 75 that the user asked for (RUN/stop, training.stop_after) ends the job: the run's last `stopped`
+event says which it was. 137 and 143 (a lost node, an out-of-memory kill) requeue only while the run moves on.
 """
 
 import re
@@ -60,7 +61,7 @@ class SlurmJob:
     wait_seconds: int = 60
     array: int | None = None  # a chain of this many jobs, one at a time, in place of requeueing
     logs: str = "."
-    run: str | None = None  # run directory: its `latest` checkpoint tells whether the run moves on
+    run: str | None = None  # run directory: its checkpoints tell whether the run moves on, its events why it stopped
     directory: str | None = None
     script: str = "slurm.sh"  # where the script itself is kept
     container: Container | None = None
@@ -70,15 +71,26 @@ class SlurmJob:
     def __post_init__(self) -> None:
         if self.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
             raise UserError(f"--time {self.time!r}: expected [days-]hours:minutes:seconds, as 2-00:00:00")
+        if self.time is not None and 0 < seconds(self.time) <= self.signal_seconds:
+            raise UserError(
+                f"--time {self.time} is no longer than the {self.signal_seconds} s that the ranks are given to save at "
+                "its end: give the job more time, or set training.policy.grace_seconds (or --signal-seconds)"
+            )
         if self.nodes < 1 or self.ranks_per_node < 1:
             raise UserError("--nodes and --ranks-per-node are at least 1")
         for option in self.extra:
             if not option.startswith("--"):
                 raise UserError(f"--sbatch {option!r}: expected an option of sbatch, as --sbatch=--exclusive")
 
-    @property
-    def world_size(self) -> int:
-        return self.nodes * self.ranks_per_node
+
+def seconds(time: str) -> int:
+    """A limit as sbatch reads it: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]; 0: none."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, rest = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def script(job: SlurmJob) -> str:
@@ -138,9 +150,9 @@ def _preparation(job: SlurmJob) -> list[str]:
         'rm -f "$WORD.told" "$WORD.first"',
         *job.setup,
         f"run={shlex.quote(job.run or '')} script={shlex.quote(job.script)}",
-        'latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }',
+        'latest() { { [ -n "$run" ] && cat "$run/checkpoints/latest" 2> /dev/null; } || echo none; }',
         "before=$(latest)",
-        'echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint ${before:-none}"',
+        'echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint $before"',
     ]
     return lines
 
@@ -164,27 +176,39 @@ code=$?
 said=$(cat "$WORD.told" "$WORD.first" 2> /dev/null | head -n 1)
 code=${said:-$code}
 rm -f "$WORD.told" "$WORD.first"
+by_user() {
+  [ -n "$run" ] && grep '"kind": "stopped"' "$run/events.jsonl" | tail -n 1 |
+    grep -qE '"reason": "(stop file|training.stop_after)"'
+}
 """
 
 _REQUEUE_END = """\
-again=no
+again=no now=$(latest)
 case $code in
-  75) again=yes ;; # stopped after saving
-  137 | 143) # killed: a lost node, or memory; pointless where three starts brought no new checkpoint
-    if [ "$(latest)" != "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then again=yes; fi ;;
+  75) # stopped after saving
+    rm -f "$WORD.lost"
+    if by_user; then again="no, as asked"; else again=yes; fi ;;
+  137 | 143) # killed: a lost node, or memory; pointless where three starts in a row brought no new checkpoint
+    if [ "$now" = "$before" ]; then echo "$now" >> "$WORD.lost"; fi
+    if [ "$now" != "$before" ] || [ "$(grep -cxF "$now" "$WORD.lost")" -lt 3 ]; then again=yes; fi ;;
 esac
-echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest), start again: $again"
+echo "job $SLURM_JOB_ID: exit code $code, checkpoint $now, start again: $again"
 # Slurm holds a requeued job for two minutes, until its old credential is surely dead.
-if [ $again = yes ]; then scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"; fi
+if [ "$again" = yes ]; then
+  scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"
+else
+  rm -f "$WORD.lost"
+fi
 exit $code
 """
 
 _ARRAY_END = """\
 echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest)"
 case $code in
-  75 | 137 | 143) ;; # the next job of the array goes on
-  *) scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" ;; # done, or an error that would only repeat
+  75) by_user || exit $code ;; # the next job of the array goes on
+  137 | 143) exit $code ;;
 esac
+scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" # done, stopped by its user, or an error that would only repeat
 exit $code
 """
 

@@ -10,6 +10,9 @@ import signal
 import time
 from collections.abc import Callable
 
+# Beyond the ranks' own grace (training.policy.grace_seconds): a watchdog writes its stacks, srun gathers the codes, and
+# Slurm's clock is up to 15 s off.
+MARGIN_SECONDS = 30.0
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -39,6 +42,11 @@ class StopRequests:
             return Action.IGNORE
         self.requested = True
         return Action.FORWARD
+
+
+def seconds_to_stop(grace: float) -> float:
+    """From the request until ranks that save within `grace` seconds have surely ended."""
+    return grace + MARGIN_SECONDS
 
 
 def as_forwarded(number: int) -> int:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 from launch import exits
-from launch.stopping import HANDLED, Action, StopRequests, as_forwarded
+from launch.stopping import HANDLED, Action, StopRequests, as_forwarded, seconds_to_stop
 
 _TICK = 0.05
 
@@ -32,6 +32,11 @@ class Patience:
     terminate: float = 10.0
     orphans: float = 120.0
     interrupt_again: float = 2.0
+
+    @classmethod
+    def with_grace(cls, grace: float) -> "Patience":
+        """For ranks that take up to `grace` seconds to save."""
+        return cls(orphans=seconds_to_stop(grace))
 
 
 class Member(Protocol):

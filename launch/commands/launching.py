@@ -1,5 +1,6 @@
 """`internimage launch local|hostfile|slurm COMMAND`: the same command on one machine or on many."""
 
+import math
 import os
 import shlex
 import sys
@@ -43,6 +44,7 @@ def local(
     from launch.local import spawn
     from launch.machine import resolve_processes
     from launch.ranks import Placement
+    from launch.supervision import Patience
 
     count = resolve_processes(processes)
     world = world_size or count
@@ -50,7 +52,7 @@ def local(
         raise UserError(f"--first-rank {first_rank} + {count} processes are more than --world-size {world}")
     if world > count and master_port is None:
         raise UserError("several machines need the same --master-port on each")
-    _preflight(command, world)
+    grace = _preflight(command, world)
     argv = invocation.resolve_command(command)
     if dry_run:
         typer.echo(f"{count} x {shlex.join(argv)}")
@@ -62,6 +64,7 @@ def local(
         placement=Placement(first_rank, world, master_addr, master_port),
         logs=logs or (run / "logs" if run else None),
         control=sys.stdin.fileno() if control else None,
+        patience=None if grace is None else Patience.with_grace(grace),
         hold_signals=invocation.configuration_of(command) is not None,
     )
 
@@ -117,7 +120,10 @@ def slurm(
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
     mem: Annotated[str | None, typer.Option(help="Memory per node, as 500G.")] = None,
-    signal_seconds: Annotated[int, typer.Option(min=1, help="Ask the ranks to save so long before the limit.")] = 300,
+    signal_seconds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask the ranks to save so long before the limit. [default: their grace + 30, or 300]"),
+    ] = None,
     wait_seconds: Annotated[int, typer.Option(min=0, help="End the others so long after the first rank ended.")] = 60,
     array: Annotated[int | None, typer.Option(min=1, help="A chain of N jobs in place of requeueing.")] = None,
     name: Annotated[str | None, typer.Option(help="Job name. [default: the run directory's]")] = None,
@@ -134,19 +140,28 @@ def slurm(
     from data_pipeline.errors import UserError
     from launch import invocation
     from launch import slurm as work
+    from launch.stopping import MARGIN_SECONDS, seconds_to_stop
 
     if container_runtime not in ("pyxis", "apptainer"):
         raise UserError(f"--container-runtime {container_runtime!r}: expected pyxis or apptainer")
     gpus = gpus_per_node.rpartition(":")[2] if gpus_per_node else "1"
     if not gpus.isdigit():
         raise UserError(f"--gpus-per-node {gpus_per_node!r}: expected a number or TYPE:NUMBER, as h100:8")
+    ranks_per_node = ranks_per_node or int(gpus)
+    grace = _preflight(command, nodes * ranks_per_node)
+    needed = work.SlurmJob.signal_seconds if grace is None else math.ceil(seconds_to_stop(grace))
+    if grace is not None and signal_seconds is not None and signal_seconds < needed:
+        raise UserError(
+            f"--signal-seconds {signal_seconds}: the ranks may save for {grace:g} s, and {MARGIN_SECONDS:g} s go into "
+            f"leaving: ask {needed} s before the limit, or set training.policy.grace_seconds"
+        )
     run = invocation.run_directory(command)
     argv = invocation.resolve_command(command, portable=container is not None)
     job = work.SlurmJob(
         command=work.command_words(argv),
         name=name or (run.name if run else "internimage"),
         nodes=nodes,
-        ranks_per_node=ranks_per_node or int(gpus),
+        ranks_per_node=ranks_per_node,
         gpus_per_node=gpus_per_node,
         cpus_per_rank=cpus_per_rank,
         time=time,
@@ -154,7 +169,7 @@ def slurm(
         account=account,
         qos=qos,
         memory=mem,
-        signal_seconds=signal_seconds,
+        signal_seconds=signal_seconds or needed,
         wait_seconds=wait_seconds,
         array=array,
         logs=str(run.absolute() / "logs") if run else os.getcwd(),
@@ -165,7 +180,6 @@ def slurm(
         setup=tuple(setup or ()),
         extra=tuple(sbatch or ()),
     )
-    _preflight(command, job.world_size)
     if dry_run:
         typer.echo(work.script(job), nl=False)
         return exits.DONE
@@ -174,12 +188,18 @@ def slurm(
     return exits.DONE
 
 
-def _preflight(command: list[str], world_size: int) -> None:
-    """A COMMAND that is `pretrain CONFIG ...` is checked here, before it costs a queue's wait."""
+def _preflight(command: list[str], world_size: int) -> float | None:
+    """A COMMAND that is `pretrain CONFIG ...` is checked here, before it costs a queue's wait.
+
+    Returns the seconds that its ranks are given to save; None for other programs.
+    """
     from launch import invocation, preflight
 
     given = invocation.configuration_of(command)
-    if given is not None:
-        from pretrain.configuration import load_config
+    if given is None:
+        return None
+    from pretrain.configuration import load_config
 
-        preflight.check_run(load_config(*given), world_size)
+    config = load_config(*given)
+    preflight.check_run(config, world_size)
+    return config.training.policy.grace_seconds

@@ -25,6 +25,7 @@ def finetune_to_plateau(
     """Segments of a run, each scored on `validation` by this process, no rank itself where there are several."""
     from data_pipeline.errors import UserError
     from launch import invocation, local, machine, preflight
+    from launch.supervision import Patience
 
     if invocation.inside_a_launcher():
         raise UserError("--validation starts its own ranks: run it on one machine, not under a launcher (RANK is set)")
@@ -40,7 +41,10 @@ def finetune_to_plateau(
         (run / SEGMENT).write_text(dump_config(segment), encoding="utf-8")
         arguments = ["finetune", str(run / SEGMENT), "--output", str(run)]
         arguments += ["--from", str(start)] if start is not None else []
-        return local.spawn(invocation.own_command(arguments), count, logs=run / "logs", hold_signals=True)
+        patience = Patience.with_grace(config.training.policy.grace_seconds)
+        return local.spawn(
+            invocation.own_command(arguments), count, logs=run / "logs", patience=patience, hold_signals=True
+        )
 
     plateau = train_to_plateau(
         config,

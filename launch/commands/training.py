@@ -119,6 +119,7 @@ def _show(config: "RunConfig") -> int:
 def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str], one_rank: Callable[[], int]) -> int:
     """Be one rank inside a launcher; otherwise check what can be checked and start the ranks of this machine."""
     from launch import invocation, local, machine, preflight
+    from launch.supervision import Patience
 
     if invocation.inside_a_launcher():
         preflight.check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -128,7 +129,10 @@ def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str]
     preflight.check_output(output)
     if count == 1:
         return _be_a_rank(one_rank)
-    return local.spawn(invocation.own_command(arguments), count, logs=output / "logs", hold_signals=True)
+    patience = Patience.with_grace(config.training.policy.grace_seconds)
+    return local.spawn(
+        invocation.own_command(arguments), count, logs=output / "logs", patience=patience, hold_signals=True
+    )
 
 
 def _be_a_rank(one_rank: Callable[[], int]) -> int:

@@ -85,6 +85,7 @@ def test_every_command_says_what_it_is_for_and_shows_an_example(
         (["finetune", "finetune_in1k", "--from", "/nowhere"], "--from /nowhere: does not exist"),
         (["launch", "local", "--first-rank", "3", "--world-size", "2", "true"], "more than --world-size 2"),
         (["launch", "slurm", "--gpus-per-node", "many", "--dry-run", "true"], "as h100:8"),
+        (["launch", "slurm", "--time", "5", "--dry-run", "true"], "--time 5 is no longer than the 300 s"),
         (["export", "runs/x", "out", "--to", "docx"], "--to"),
     ],
 )

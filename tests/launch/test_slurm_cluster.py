@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +60,7 @@ def start(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 
 def again_now(cluster: Any, job: str, wait_for: Callable[..., None]) -> None:
     """Slurm holds a requeued job for two minutes. A test ends that, but not at once: `Job credential revoked`."""
-    wait_for(lambda: cluster.state(job)["JobState"] == "PENDING" and cluster.state(job)["Restarts"] != "0", 40)
+    wait_for(lambda: cluster.state(job)["JobState"] == "PENDING" and cluster.state(job)["Restarts"] != "0", 120)
     time.sleep(4)
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -130,6 +129,20 @@ def test_a_killed_rank_ends_the_others_and_the_job_starts_again(
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
 
 
+def test_a_run_that_its_user_stopped_ends_its_job(
+    cluster: Any, start: Callable[..., str], program: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    body = """
+    line = {'kind': 'stopped', 'rank': 0, 'reason': 'stop file'}
+    if r == 0: (out / 'events.jsonl').write_text(json.dumps(line) + '\\n')
+    time.sleep(1)  # nobody leaves before everybody is done
+    sys.exit(75)
+    """
+    job = start(program(RANK + body), run=str(tmp_path))
+    state = cluster.wait(job, 60)
+    assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "75:0")
+
+
 def test_a_cancelled_job_stays_cancelled(
     cluster: Any,
     start: Callable[..., str],
@@ -166,16 +179,17 @@ def test_pretraining_on_two_nodes_stops_requeues_and_finishes(
     tmp_path: Path,
     wait_for: Callable[..., None],
     tiny_run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = tmp_path / "run"
-    config = tiny_run("schedule.steps=60", "checkpoint.every_steps=10")
+    config = tiny_run("schedule.steps=40", "checkpoint.every_steps=10")
     command = [sys.executable, "-m", "launch", "pretrain", str(config), "--output", str(run)]
-    os.environ["OMP_NUM_THREADS"] = "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = start(command, run=str(run), logs=str(run / "logs"))
-    wait_for(lambda: (run / "checkpoints" / "latest").exists(), 240)
+    wait_for(lambda: (run / "events.jsonl").exists(), 240)  # it trains, and is far from its end
     cluster.ask("scancel", "--signal=USR1", job)
     again_now(cluster, job, wait_for)
-    state = cluster.wait(job, 240)
+    state = cluster.wait(job, 300)
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     kinds = [event["kind"] for event in events if event["kind"] in ("start", "stopped", "resume", "done")]
     assert kinds == ["start", "stopped", "resume", "done"]

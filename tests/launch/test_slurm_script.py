@@ -8,7 +8,9 @@ import pytest
 
 from data_pipeline.errors import UserError
 from launch.cli import run
-from launch.slurm import Container, SlurmJob, script, submit
+from launch.slurm import Container, SlurmJob, script, seconds, submit
+from launch.stopping import MARGIN_SECONDS
+from launch.supervision import Patience
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -56,10 +58,64 @@ def test_apptainer_runs_the_command_inside_its_image() -> None:
     assert "apptainer exec --nv a.sif internimage doctor" in script(job)
 
 
-@pytest.mark.parametrize("time", ["tomorrow", "1-", "10:00:00:00"])
+@pytest.mark.parametrize("time", ["tomorrow", "1-", "10:00:00:00", "1-2:3:4:5"])
 def test_a_time_that_slurm_would_refuse_is_refused(time: str) -> None:
     with pytest.raises(UserError, match="--time"):
         SlurmJob(command=("x",), time=time)
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("30", 1800),
+        ("30:15", 1815),
+        ("2:30:15", 9015),
+        ("1-2", 93600),
+        ("1-2:30", 95400),
+        ("1-02:30:15", 95415),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_documents_them(time: str, expected: int) -> None:
+    assert seconds(time) == expected
+
+
+def test_a_job_no_longer_than_its_warning_is_refused() -> None:
+    for enough in ("5:01", "0"):  # 0: no limit
+        assert SlurmJob(command=("x",), time=enough).signal_seconds == 300
+    with pytest.raises(UserError, match="give the job more time"):
+        SlurmJob(command=("x",), time="5:00")
+
+
+def test_the_warning_comes_early_enough_for_the_runs_own_grace(
+    tiny_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tiny_run("training.policy.grace_seconds=500"))
+    pretrain = ["pretrain", config, "training.batch_size=16"]
+    assert run(["launch", "slurm", "--dry-run", *pretrain]) == 0
+    assert f"#SBATCH --signal=USR1@{500 + MARGIN_SECONDS:.0f}\n" in capsys.readouterr().out
+    assert run(["launch", "slurm", "--dry-run", "--signal-seconds", "520", *pretrain]) == 2
+    assert "training.policy.grace_seconds" in capsys.readouterr().err
+    assert run(["launch", "slurm", "--dry-run", "--signal-seconds", "900", *pretrain]) == 0
+    assert "#SBATCH --signal=USR1@900\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("head", [["launch", "local"], []], ids=["launch local", "pretrain"])
+def test_orphans_may_save_as_long_as_their_run_allows(
+    head: list[str], tiny_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def spawn(*arguments: object, patience: Patience, **options: object) -> int:
+        given.append(patience.orphans)
+        return 0
+
+    monkeypatch.setattr("launch.local.spawn", spawn)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    config = str(tiny_run("training.policy.grace_seconds=500"))
+    processes = [*head, "--processes", "2", "pretrain", config] if head else ["pretrain", config, "--processes", "2"]
+    assert run(processes) == 0
+    assert given == [500 + MARGIN_SECONDS]
 
 
 def test_submitting_without_sbatch_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it
 export WORD=./.word-"$SLURM_JOB_ID"
 rm -f "$WORD.told" "$WORD.first"
 run='' script=slurm.sh
-latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }
+latest() { { [ -n "$run" ] && cat "$run/checkpoints/latest" 2> /dev/null; } || echo none; }
 before=$(latest)
-echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint ${before:-none}"
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint $before"
 
 srun --kill-on-bad-exit=1 --wait=60 --container-image=/images/house.sqsh --container-mounts=/data:/data \
   bash -c 'trap : USR1 TERM INT
@@ -37,9 +37,14 @@ code=$?
 said=$(cat "$WORD.told" "$WORD.first" 2> /dev/null | head -n 1)
 code=${said:-$code}
 rm -f "$WORD.told" "$WORD.first"
+by_user() {
+  [ -n "$run" ] && grep '"kind": "stopped"' "$run/events.jsonl" | tail -n 1 |
+    grep -qE '"reason": "(stop file|training.stop_after)"'
+}
 echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest)"
 case $code in
-  75 | 137 | 143) ;; # the next job of the array goes on
-  *) scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" ;; # done, or an error that would only repeat
+  75) by_user || exit $code ;; # the next job of the array goes on
+  137 | 143) exit $code ;;
 esac
+scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" # done, stopped by its user, or an error that would only repeat
 exit $code

@@ -23,9 +23,9 @@ export WORD=/runs/h/logs/.word-"$SLURM_JOB_ID"
 rm -f "$WORD.told" "$WORD.first"
 module load cuda/13
 run=/runs/h script=/runs/h/slurm.sh
-latest() { if [ -n "$run" ]; then cat "$run/checkpoints/latest" 2>/dev/null || true; fi; }
+latest() { { [ -n "$run" ] && cat "$run/checkpoints/latest" 2> /dev/null; } || echo none; }
 before=$(latest)
-echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint ${before:-none}"
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint $before"
 
 srun --kill-on-bad-exit=1 --wait=60 \
   bash -c 'trap : USR1 TERM INT
@@ -44,13 +44,24 @@ code=$?
 said=$(cat "$WORD.told" "$WORD.first" 2> /dev/null | head -n 1)
 code=${said:-$code}
 rm -f "$WORD.told" "$WORD.first"
-again=no
+by_user() {
+  [ -n "$run" ] && grep '"kind": "stopped"' "$run/events.jsonl" | tail -n 1 |
+    grep -qE '"reason": "(stop file|training.stop_after)"'
+}
+again=no now=$(latest)
 case $code in
-  75) again=yes ;; # stopped after saving
-  137 | 143) # killed: a lost node, or memory; pointless where three starts brought no new checkpoint
-    if [ "$(latest)" != "$before" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; then again=yes; fi ;;
+  75) # stopped after saving
+    rm -f "$WORD.lost"
+    if by_user; then again="no, as asked"; else again=yes; fi ;;
+  137 | 143) # killed: a lost node, or memory; pointless where three starts in a row brought no new checkpoint
+    if [ "$now" = "$before" ]; then echo "$now" >> "$WORD.lost"; fi
+    if [ "$now" != "$before" ] || [ "$(grep -cxF "$now" "$WORD.lost")" -lt 3 ]; then again=yes; fi ;;
 esac
-echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest), start again: $again"
+echo "job $SLURM_JOB_ID: exit code $code, checkpoint $now, start again: $again"
 # Slurm holds a requeued job for two minutes, until its old credential is surely dead.
-if [ $again = yes ]; then scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"; fi
+if [ "$again" = yes ]; then
+  scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"
+else
+  rm -f "$WORD.lost"
+fi
 exit $code

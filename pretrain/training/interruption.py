@@ -51,8 +51,9 @@ class Interruption:
             self.on_request()
 
     def read_stop_file(self, run: Path) -> None:
-        if self.reason is None and (run / STOP_FILE).exists():
+        if (run / STOP_FILE).exists():
             self.request("stop file")
+            self.reason = "stop file"  # also beside a signal, after which Slurm would start the run again
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked data worker: its parent decides

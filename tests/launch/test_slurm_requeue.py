@@ -58,6 +58,14 @@ def reason_of_a_stop_file(run: Path) -> str | None:
     return interruption.reason
 
 
+def reason_of_a_stop_file_beside_a_signal(run: Path) -> str | None:
+    (run / STOP_FILE).touch()
+    interruption = Interruption()
+    interruption.request("SIGUSR1")
+    interruption.read_stop_file(run)
+    return interruption.reason
+
+
 def reason_of_stop_after(run: Path) -> str | None:
     """What the training loop itself notes at the step of `training.stop_after`."""
     interruption = Interruption()
@@ -77,7 +85,9 @@ def test_a_run_that_a_signal_stopped_starts_again(job: Job, reason: str) -> None
     assert job.asked == AGAIN
 
 
-@pytest.mark.parametrize("reason_of", [reason_of_a_stop_file, reason_of_stop_after])
+@pytest.mark.parametrize(
+    "reason_of", [reason_of_a_stop_file, reason_of_a_stop_file_beside_a_signal, reason_of_stop_after]
+)
 def test_a_run_that_its_user_stopped_ends_the_job(job: Job, reason_of: Callable[[Path], str | None]) -> None:
     job.start(75, "step-00000005", "SIGUSR1")
     assert job.start(75, "step-00000009", reason_of(job.run)) == 75

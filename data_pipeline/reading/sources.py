@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipeline.errors import BadDataError
 from data_pipeline.format import open_set
+from data_pipeline.format.index import EMPTY_SHARD
 from data_pipeline.format.sets import INDEX_SUFFIX
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.damage import index_damage
@@ -50,7 +51,7 @@ def open_sources(
                         "kind": "damaged_shard",
                         "source": names[-1],
                         "shard": shard.name,
-                        "reason": "empty_shard",
+                        "reason": EMPTY_SHARD,
                         "samples": 1,
                     }
                 )
@@ -81,6 +82,7 @@ def _report_damage(
     for shard, reason, count in found:
         if events is not None:
             events({"kind": "damaged_shard", "source": name, "shard": shard, "reason": reason, "samples": count})
+    found = [item for item in found if item[1] != EMPTY_SHARD]  # an empty shard is no bad sample of its own
     bad = sum(count for _, _, count in found)
     if bad and too_many(bad, samples + bad, rate):
         worst = sorted(found, key=lambda item: -item[2])[:8]

@@ -216,6 +216,17 @@ def test_above_the_allowed_rate_every_rank_ends_with_code_3_naming_the_shard(see
         assert "00001.tar: " in rank[case]["error"] and "max_bad_rate 0.01" in rank[case]["error"]
 
 
+def test_the_count_of_bad_samples_is_of_samples(tmp_path):
+    """A shard in which none is left is noted as empty, too; that is no further sample."""
+    from data_pipeline.errors import BadDataError
+    from data_pipeline.reading import DataConfig, Reader
+
+    all_text(tmp_path / "set")
+    settings = DataConfig(sources=[{"path": str(tmp_path / "set")}], image_size=32, workers=0)
+    with pytest.raises(BadDataError, match=f": 10 of {sum(SIZES)} samples are damaged.*10 x not_an_image"):
+        Reader(settings, tokenizer=None, batch_size=4)
+
+
 def test_a_set_without_one_good_sample_says_so(tmp_path):
     from reading_sets import tokenize
 

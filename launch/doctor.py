@@ -32,7 +32,7 @@ PACKAGES = (
     "pillow",
     "typer",
 )
-_LOADER_WORKERS_A_RANK = 8  # each holds prefetched batches; start here, then watch data_wait_ms in metrics.jsonl
+_LOADER_WORKERS_A_RANK = 8  # each holds prefetched batches: a start until the run's own shards are measured
 _SMALL_SHM = 2**30
 _SMALL_DISK = 20 * 2**30
 
@@ -173,7 +173,11 @@ def _loader(gpus: int) -> dict[str, Any]:
     """Decoding workers: the cores, less one for each rank's own process, shared out among the ranks."""
     cores, ranks = machine.usable_cores(), max(1, gpus)
     workers = max(0, min(_LOADER_WORKERS_A_RANK, cores // ranks - 1))
-    return {"cores_a_rank": cores / ranks, "suggested": f"data.workers={workers}"}
+    return {
+        "cores_a_rank": cores / ranks,
+        "suggested": f"data.workers={workers}",
+        "measured": "internimage inspect loader CONFIG",
+    }
 
 
 def _guarded(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def render(pixels: Pixels, crop: Crop, out: Pixels) -> None:
     if box.shape[:2] == out.shape[:2]:
         resized = box
     else:
-        image = torch.from_numpy(box).permute(2, 0, 1)[None]
+        image = torch.from_numpy(box).unsqueeze(0).permute(0, 3, 1, 2)  # channels last by its strides, as the result is
         resized = F.interpolate(image, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
     if crop.flip:
         cv2.flip(resized, 1, dst=out)

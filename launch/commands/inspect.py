@@ -1,4 +1,4 @@
-"""`internimage inspect`: look at variants, batches and checkpoints."""
+"""`internimage inspect`: look at variants, batches, the loader's speed and checkpoints."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ import typer
 from launch import exits
 
 app = typer.Typer(
-    help="Look at model variants, a run's batches, a checkpoint.",
+    help="Look at model variants, a run's batches and reading speed, a checkpoint.",
     epilog="Example: internimage inspect variants",
     no_args_is_help=True,
 )
@@ -43,6 +43,40 @@ def batch(
     from pretrain.analysis.batch import inspect_batch
 
     show(inspect_batch(run, step, output=output), as_json=json)
+    return exits.DONE
+
+
+@app.command(epilog="Example: internimage inspect loader internimage_h_m3i_427m --samples-per-second 150 --processes 8")
+def loader(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the bare name of a shipped one.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as data.image_size=384.", show_default=False),
+    ] = None,
+    samples_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="What each process trains (images_per_second of a run / its ranks).")
+    ] = None,
+    processes: Annotated[str, typer.Option(help="Ranks on this machine: a number, or auto.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time to measure for.")] = 5.0,
+    json: Json = False,
+) -> int:
+    """How fast a core reads a run's shards, and the data.workers that its training needs."""
+    from launch import machine, preflight
+    from launch.display import show
+    from pretrain.configuration import load_config
+
+    run = load_config(config, overrides or ())
+    for source in run.data.sources:
+        preflight.check_source(source.path)
+    count = machine.resolve_processes(processes)
+    from data_pipeline.reading.advice import advise
+    from pretrain.objectives import build_tokenizer
+
+    tokenizer = build_tokenizer(run.data.context_length, run.objective.text.vocab_size)
+    found = advise(
+        run.data, tokenizer=tokenizer, samples_per_second=samples_per_second, processes=count, seconds=seconds
+    )
+    show(found, as_json=json)
     return exits.DONE
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*)
+EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*.h dcnv3/csrc/*/*)
 
 .PHONY: demo test test-slow lint benchmark-operator clean
 

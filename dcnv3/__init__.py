@@ -5,8 +5,8 @@ operator    `dcnv3`, the function               module      `DCNv3`, the layer
 backends    what is available, and why not      csrc/       the CPU and CUDA kernels
 """
 
-from dcnv3.backends import available_backends
+from dcnv3.backends import available_backends, default_backend
 from dcnv3.module import DCNv3
 from dcnv3.operator import dcnv3
 
-__all__ = ["DCNv3", "available_backends", "dcnv3"]
+__all__ = ["DCNv3", "available_backends", "dcnv3", "default_backend"]

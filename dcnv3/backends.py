@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 
 import torch
@@ -49,16 +50,31 @@ def available_backends() -> dict[str, str | None]:
     return dict(_REASONS)
 
 
+def default_backend(device: str = "cpu") -> str:
+    """The backend of `auto` for tensors on `device` ("cpu", "cuda", ...): the compiled one, else `reference`."""
+    return device if device in _REASONS and _REASONS[device] is None else "reference"
+
+
+def check_name(backend: str | None) -> None:
+    """ValueError where `backend` is none of the names, `auto` and None."""
+    if not (backend is None or (isinstance(backend, str) and backend in ("auto", *NAMES))):
+        raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}, got {backend!r}")
+
+
 def choose(backend: str | None, device: str) -> str:
     """The backend for tensors on `device` ("cpu", "cuda", ...): the one asked for, else the best here.
+
+    Warns, once a device, where `auto` falls to `reference` although there are kernels for the device.
 
     Raises:
         ValueError: an unknown backend, one that is not available, or one for another device.
     """
+    check_name(backend)
     if backend is None or backend == "auto":
-        return device if device in _REASONS and _REASONS[device] is None else "reference"
-    if backend not in _REASONS:
-        raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}, got {backend!r}")
+        best = default_backend(device)
+        if best == "reference" and device in _REASONS and not torch.compiler.is_compiling():
+            _warn_of_reference(device)
+        return best
     reason = _REASONS[backend]
     if reason is not None:
         raise ValueError(f"backend: {backend} is not available: {reason}")
@@ -67,4 +83,18 @@ def choose(backend: str | None, device: str) -> str:
     return backend
 
 
-__all__ = ["NAMES", "available_backends", "choose", "registration"]
+_WARNED: set[str] = set()
+
+
+def _warn_of_reference(device: str) -> None:
+    if device in _WARNED:
+        return
+    _WARNED.add(device)
+    warnings.warn(
+        f"dcnv3: tensors on {device} go through the slow reference backend: {device} is not available: "
+        f'{_REASONS[device]}. backend="reference" asks for it without this warning.',
+        stacklevel=4,
+    )
+
+
+__all__ = ["NAMES", "available_backends", "check_name", "choose", "default_backend", "registration"]

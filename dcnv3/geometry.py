@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+LARGEST = 2**31 - 1  # the kernels' integers
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -59,11 +60,26 @@ class Geometry(NamedTuple):
         return cells
 
 
+def is_integer(value: object, least: int) -> bool:
+    """Whether `value` is an integer from `least` that the kernels can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def integer(name: str, value: int, least: int) -> int:
+    """`value` itself; ValueError names the argument where it is no integer of at least `least`."""
+    if not is_integer(value, least):
+        raise ValueError(f"{name}: expected an integer of at least {least} (and below 2**31), got {value!r}")
+    return value
+
+
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """(height, width) from an integer or a pair; ValueError names the argument."""
-    both = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(both) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in both):
-        raise ValueError(f"{name}: expected an integer of at least {least} or a (height, width) pair, got {value!r}")
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2 or not all(is_integer(v, least) for v in both):
+        raise ValueError(
+            f"{name}: expected an integer of at least {least} (and below 2**31) or a (height, width) pair, "
+            f"got {value!r}"
+        )
     return both[0], both[1]
 
 
@@ -79,21 +95,27 @@ def make_geometry(
     mask_activation: str = "softmax",
 ) -> Geometry:
     """Check the arguments that are not tensors. ValueError names the argument and what was expected."""
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise ValueError(f"groups: expected an integer of at least 1, got {groups!r}")
+    integer("groups", groups, 1)
     kernel = pair("kernel_size", kernel_size, 1)
-    if mask_activation not in ACTIVATIONS:
+    spread = pair("dilation", dilation, 1)
+    if any(d * (k - 1) > LARGEST for d, k in zip(spread, kernel, strict=True)):
+        raise ValueError(f"dilation: expected a kernel below 2**31 pixels, got {dilation!r} with kernel_size {kernel}")
+    if not isinstance(mask_activation, str) or mask_activation not in ACTIVATIONS:
         raise ValueError(f"mask_activation: expected one of {', '.join(ACTIVATIONS)}, got {mask_activation!r}")
+    if not isinstance(remove_center, bool):
+        raise ValueError(f"remove_center: expected True or False, got {remove_center!r}")
     if remove_center and (kernel[0] != kernel[1] or kernel[0] % 2 == 0 or kernel[0] == 1):
         raise ValueError(f"remove_center: needs an odd square kernel of at least 3, got kernel_size {kernel}")
+    if not isinstance(offset_scale, (int, float)) or isinstance(offset_scale, bool) or not abs(offset_scale) < 2**127:
+        raise ValueError(f"offset_scale: expected a finite number, got {offset_scale!r}")
     return Geometry(
         groups,
         *kernel,
         *pair("stride", stride, 1),
         *pair("padding", padding, 0),
-        *pair("dilation", dilation, 1),
+        *spread,
         float(offset_scale),
-        bool(remove_center),
+        remove_center,
         ACTIVATIONS.index(mask_activation),
     )
 
@@ -107,6 +129,11 @@ def check_tensors(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor,
     for name, tensor in (("value", value), ("offset", offset), ("mask", mask)):
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else tensor.layout
+            raise ValueError(
+                f"{name}: expected a dense (strided) tensor, got a {kind} one of {tensor.dim()} dimensions"
+            )
         if tensor.dim() != 4:
             raise ValueError(f"{name}: expected 4 dimensions [N, H, W, channels], got shape {tuple(tensor.shape)}")
         if tensor.dtype not in DTYPES:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcnv3.geometry import Geometry, make_geometry
+from dcnv3.backends import check_name
+from dcnv3.geometry import Geometry, integer, make_geometry
 from dcnv3.operator import dcnv3
 from dcnv3.reference import activate
 
@@ -53,9 +54,20 @@ class DCNv3(nn.Module):
                 `output_proj` then takes K*C features.
 
         Raises:
-            ValueError: sizes that do not fit together.
+            ValueError: a wrong option, or sizes that do not fit together; names the argument and what was expected.
         """
         super().__init__()
+        check_name(backend)
+        integer("channels", channels, 1)
+        # one number each: the depthwise convolution that goes with them is square
+        for name, size, least in (
+            ("kernel_size", kernel_size, 1),
+            ("dw_kernel_size", kernel_size if dw_kernel_size is None else dw_kernel_size, 1),
+            ("stride", stride, 1),
+            ("padding", padding, 0),
+            ("dilation", dilation, 1),
+        ):
+            integer(name, size, least)
         self.geometry: Geometry = make_geometry(
             groups=groups,
             kernel_size=kernel_size,
@@ -66,7 +78,7 @@ class DCNv3(nn.Module):
             remove_center=remove_center,
             mask_activation=mask_activation,
         )
-        if channels < 1 or channels % groups:
+        if channels % groups:
             raise ValueError(f"channels: expected a positive multiple of groups={groups}, got {channels}")
         depthwise_size = kernel_size if dw_kernel_size is None else dw_kernel_size
         # The depthwise map must have the output's size: twice the slack that the other kernel leaves.
@@ -110,6 +122,8 @@ class DCNv3(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[N, H, W, C] -> [N, Ho, Wo, C]. ValueError for another number of channels or dimensions."""
+        if not isinstance(inputs, torch.Tensor):
+            raise ValueError(f"inputs: expected a tensor [N, H, W, {self.channels}], got {type(inputs).__name__}")
         if inputs.dim() != 4 or inputs.shape[-1] != self.channels:
             raise ValueError(f"inputs: expected [N, H, W, {self.channels}], got shape {tuple(inputs.shape)}")
         x = self.input_proj(inputs)
@@ -119,11 +133,13 @@ class DCNv3(nn.Module):
         offset, mask = self.offset_mask(x1).split((2 * places, places), dim=-1)
         sampled = self._shared(x, offset, mask) if self.share_weights else self._unshared(x, offset, mask)
         if self.center_scale is not None:
-            share = self.center_scale(x1).sigmoid().repeat_interleave(self.channels // self.groups, dim=-1)
-            if not self.share_weights:  # a K-th of the centre to each point: equal projections give the shared form
-                points = self.geometry.points
-                x, share = x.repeat(1, 1, 1, points) / points, share.repeat(1, 1, 1, points)
-            sampled = torch.lerp(sampled, x, share)
+            # one share a group, spread over its channels by broadcasting: [N, Ho, Wo, K or 1, G, C']
+            copies = 1 if self.share_weights else self.geometry.points
+            split = (copies, self.groups, self.channels // self.groups)
+            share = self.center_scale(x1).sigmoid()[..., None, :, None]
+            # a K-th of the centre to each point where weights are apart: equal projections give the shared form
+            centre = x.unflatten(-1, (1, *split[1:])) if copies == 1 else x.unflatten(-1, (1, *split[1:])) / copies
+            sampled = torch.lerp(sampled.unflatten(-1, split), centre, share).flatten(-3)
         return self.output_proj(sampled)
 
     def _shared(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

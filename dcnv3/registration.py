@@ -62,6 +62,34 @@ def _(
     return value.new_empty(value.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
 
 
+class _Backward(torch.autograd.Function):
+    """`dcnv3::backward` where it has to have derivatives: the kernel's numbers, differentiated as the definition is."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Gradients:
+        ctx.save_for_backward(*arguments[:4])
+        ctx.geometry = arguments[4:-1]
+        return _run_backward(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+        higher = torch.is_grad_enabled()  # third derivatives are wanted too
+        with torch.enable_grad():
+            # a view is a place of its own in the graph: what value, offset and mask have in common is left to autograd
+            tensors = [t.view_as(t) if higher and t.requires_grad else t.detach() for t in ctx.saved_tensors]
+            tensors = [t if t.requires_grad else t.requires_grad_() for t in tensors]
+            output = dcnv3_reference(tensors[1], tensors[2], tensors[3], Geometry(*ctx.geometry))
+            first = torch.autograd.grad(output, tensors[1:], tensors[0], create_graph=True)
+            second = torch.autograd.grad(first, tensors, cotangents, create_graph=higher, allow_unused=True)
+        return (*second, *(None for _ in ctx.geometry), None)
+
+
+def _run_backward(grad_output: torch.Tensor, value: torch.Tensor, *rest: Any) -> Gradients:
+    # The GPU's deterministic sum is in 64-bit fixed point: enough for float32, not for float64.
+    exact = rest[-1] and value.is_cuda and value.dtype == torch.float64
+    return (_backward if exact else torch.ops.dcnv3.backward)(grad_output, value, *rest)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
     ctx.geometry = inputs[3:]
@@ -70,9 +98,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 def _gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     value, offset, mask = ctx.saved_tensors  # once: activation checkpointing unpacks them once only
-    # The GPU's deterministic sum is in 64-bit fixed point: enough for float32, not for float64.
-    exact = deterministic and value.is_cuda and value.dtype == torch.float64
-    backward = _backward if exact else torch.ops.dcnv3.backward
+    # create_graph=True: the kernels have no derivatives of their own
+    backward = _Backward.apply if torch.is_grad_enabled() else _run_backward
     grads = backward(grad_output, value, offset, mask, *ctx.geometry, deterministic)
     return (*grads, *(None for _ in ctx.geometry))
 

@@ -48,6 +48,7 @@ def examine(folder: Path | None = None) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": _devices(torch),
         "operator": _guarded(_operator_backends),
+        "operator_default": _guarded(_operator_default),
         "communication": _communication(torch),
         "compilers": _compilers(),
         "memory": _memory(),
@@ -132,6 +133,13 @@ def _operator_backends() -> dict[str, str]:
     return {name: "ready" if why is None else why for name, why in dcnv3.available_backends().items()}
 
 
+def _operator_default() -> dict[str, str]:
+    """What backend="auto" takes for tensors of each device."""
+    import dcnv3
+
+    return {device: dcnv3.default_backend(device) for device in ("cpu", "cuda")}
+
+
 def _communication(torch: Any) -> dict[str, Any]:
     if torch is None or not torch.distributed.is_available():
         return {"nccl": None, "gloo": False}
@@ -176,7 +184,7 @@ def _loader(gpus: int) -> dict[str, Any]:
     return {
         "cores_a_rank": cores / ranks,
         "suggested": f"data.workers={workers}",
-        "measured": "internimage inspect loader CONFIG",
+        "measure_with": "internimage inspect loader CONFIG",
     }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
-from dcnv3 import DCNv3, available_backends, dcnv3
+from dcnv3 import DCNv3, available_backends, backends, dcnv3, default_backend
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -34,13 +35,31 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"offset": torch.zeros(2, 6, 7, 36).double()}, r"offset: expected the dtype of value, torch.float32"),
         ({"mask": torch.zeros(1, 6, 7, 18)}, r"mask: expected shape \(2, 6, 7, 18\).*got \(1, 6, 7, 18\)"),
         ({"mask": torch.zeros(2, 6, 7, 18, device="meta")}, r"mask: expected the device of value, cpu, got meta"),
-        ({"groups": 0}, r"groups: expected an integer of at least 1, got 0"),
+        ({"value": torch.zeros(2, 6, 7, 16).to_sparse()}, r"value: expected a dense .*got a torch.sparse_coo one of 4"),
+        (
+            {"mask": torch.nested.nested_tensor([torch.zeros(6, 7, 18)] * 2)},
+            r"mask: expected a dense .*got a nested one",
+        ),
+        ({"groups": 0}, r"groups: expected an integer of at least 1 .*, got 0"),
+        ({"groups": "2"}, r"groups: expected an integer of at least 1 .*, got '2'"),
         ({"groups": 3}, r"value: channels must be .*groups=3"),
         ({"kernel_size": 0}, r"kernel_size: expected an integer of at least 1"),
         ({"kernel_size": (3, 3, 3)}, r"kernel_size: expected .*pair, got \(3, 3, 3\)"),
         ({"stride": 0}, r"stride: expected an integer of at least 1"),
         ({"padding": -1}, r"padding: expected an integer of at least 0"),
         ({"dilation": 1.5}, r"dilation: expected an integer"),
+        ({"dilation": None}, r"dilation: expected an integer.*got None"),
+        ({"stride": 2**70}, r"stride: expected an integer .*below 2\*\*31.*, got 1180591620717411303424"),
+        ({"padding": (1, 2**31)}, r"padding: expected an integer .*got \(1, 2147483648\)"),
+        ({"dilation": 2**30, "kernel_size": 4}, r"dilation: expected a kernel below 2\*\*31 pixels, got 1073741824"),
+        ({"offset_scale": None}, r"offset_scale: expected a finite number, got None"),
+        ({"offset_scale": "x"}, r"offset_scale: expected a finite number, got 'x'"),
+        ({"offset_scale": float("nan")}, r"offset_scale: expected a finite number, got nan"),
+        ({"offset_scale": -float("inf")}, r"offset_scale: expected a finite number, got -inf"),
+        ({"offset_scale": 10**400}, r"offset_scale: expected a finite number, got 10000"),
+        ({"remove_center": "no"}, r"remove_center: expected True or False, got 'no'"),
+        ({"mask_activation": ["softmax"]}, r"mask_activation: expected one of .*, got \['softmax'\]"),
+        ({"backend": ["cpu"]}, r"backend: expected auto or one of cpu, cuda, reference, got \['cpu'\]"),
         ({"kernel_size": 9, "padding": 0}, r"value: a 6 by 7 map is smaller than the kernel 9 by 9"),
         ({"remove_center": True, "kernel_size": 2}, r"remove_center: needs an odd square kernel"),
         ({"mask_activation": "tanh"}, r"mask_activation: expected one of softmax, sigmoid, none, got 'tanh'"),
@@ -58,6 +77,27 @@ def test_a_backend_that_is_not_here_says_why() -> None:
         with pytest.raises(ValueError, match=f"backend: {name} is not available: .+"):
             dcnv3(**arguments(backend=name))
     assert available_backends()["reference"] is None
+
+
+def test_auto_says_once_why_it_takes_the_slow_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._REASONS, "cpu", "its extension cannot be imported; reinstall it")
+    monkeypatch.setattr(backends, "_WARNED", set())
+    assert default_backend("cpu") == "reference"
+    with pytest.warns(UserWarning, match="tensors on cpu go through the slow reference backend: .*; reinstall it"):
+        dcnv3(**arguments(backend="auto"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dcnv3(**arguments())  # once is enough
+        monkeypatch.setattr(backends, "_WARNED", set())
+        dcnv3(**arguments(backend="reference"))  # asked for
+        meta = {key: t.to("meta") if isinstance(t, torch.Tensor) else t for key, t in arguments().items()}
+        dcnv3(**meta)  # a device that no kernels are for
+
+
+def test_the_default_backend_is_the_compiled_one_that_is_available() -> None:
+    for device in ("cpu", "cuda"):
+        assert default_backend(device) == (device if available_backends()[device] is None else "reference")
+    assert default_backend("meta") == default_backend("mps") == "reference"
 
 
 def test_a_backend_refuses_tensors_of_another_device() -> None:
@@ -97,6 +137,17 @@ def test_the_raw_operator_refuses_what_the_function_would(position: int, replace
     ("options", "words"),
     [
         ({"channels": 15}, "channels: expected a positive multiple of groups=2, got 15"),
+        ({"channels": "a"}, "channels: expected an integer of at least 1 .*, got 'a'"),
+        ({"channels": 0}, "channels: expected an integer of at least 1 .*, got 0"),
+        ({"groups": None}, "groups: expected an integer of at least 1 .*, got None"),
+        ({"kernel_size": (3, 3)}, r"kernel_size: expected an integer of at least 1 .*, got \(3, 3\)"),
+        ({"dw_kernel_size": "3"}, "dw_kernel_size: expected an integer of at least 1 .*, got '3'"),
+        ({"stride": (1, 1)}, r"stride: expected an integer of at least 1 .*, got \(1, 1\)"),
+        ({"padding": None}, "padding: expected an integer of at least 0 .*, got None"),
+        ({"dilation": 1.0}, "dilation: expected an integer of at least 1 .*, got 1.0"),
+        ({"offset_scale": float("nan")}, "offset_scale: expected a finite number, got nan"),
+        ({"backend": "tpu"}, "backend: expected auto or one of cpu, cuda, reference, got 'tpu'"),
+        ({"backend": ["cpu"]}, r"backend: expected auto or one of cpu, cuda, reference, got \['cpu'\]"),
         ({"dw_kernel_size": 4}, "dw_kernel_size: 4 cannot give the output size"),
         ({"center_feature_scale": True, "stride": 2}, "center_feature_scale: needs an output of the input's size"),
     ],
@@ -109,3 +160,5 @@ def test_a_layer_that_does_not_fit_together_is_refused(options: dict[str, Any], 
 def test_a_layer_names_the_input_it_expected() -> None:
     with pytest.raises(ValueError, match=r"inputs: expected \[N, H, W, 16\], got shape \(1, 16, 5, 5\)"):
         DCNv3(16, 2)(torch.zeros(1, 16, 5, 5))
+    with pytest.raises(ValueError, match=r"inputs: expected a tensor \[N, H, W, 16\], got list"):
+        DCNv3(16, 2)([1.0])

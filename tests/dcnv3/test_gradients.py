@@ -108,10 +108,39 @@ def test_gradients_are_those_of_finite_differences(
     assert torch.autograd.gradcheck(lambda *t: dcnv3(*t, **call.options, backend=name), leaves, nondet_tol=1e-9)
 
 
-def test_the_definition_has_second_derivatives(make_call: Any) -> None:
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_second_derivatives_are_those_of_finite_differences(
+    backend: tuple[str, str], make_call: Any, activation: str
+) -> None:
+    name, device = backend
     call = make_call(batch=1, height=3, width=3, groups=1, group_channels=2, dtype=torch.float64, offset_amplitude=0.3)
-    leaves = [t.requires_grad_() for t in (call.value, call.offset + 0.35, call.mask)]
-    assert torch.autograd.gradgradcheck(lambda *t: dcnv3(*t, **call.options, backend="reference"), leaves)
+    call.options["mask_activation"] = activation
+    leaves = [t.to(device).requires_grad_() for t in (call.value, call.offset + 0.35, call.mask)]
+    assert torch.autograd.gradgradcheck(lambda *t: dcnv3(*t, **call.options, backend=name), leaves, nondet_tol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_second_and_third_derivatives_of_a_kernel_are_those_of_the_definition(
+    kernel: tuple[str, str], make_call: Any, dtype: torch.dtype
+) -> None:
+    """Value, offset and mask come from one tensor, as in a layer: each path must count once."""
+    name, device = kernel
+    call = make_call(batch=1, height=3, width=4, groups=1, group_channels=4, dtype=dtype, offset_amplitude=0.3)
+    x = call.value.to(device).requires_grad_()
+    shift, logits = call.offset.to(device) + 0.35, call.mask.to(device)
+    runs = []
+    for backend in (name, "reference"):
+        offset, mask = shift + 0.02 * x.sin().sum(-1, keepdim=True), logits * x.mean(-1, keepdim=True)
+        output = dcnv3(x, offset, mask, **call.options, backend=backend)
+        derivatives = []
+        for _ in range(3):
+            output = torch.autograd.grad(output.square().sum(), x, create_graph=True)[0]
+            derivatives.append(output.detach())
+        runs.append(derivatives)
+    for order, (have, want) in enumerate(zip(*runs, strict=True), 1):
+        assert float(want.abs().max()) > 0
+        tolerance = 1e-9 if dtype == torch.float64 else 0.1 * order
+        assert float((have - want).abs().max() / want.abs().max()) < tolerance, order
 
 
 def test_at_an_integer_location_the_slope_is_that_of_the_cell_above(backend: tuple[str, str]) -> None:

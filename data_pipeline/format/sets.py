@@ -3,11 +3,14 @@
 import fcntl
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import manifest as manifests
@@ -17,32 +20,46 @@ from data_pipeline.format.manifest import Manifest, ShardEntry
 
 # img2dataset puts a Parquet file of its own beside a shard, 00000.parquet; an index must not take its name.
 INDEX_SUFFIX = ".index.parquet"
+_ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry, kept before there is a manifest
+_LOCK_SECONDS = 0.5
 
 Progress = Callable[[int, int], None]  # shards done, shards in all
+Beat = Callable[[], None]
 
 
-def open_set(folder: Path | str, index_folder: Path | str | None = None) -> Manifest:
+def open_set(folder: Path | str, index_folder: Path | str | None = None, *, beat: Beat | None = None) -> Manifest:
     """The set in `folder`: its manifest if it has one, else its `*.tar` shards, indexed on first use.
 
-    The index of foreign shards goes to `index_folder` (default: beside the shards). It is made once: processes that
-    come at the same time wait for the first. A shard that changed since (other size, or newer and of another digest)
-    is indexed again. Raises UserError for a missing or empty folder, or one that cannot take the index.
+    The index of foreign shards goes to `index_folder` (default: beside the shards), unless a current one lies beside
+    them. It is made once: processes that come at the same time wait for the first, and one that was killed goes on
+    where it was. A shard that changed since (other size, or newer and of another digest) is indexed again. `beat` is
+    called while that takes time, for every shard and every moment of waiting.
+
+    Raises UserError for a missing or empty folder, or one that cannot take the index.
     """
     folder = Path(folder)
     if (folder / manifests.NAME).exists():
         found = manifests.read_manifest(folder)
         if not any(entry.sidecar.endswith(INDEX_SUFFIX) for entry in found.shards):
             return found  # packed here: nothing but `shards index --force` may touch it
-        index_folder = index_folder or folder
-    return index_set(folder, folder if index_folder is None else Path(index_folder))
+        if index_folder is not None and _covers(found, _shards(folder)):
+            return found
+    return index_set(folder, folder if index_folder is None else Path(index_folder), beat=beat)
 
 
-def index_set(folder: Path, index_folder: Path, *, force: bool = False, progress: Progress | None = None) -> Manifest:
+def index_set(
+    folder: Path,
+    index_folder: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    beat: Beat | None = None,
+) -> Manifest:
     """Indexes every `*.tar` of `folder` that has no current index in `index_folder`, and writes the manifest there."""
     folder, index_folder = Path(folder), Path(index_folder)
     if not folder.is_dir():
         raise UserError(f"shard folder {folder} does not exist; check the path")
-    shards = sorted(path for path in folder.glob("*.tar") if path.is_file())
+    shards = _shards(folder)
     if not shards:
         raise UserError(f"folder {folder} holds no manifest.json and no .tar shard; check the path")
     former = None if force else _former(folder, index_folder)
@@ -50,8 +67,8 @@ def index_set(folder: Path, index_folder: Path, *, force: bool = False, progress
         return former  # without the lock: a set that is indexed already must open from a read-only disk
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
-        with _lock(index_folder / ".index.lock"):
-            return _index(folder, index_folder, shards, force, progress)
+        with lock(index_folder / ".index.lock", beat):
+            return _index(folder, index_folder, shards, force, progress, beat)
     except OSError as error:
         raise UserError(
             f"the index of {folder} cannot be written to {index_folder} ({error.strerror}); "
@@ -65,23 +82,51 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _index(folder: Path, index_folder: Path, shards: list[Path], force: bool, progress: Progress | None) -> Manifest:
+def write_index(path: Path, shard: str, rows: pa.Table, size: int, digest: str, names: dict[int, str]) -> ShardEntry:
+    """Writes the index of one shard with all that the manifest will say of it, so that work done is never done again.
+
+    `names`: those of its labels. Returns the entry; `kept_entry` gives both back.
+    """
+    entry = ShardEntry(shard, path.name, sidecar.packed_rows(rows).num_rows, size, digest)
+    about = json.dumps({"entry": asdict(entry), "names": names}).encode()
+    sidecar.write_sidecar(path, rows.replace_schema_metadata({_ABOUT: about}))
+    return entry
+
+
+def kept_entry(path: Path) -> tuple[ShardEntry, dict[int, str]] | None:
+    """What `write_index` was told; None where there is no such file, or another one."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # pyarrow's own errors are ValueErrors and OSErrors
+        about = json.loads((pq.read_schema(path).metadata or {})[_ABOUT])
+        return ShardEntry(**about["entry"]), {int(label): str(name) for label, name in about["names"].items()}
+    return None
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.tar") if path.is_file())
+
+
+def _index(
+    folder: Path, index_folder: Path, shards: list[Path], force: bool, progress: Progress | None, beat: Beat | None
+) -> Manifest:
     former = _former(folder, index_folder)
     known = {} if former is None else {entry.name: entry for entry in former.shards}
     entries = []
     names: dict[int, str] = {}
     for done, path in enumerate(shards):
+        index = index_folder / (path.stem + INDEX_SUFFIX)
         entry = known.get(path.name)
+        if not force and entry is None and (kept := kept_entry(index)) is not None and kept[0].name == path.name:
+            entry, names = kept[0], kept[1] | names
         if force or entry is None or not _current(entry, path, index_folder / entry.sidecar):
             rows = index_shard(path)
-            name = path.stem + INDEX_SUFFIX
-            sidecar.write_sidecar(index_folder / name, rows)
-            packed = sidecar.packed_rows(rows)
-            names |= _label_names(path, packed, names)
-            entry = ShardEntry(path.name, name, packed.num_rows, path.stat().st_size, file_digest(path))
+            mine = _label_names(path, sidecar.packed_rows(rows), names)
+            names |= mine
+            entry = write_index(index, path.name, rows, path.stat().st_size, file_digest(path), mine)
         entries.append(entry)
         if progress is not None:
             progress(done + 1, len(shards))
+        if beat is not None:
+            beat()
     if force or entries != list(known.values()):
         classes = former.classes if former is not None else None
         if classes is None and names:
@@ -137,8 +182,15 @@ def _current(entry: ShardEntry, shard: Path, index: Path) -> bool:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its holder, however that ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def lock(path: Path, beat: Beat | None = None) -> Iterator[None]:
+    """One process at a time; the lock ends with its holder, however that ends. `beat` is called while it waits."""
+    with open(path, "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if beat is not None:
+                    beat()
+                time.sleep(_LOCK_SECONDS)
         yield

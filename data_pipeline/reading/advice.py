@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.errors import UserError
 from data_pipeline.reading.assembly import Tokenizer
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.reader import Reader
+from data_pipeline.reading.streaming import check_streams
 
 _CHUNK = 32
 
@@ -26,8 +28,14 @@ def advise(
 
     Returns samples a second of one core, milliseconds a sample, cores for each process, and, for training that takes
     `samples_per_second` in each of `processes` on this machine, the workers each needs (with a quarter to spare) and
-    the share of the time that reading in the training process (workers 0) would cost.
+    the share of the time that reading in the training process (workers 0) would cost. Raises UserError for `pipe:`
+    sources, which are read in the training process whatever `workers` says.
     """
+    if check_streams(config):
+        raise UserError(
+            "pipe: sources are read in the training process, data.workers changes nothing for them; "
+            "a run's data_wait_ms in metrics.jsonl says what reading costs"
+        )
     alone = config.model_copy(update={"workers": 0, "max_bad_rate": 1.0})
     with Reader(alone, tokenizer=tokenizer, batch_size=_CHUNK) as reader:
         reader.at(np.arange(_CHUNK, dtype=np.int64))  # opens shards, loads libraries

@@ -1,5 +1,6 @@
 """What the reader yields: one rank's share of a micro-batch, as uint8, to be normalised on the device."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
@@ -58,10 +59,7 @@ def normalize(views: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
 
     The arithmetic is fp32 whatever `dtype` is; runs wherever `views` is.
     """
-    width = views.shape[2]
-    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=views.device).repeat(width)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=views.device)
-    shift = shift.repeat(width)
+    scale, shift = _constants(tuple(mean), tuple(std), views.shape[2], views.device)
     rows = views.flatten(2)  # rows of 3 S values vectorise, single pixels do not
     out = torch.empty(rows.shape, dtype=dtype, device=views.device)
     # A CPU takes image by image: the floats between the two steps then stay in its cache.
@@ -69,3 +67,15 @@ def normalize(views: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
     for source, target in zip(rows.split(part), out.split(part), strict=True):
         torch.addcmul(shift, source.float(), scale, out=target)
     return out.view(views.shape).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=32)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Factor and summand of a row of `width` pixels. Kept: made anew, each would hold up the device for a copy."""
+    scale = [1 / (255 * s) for s in std] * width
+    shift = [-m / s for m, s in zip(mean, std, strict=True)] * width
+    return torch.tensor(scale, dtype=torch.float32, device=device), torch.tensor(
+        shift, dtype=torch.float32, device=device
+    )

@@ -92,6 +92,11 @@ class FileCache:
         self._evict(path)
         return True
 
+    def rename(self, url: str, version: str, sha256: str) -> None:
+        """The copy of a version turned out to have this digest; where it was evicted, nothing happens."""
+        with suppress(FileNotFoundError):
+            os.replace(self.path(url, version), self.path(url, sha256))
+
     def _download(self, url: str, path: Path, sha256: str | None, size: int | None) -> None:
         for old in self.folder.glob(f".{path.name}.*{TEMPORARY}"):  # the lock is ours: whoever wrote these is gone
             old.unlink(missing_ok=True)
@@ -130,9 +135,10 @@ class FileCache:
         return digest.hexdigest(), length
 
     def system(self, url: str) -> tuple[Any, str]:
-        """fsspec's file system for `url`, and the path in it. One a process: event loops do not survive a fork."""
-        protocol = url.partition("://")[0]
-        key = (os.getpid(), protocol)
+        """fsspec's file system for `url`, and the path in it. One a process, since event loops do not survive a fork,
+        and one a host, since some (sftp://, webhdfs://) are bound to theirs."""
+        protocol, _, rest = url.partition("://")
+        key = (os.getpid(), f"{protocol}://{rest.partition('/')[0]}")
         if key not in self._systems:
             self._systems[key] = fsspec.core.url_to_fs(url, skip_instance_cache=True)[0]
         system = self._systems[key]

@@ -42,7 +42,7 @@ def evaluation_batches(
     """
     files: Files
     if is_remote(str(set_folder)):
-        files = remote = open_remote(str(set_folder), cache or CacheConfig(), _OPEN_SHARDS)
+        files = remote = open_remote(str(set_folder), cache or CacheConfig())
         manifest = remote.manifest
     else:
         manifest = open_set(set_folder, index_folder)

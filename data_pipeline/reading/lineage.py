@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipeline.format import packed_rows
+from data_pipeline.format import Manifest, packed_rows
 from data_pipeline.reading.decode import BadSample
 from data_pipeline.reading.hashing import Integers
 from data_pipeline.reading.order import Located
@@ -21,29 +21,37 @@ def describe(
     sidecars: dict[tuple[int, int], list[dict[str, Any]]] = {}
     found = []
     for position, source, epoch, shard, row in zip(positions.tolist(), *(c.tolist() for c in located), strict=True):
-        manifest = sets[source].manifest
         if (source, shard) not in sidecars:
             sidecars[source, shard] = _rows(sets[source], shard)
-        rows = sidecars[source, shard]
-        said = rows[row] if row < len(rows) else {}
-        label = said.get("label")
-        if label is not None and manifest.classes is not None and label < len(manifest.classes):
-            label = manifest.classes[label]
-        found.append(
-            {
-                "position": position,
-                "source": names[source],
-                "epoch": epoch,
-                "shard": manifest.shards[shard].name,
-                "row": row,
-                "key": said.get("key", ""),
-                "url": said.get("url"),
-                "caption": said.get("caption"),
-                "label": label,
-                "sha256": said.get("sha256"),
-            }
-        )
+        place = {"position": position, "source": names[source], "epoch": epoch}
+        found.append(place | _record(sets[source].manifest, shard, row, sidecars[source, shard]))
     return found
+
+
+def find(one: ShardSet, shard: str, key: str) -> dict[str, Any]:
+    """The same about the sample `key` of a shard, without its place in the order; only the two where it is gone."""
+    number = next((n for n, entry in enumerate(one.manifest.shards) if entry.name == shard), None)
+    rows = [] if number is None else _rows(one, number)
+    row = next((n for n, said in enumerate(rows) if said["key"] == key), None)
+    if number is None or row is None:
+        return {"shard": shard, "key": key, "url": None, "caption": None, "label": None}
+    return _record(one.manifest, number, row, rows)
+
+
+def _record(manifest: Manifest, shard: int, row: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    said = rows[row] if row < len(rows) else {}
+    label = said.get("label")
+    if label is not None and manifest.classes is not None and label < len(manifest.classes):
+        label = manifest.classes[label]
+    return {
+        "shard": manifest.shards[shard].name,
+        "row": row,
+        "key": said.get("key", ""),
+        "url": said.get("url"),
+        "caption": said.get("caption"),
+        "label": label,
+        "sha256": said.get("sha256"),
+    }
 
 
 def _rows(one: ShardSet, shard: int) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Worker processes that fill batches in shared memory, and hand them on in order.
 
-    parent:  task (positions, slot) --pipe--> worker: fills the slot --pipe--> parent: a batch over the slot, not copied
-The slot is free again when the last tensor over it is gone. A task is a pure function, so any worker may do it.
+    parent:  task (slot, first position) --pipe--> worker: fills the slot --pipe--> parent: a batch over it, not copied
+The slot is free again when the last tensor over it is gone. A task is a pure function, so any worker may do it. Tasks
+are a few bytes, so that all that are ahead fit into the pipe: a parent that waited to send one would not read the
+answer that the worker waits to send.
 """
 
 import multiprocessing
@@ -64,14 +66,15 @@ class WorkerPool:
         self._finalizer = weakref.finalize(self, _end, self._workers, self._memory)
 
     def run(self, tasks: Iterable[tuple[Any, Integers]]) -> Iterator[tuple[Any, Integers, Rows, Assembled]]:
-        """(name, positions) -> (name, positions, rows, what goes with them), in the order of the tasks."""
+        """(name, positions) -> (name, positions, rows, what goes with them), in the order of the tasks. Positions of a
+        task follow one another."""
         coming = iter(tasks)
         queue: deque[tuple[Any, Integers, int, _Worker]] = deque()
         while True:
             while len(queue) < self._ahead and self._free and (task := next(coming, None)) is not None:
                 worker = min(self._workers, key=lambda w: w.pending)
                 slot = self._free.popleft()
-                self._send(worker, (slot, task[1]))
+                self._send(worker, (slot, int(task[1][0]), len(task[1])))
                 worker.pending += 1
                 queue.append((*task, slot, worker))
             if not queue:
@@ -140,12 +143,12 @@ def _work(assembler: Assembler, memory: SharedMemory, shapes: Shapes, pipe: Conn
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     while True:
         try:
-            slot, positions = pipe.recv()
+            slot, first, count = pipe.recv()
         except (EOFError, OSError):
             return
         try:
             rows = Rows(*slot_arrays(memory, slot, shapes)[1])
-            answer: Any = assembler.fill(np.asarray(positions), rows)
+            answer: Any = assembler.fill(np.arange(first, first + count, dtype=np.int64), rows)
         except UserError as error:
             answer = error
         except BaseException:

@@ -3,22 +3,22 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.format.sets import Beat
 from data_pipeline.reading.assembly import Assembled, Assembler, Rows, Tokenizer
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import Events, FaultLog
 from data_pipeline.reading.hashing import Integers
-from data_pipeline.reading.lineage import describe
+from data_pipeline.reading.lineage import describe, find
 from data_pipeline.reading.order import Order, Share, SourceOrder
 from data_pipeline.reading.pool import WorkerPool
-from data_pipeline.reading.remote import Ahead, RemoteFiles
+from data_pipeline.reading.remote import Ahead, RemoteFiles, cache_shares
 from data_pipeline.reading.shards import ShardSet
 from data_pipeline.reading.sources import merge_classes, open_sources
 from data_pipeline.reading.streaming import LOST, Streams, check_streams
@@ -32,8 +32,8 @@ class Reader:
     share the rank-th run of that. Resuming is `batches(start_step)`: there is no other state.
 
     `tokenizer`: list of captions -> int64 [n, config.context_length] (None: captions are not used). `events` gets a
-    dictionary for each sample that was bad or incomplete, when its batch is consumed. `index_folder` takes the index of
-    sets that have none (default: beside their shards).
+    dictionary for each sample that was bad or incomplete, when its batch is consumed. Sets without an index are indexed
+    once a node, into `config.cache.folder`; `beat` is called while that goes on.
 
     Raises UserError where sets are missing or the batch does not divide; BadDataError from `batches` above
     `config.max_bad_rate`.
@@ -50,7 +50,7 @@ class Reader:
         world_size: int = 1,
         seed: int = 0,
         events: Events | None = None,
-        index_folder: Path | str | None = None,
+        beat: Beat | None = None,
     ) -> None:
         self.config = config
         self.share = Share(batch_size, accumulation, rank, world_size)
@@ -63,11 +63,15 @@ class Reader:
             if events is not None and rank == 0:
                 events({"kind": "inexact_order", "detail": LOST})
         else:
-            self.names, self._sets = open_sources(config, index_folder, events if rank == 0 else None)
+            self.names, self._sets = open_sources(config, events if rank == 0 else None, beat)
         self.classes, labels = merge_classes(config, self._sets)
         sizes = [[shard.samples for shard in s.manifest.shards] for s in self._sets]
         sizes = sizes or [[source.samples or 0] for source in config.sources]
         self.order = Order(sizes, [s.weight for s in config.sources], block_shards=config.block_shards, seed=seed)
+        remote = {n: one.files for n, one in enumerate(self._sets) if isinstance(one.files, RemoteFiles)}
+        self._remote = dict(
+            zip(remote, cache_shares(list(remote.values()), config.cache, config.block_shards), strict=True)
+        )
         self.faults = FaultLog(config.max_bad_rate, events)
         self._assembler = Assembler(config, self.order, self.names, self._sets, labels, tokenizer, seed)
         self._shapes = Rows.shapes(self.share.rows, config.views, config.image_size, config.context_length)
@@ -144,6 +148,10 @@ class Reader:
         positions = np.arange(first, first + self.share.batch_size, dtype=np.int64)
         return describe(self.order.locate(positions), positions, self.names, self._sets)
 
+    def record(self, source: str, shard: str, key: str) -> dict[str, Any]:
+        """What the sidecar says about one sample, as a replacement that the run's events name."""
+        return find(self._sets[self.names.index(source)], shard, key)
+
     def lineage(self, step: int) -> list[SampleRef]:
         """The samples of the whole global batch of `step`, by position, as the order has them (before replacements)."""
         self._refuse_streams()
@@ -186,19 +194,14 @@ class Reader:
 
     def _fetch_ahead(self, step: int) -> dict[int, Ahead]:
         """Fetching threads of the remote sources, by source."""
-        if not any(isinstance(one.files, RemoteFiles) for one in self._sets):
-            return {}
         consumed = self._consumed(step)
-        sizes = [order.sizes for order in self.order.sources]
-        return {
-            number: Ahead(
-                one.files,
-                SourceOrder(sizes[number], block_shards=self.config.block_shards, seed=self._seed, source=number),
-                consumed[number],
-            )
-            for number, one in enumerate(self._sets)
-            if isinstance(one.files, RemoteFiles)
-        }
+        ahead = {}
+        for number, budget in self._remote.items():
+            files, sizes = self._sets[number].files, self.order.sources[number].sizes
+            assert isinstance(files, RemoteFiles)
+            order = SourceOrder(sizes, block_shards=self.config.block_shards, seed=self._seed, source=number)
+            ahead[number] = Ahead(files, order, consumed[number], budget)
+        return ahead
 
     def _tasks(self, step: int) -> Iterator[tuple[tuple[int, int], Integers]]:
         while True:

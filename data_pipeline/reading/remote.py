@@ -1,27 +1,19 @@
 """Sets behind fsspec URLs: their manifest or index, their shards through the node's cache, fetched ahead of need."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import UserError
-from data_pipeline.format import (
-    Manifest,
-    ShardEntry,
-    index_shard,
-    packed_rows,
-    read_manifest,
-    write_manifest,
-    write_sidecar,
-)
+from data_pipeline.format import Manifest, ShardEntry, index_shard, read_manifest, write_manifest
 from data_pipeline.format.manifest import NAME, parse_manifest
-from data_pipeline.format.sets import INDEX_SUFFIX, file_digest
+from data_pipeline.format.sets import INDEX_SUFFIX, Beat, file_digest, kept_entry, lock, write_index
 from data_pipeline.reading.cache import FetchError, FileCache
 from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode import BadSample
@@ -38,6 +30,11 @@ def is_remote(path: str) -> bool:
 def cache_folder(config: CacheConfig) -> Path:
     """Where copies go: the configured folder, else one of this user in the system's temporary folder."""
     return Path(config.folder) if config.folder else Path(tempfile.gettempdir()) / f"internimage-cache-{os.getuid()}"
+
+
+def node_index_folder(path: str, config: CacheConfig) -> Path:
+    """Where this node keeps the index of a set that has none of its own, for all runs that read it."""
+    return cache_folder(config) / "sets" / hashlib.sha256(path.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -64,79 +61,102 @@ class RemoteFiles:
         except FetchError as error:
             raise BadSample("sidecar_unreadable", str(error)) from None
 
+    def fetch(self, entry: ShardEntry) -> None:
+        """Has both copied, unless another process is at it. Raises FetchError."""
+        if not entry.sidecar.endswith(INDEX_SUFFIX):
+            self.cache.fetch(f"{self.url}/{entry.sidecar}", version=entry.sha256, wait=False)
+        self.cache.fetch(f"{self.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes, wait=False)
 
-def open_remote(url: str, config: CacheConfig, block_shards: int) -> RemoteFiles:
-    """The set at `url`: by its manifest, or, where it has none, by indexing its shards, once a node.
 
-    Raises UserError where there is neither, where it cannot be reached, or where the cache does not hold a block.
-    """
+def open_remote(url: str, config: CacheConfig, *, beat: Beat | None = None) -> RemoteFiles:
+    """The set at `url`: by its manifest, or, where it has none, by indexing its shards, once a node (`beat` is called
+    for each). Raises UserError where there is neither, or where it cannot be reached."""
     url = url.rstrip("/")
     root = cache_folder(config)
     cache = FileCache(root / "files", int(config.size_gb * 1e9))
-    own = root / "sets" / hashlib.sha256(url.encode()).hexdigest()[:24]
+    own = node_index_folder(url, config)
     own.mkdir(parents=True, exist_ok=True)
     try:
         system, path = cache.system(url)
         if system.exists(f"{path}/{NAME}"):
             manifest = parse_manifest(system.cat_file(f"{path}/{NAME}"), own, where=f"{url}/{NAME}")
         else:
-            manifest = _index(url, own, cache)
+            manifest = _index(url, own, cache, beat)
     except (UserError, FetchError):
         raise
     except Exception as error:  # each file system raises errors of its own
         raise UserError(
             f"{url} cannot be read ({type(error).__name__}: {error}); check the URL and credentials"
         ) from None
-    block = sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[:block_shards])
-    if block > cache.size_bytes:
-        raise UserError(
-            f"data.cache.size_gb {config.size_gb:g} does not hold a block of {url} ({block / 1e9:.1f} GB in "
-            f"{block_shards} shards): raise it, or lower data.block_shards"
-        )
     return RemoteFiles(url, manifest, cache)
 
 
-def _index(url: str, own: Path, cache: FileCache) -> Manifest:
+def block_bytes(manifest: Manifest, block_shards: int) -> int:
+    """What the largest block of a set can hold."""
+    return sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[:block_shards])
+
+
+def cache_shares(sets: Sequence[RemoteFiles], config: CacheConfig, block_shards: int) -> list[int]:
+    """How many bytes ahead of need each set may fetch: four fifths of the cache, which all share, by their blocks.
+
+    Raises UserError where the cache does not hold a block of each.
+    """
+    blocks = [block_bytes(one.manifest, block_shards) for one in sets]
+    size = int(config.size_gb * 1e9)
+    if sum(blocks) > size:
+        urls = " and ".join(one.url for one in sets)
+        raise UserError(
+            f"data.cache.size_gb {config.size_gb:g} does not hold a block of {urls} ({sum(blocks) / 1e9:.1f} GB in "
+            f"{block_shards} shards each): raise it, or lower data.block_shards"
+        )
+    return [int(0.8 * size * block / max(1, sum(blocks))) for block in blocks]
+
+
+def _index(url: str, own: Path, cache: FileCache, beat: Beat | None) -> Manifest:
     """Indexes the `*.tar` of `url`; sidecars and manifest stay in `own`. Labels without names are left out."""
     system, path = cache.system(url)
     names = sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False) if name.endswith(".tar"))
     if not names:
         raise UserError(f"{url} holds no {NAME} and no .tar shard; check the URL")
-    with open(own / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (own / NAME).exists():
-            manifest = read_manifest(own)
-            if [shard.name for shard in manifest.shards] == names:
-                return manifest
+    sizes = system.sizes([f"{path}/{name}" for name in names])
+    with lock(own / ".index.lock", beat):
+        former = read_manifest(own).shards if (own / NAME).exists() else ()
         entries = []
-        for name in names:
-            version = str(system.size(f"{path}/{name}"))
-            file = cache.open(f"{url}/{name}", version=version)
-            try:
-                copy = Path(f"/dev/fd/{file}")  # by descriptor: others may evict the name
-                rows = index_shard(copy)
-                entry = ShardEntry(
-                    name,
-                    Path(name).stem + INDEX_SUFFIX,
-                    packed_rows(rows).num_rows,
-                    os.fstat(file).st_size,
-                    file_digest(copy),
-                )
-            finally:
-                os.close(file)
-            write_sidecar(own / entry.sidecar, rows)
-            entries.append(entry)
+        for name, size in zip(names, sizes, strict=True):
+            entries.append(_index_shard(f"{url}/{name}", own / (Path(name).stem + INDEX_SUFFIX), size, cache))
+            if beat is not None:
+                beat()
+        if tuple(entries) == former:
+            return read_manifest(own)
         return write_manifest(own, name=url.rpartition("/")[2] or "remote", shards=entries)
 
 
-class Ahead:
-    """Threads that fetch the shards of the block being read and of those after it, before they are needed."""
+def _index_shard(url: str, index: Path, size: int | None, cache: FileCache) -> ShardEntry:
+    """One shard's entry: kept from an earlier time, unless the shard has another size now."""
+    name, version = url.rpartition("/")[2], str(size)
+    kept = kept_entry(index)
+    if kept is not None and kept[0].name == name and size in (None, kept[0].bytes):
+        return kept[0]
+    file = cache.open(url, version=version)
+    try:
+        copy = Path(f"/dev/fd/{file}")  # by descriptor: others may evict the name
+        digest = file_digest(copy)
+        entry = write_index(index, name, index_shard(copy), os.fstat(file).st_size, digest, {})
+    finally:
+        os.close(file)
+    cache.rename(url, version, digest)
+    return entry
 
-    def __init__(self, files: RemoteFiles, order: SourceOrder, index: int) -> None:
+
+class Ahead:
+    """Threads that fetch the shards and sidecars of the block being read and of those after it, before they are needed:
+    two blocks, if they fit into `budget` bytes."""
+
+    def __init__(self, files: RemoteFiles, order: SourceOrder, index: int, budget: int) -> None:
         self._files, self._order = files, order
         shards = files.manifest.shards
         mean = max(1, sum(shard.bytes for shard in shards) // len(shards))
-        self._count = max(1, min(2 * order.block_shards, int(0.8 * files.cache.size_bytes) // mean))
+        self._count = max(1, min(2 * order.block_shards, budget // mean))
         self._index = index
         self._wake = threading.Condition()
         self._ended = False
@@ -167,8 +187,5 @@ class Ahead:
             for number in coming:
                 if self._ended:
                     return
-                entry = self._files.manifest.shards[number]
                 with suppress(FetchError, OSError):  # whoever needs the shard will say what is wrong
-                    self._files.cache.fetch(
-                        f"{self._files.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes, wait=False
-                    )
+                    self._files.fetch(self._files.manifest.shards[number])

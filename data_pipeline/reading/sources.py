@@ -8,20 +8,21 @@ import numpy as np
 from data_pipeline.errors import BadDataError
 from data_pipeline.format import open_set
 from data_pipeline.format.index import EMPTY_SHARD
-from data_pipeline.format.sets import INDEX_SUFFIX
+from data_pipeline.format.sets import INDEX_SUFFIX, Beat
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.damage import index_damage
 from data_pipeline.reading.faults import Events, too_many
-from data_pipeline.reading.remote import is_remote, open_remote
+from data_pipeline.reading.remote import is_remote, node_index_folder, open_remote
 from data_pipeline.reading.shards import Files, LocalFiles, ShardSet
 
 _EXTRA_SHARDS = 2  # kept open beyond a block, for the batches that reach into the next
 
 
 def open_sources(
-    config: DataConfig, index_folder: Path | str | None, events: Events | None
+    config: DataConfig, events: Events | None, beat: Beat | None = None
 ) -> tuple[list[str], list[ShardSet]]:
-    """Names and sets of `config.sources`. Sets without an index get one, once (other processes wait).
+    """Names and sets of `config.sources`. Sets without an index get one, once a node (other processes wait); `beat` is
+    called while that goes on.
 
     `events` gets what indexing found damaged. Raises UserError for a missing or empty set, BadDataError for one with
     more damage than `config.max_bad_rate`.
@@ -31,10 +32,11 @@ def open_sources(
     for number, source in enumerate(config.sources):
         files: Files
         if is_remote(source.path):
-            files = remote = open_remote(source.path, config.cache, config.block_shards)
+            files = remote = open_remote(source.path, config.cache, beat=beat)
             manifest = remote.manifest
         else:
-            manifest = open_set(source.path, None if index_folder is None else Path(index_folder) / f"source-{number}")
+            node = node_index_folder(str(Path(source.path).resolve()), config.cache)
+            manifest = open_set(source.path, node, beat=beat)
             files = LocalFiles(manifest)
         name = source.name or manifest.name
         names.append(f"{name}-{number}" if name in names else name)

@@ -20,7 +20,8 @@ def inspect_batch(run: Path | str, step: int, *, output: Path | None = None, sho
     """The global batch of `step` of the run in `run`: {"run", "step", "samples": [...], "pictures": path}.
 
     Each sample has position, source, epoch, shard, row, key, url, caption, label, sha256, and, where the run's events
-    say that it was bad, `bad` (the reason) and `replaced_by`. The first `shown` are drawn, their views side by side,
+    say that it was bad, `bad` (the reasons) and `replaced_by` (shard, row, key, url, caption, label, sha256 of the one
+    that was used); `incomplete` says what the used one lacked. The first `shown` are drawn, their views side by side,
     to `output` (default: `run/batch-STEP.png`). Raises UserError where `run` is no run directory or its sets are gone.
     """
     run = Path(run)
@@ -33,6 +34,8 @@ def inspect_batch(run: Path | str, step: int, *, output: Path | None = None, sho
         faults = _faults(run / "events.jsonl", step)
         for sample in samples:
             sample.update(faults.get(sample["position"], {}))
+            if sample.get("replaced_by"):
+                sample["replaced_by"] = reader.record(sample["source"], **sample["replaced_by"])
         first = step * config.training.batch_size
         seen = reader.at(np.arange(first, first + min(shown, len(samples)), dtype=np.int64))
     output = output or run / f"batch-{step:08d}.png"
@@ -51,7 +54,7 @@ def contact_sheet(batch: Batch, samples: list[dict[str, Any]]) -> Image.Image:
         x, y = row % columns * width, row // columns * height
         for view in range(views):
             sheet.paste(Image.fromarray(batch.views[row, view].numpy()), (x + view * size, y))
-        sample = samples[row]
+        sample = samples[row].get("replaced_by") or samples[row]  # what the picture shows
         letters = (width - 6) // 6
         for line, text in enumerate((sample["caption"] or sample["label"] or "", f"{sample['shard']} {sample['key']}")):
             plain = str(text).encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font can draw
@@ -66,12 +69,12 @@ def _reader(config: RunConfig, run: Path) -> Reader:
         tokenizer=None,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
-        index_folder=run / "indexes",
     )
 
 
 def _faults(events: Path, step: int) -> dict[int, dict[str, Any]]:
-    """What the run recorded about the samples of `step`, by position."""
+    """What the run recorded about the samples of `step`, by position: `bad`, its reasons, and `replaced_by`, of one
+    that was not used; `incomplete`, of one that was used without something, which may be the one that replaced it."""
     found: dict[int, dict[str, Any]] = {}
     if not events.is_file():
         return found
@@ -81,6 +84,12 @@ def _faults(events: Path, step: int) -> dict[int, dict[str, Any]]:
                 event = json.loads(line)
             except ValueError:  # a line cut by a crash
                 continue
-            if event.get("kind") in ("bad_sample", "incomplete_sample") and event.get("step") == step:
-                found[event["position"]] = {"bad": event["reason"], "replaced_by": event.get("replaced_by")}
+            word = {"bad_sample": "bad", "incomplete_sample": "incomplete"}.get(event.get("kind"))
+            if word is None or event.get("step") != step:
+                continue
+            fault = found.setdefault(event["position"], {})
+            reasons = fault.get(word, "").split(", ") if word in fault else []
+            fault[word] = ", ".join(dict.fromkeys([*reasons, event["reason"]]))  # a resumed run says it again
+            if word == "bad":
+                fault["replaced_by"] = event.get("replaced_by")
     return found

@@ -48,7 +48,7 @@ class Factories:
     keys: Callable[..., Any]  # (seed, step, micro, measure)
 
 
-def standard_factories() -> Factories:
+def standard_factories(still_starting: Callable[[], None] | None = None) -> Factories:
     from data_pipeline.reading import Reader
     from pretrain.objectives import StepKeys, build_task, build_tokenizer
 
@@ -62,7 +62,7 @@ def standard_factories() -> Factories:
             world_size=processes.world_size,
             seed=config.training.seed,
             events=events,
-            index_folder=run / "indexes",
+            beat=still_starting,
         )
 
     return Factories(build_task, reader, StepKeys)
@@ -109,7 +109,7 @@ def _run(
     interruption.on_request = watchdog.stopping  # the grace runs from the request, not from the step's end
     if interruption.reason is not None:
         watchdog.stopping()
-    factories = factories or standard_factories()
+    factories = factories or standard_factories(watchdog.still_starting)
     reader = factories.reader(config, processes, events, output)
     progress = None
     try:

@@ -29,6 +29,7 @@ FREE = (
     "training.stop_after",
     "data.workers",
     "data.prefetch",
+    "data.start_method",
     "data.cache",
     "data.max_bad_rate",
 )

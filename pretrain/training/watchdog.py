@@ -50,6 +50,10 @@ class Watchdog:
     def beat(self) -> None:
         self._quiet, self._limit = 0.0, self._hang
 
+    def still_starting(self) -> None:
+        """What comes before training takes long, but goes on: the indexing of a large set."""
+        self._quiet = 0.0
+
     def stopping(self) -> None:
         self._is_stopping = True
 

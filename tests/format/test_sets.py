@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format import (
     ShardEntry,
     ShardWriter,
+    index_set,
+    index_shard,
     open_set,
     read_manifest,
     read_sidecar,
@@ -25,6 +28,7 @@ from data_pipeline.format import (
     write_sidecar,
 )
 from data_pipeline.format.files import remove_leftovers
+from data_pipeline.format.sets import lock
 from data_pipeline.format.sidecar import SCHEMA, table
 
 Files = dict[str, bytes]
@@ -217,3 +221,65 @@ def test_a_folder_that_cannot_take_the_index_says_what_to_do_and_a_current_index
     (foreign / "00001.index.parquet").unlink()
     with pytest.raises(UserError, match="cannot be written"):
         open_set(foreign)
+
+
+def test_indexing_that_was_killed_goes_on_where_it_was(
+    foreign: Path, make_picture: Callable[..., bytes], write_shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled = {"0.jpg": make_picture(0), "0.json": json.dumps({"label": 0, "label_name": "cat"}).encode()}
+    write_shard(labelled, "00002.tar")
+    whole = open_set(foreign)
+
+    class Killed(BaseException):
+        pass
+
+    def die(done: int, total: int) -> None:
+        if done == 2 + (total == 4):
+            raise Killed
+
+    elsewhere = foreign / "elsewhere"
+    write_shard(labelled | {"1.jpg": make_picture(1)}, "00003.tar")
+    with pytest.raises(Killed):
+        index_set(foreign, elsewhere, progress=die)
+    assert not (elsewhere / "manifest.json").exists()
+    indexed: list[str] = []
+
+    def counted(path: Path) -> pa.Table:
+        indexed.append(path.name)
+        return index_shard(path)
+
+    monkeypatch.setattr("data_pipeline.format.sets.index_shard", counted)
+    found = index_set(foreign, elsewhere)
+    assert indexed == ["00003.tar"]
+    assert found.shards[:3] == whole.shards and found.classes == ("cat",)
+    (elsewhere / "manifest.json").unlink()
+    write_shard(labelled, "00003.tar")  # changed meanwhile: what was kept of it counts no more
+    assert index_set(foreign, elsewhere).shards[3].samples == 1 and indexed == ["00003.tar"] * 2
+
+
+def test_whoever_waits_for_an_index_or_makes_one_shows_that_it_lives(foreign: Path) -> None:
+    beats: list[int] = []
+    waited = threading.Event()
+
+    def beat() -> None:
+        beats.append(1)
+        waited.set()
+
+    with lock(foreign / ".index.lock"):
+        waiting = threading.Thread(target=open_set, args=(foreign,), kwargs={"beat": beat})
+        waiting.start()
+        assert waited.wait(20)
+        assert not (foreign / "manifest.json").exists()
+    before = len(beats)
+    waiting.join(20)
+    assert (foreign / "manifest.json").exists() and len(beats) >= before + 2  # one a shard
+
+
+def test_an_index_beside_the_shards_is_used_while_it_is_current(
+    foreign: Path, write_shard: Callable[..., Path], make_members: Callable[[int], Files], tmp_path: Path
+) -> None:
+    beside = open_set(foreign)
+    assert open_set(foreign, tmp_path / "node") == beside and not (tmp_path / "node").exists()
+    write_shard(make_members(3), "00002.tar")
+    assert len(open_set(foreign, tmp_path / "node").shards) == 3
+    assert len(read_manifest(foreign).shards) == 2  # theirs is left alone

@@ -1,6 +1,7 @@
 """The node's cache: whole checked copies, bounded, one fetch of a file whoever asks, nothing left by a crash."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -191,14 +192,111 @@ def test_a_remote_set_without_an_index_gets_one_once(tmp_path):
     assert made == {path: path.stat().st_mtime_ns for path in made}
 
 
-def test_shards_are_fetched_ahead_of_need(tmp_path):
+def without_index(folder: Path) -> Path:
+    for path in folder.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    return folder
+
+
+@pytest.fixture
+def copied(monkeypatch) -> list[str]:
+    """Names of the files that are fetched, as that happens."""
+    names: list[str] = []
+    copy = FileCache._copy
+
+    def noting(self, url, target):
+        names.append(url.rpartition("/")[2])
+        return copy(self, url, target)
+
+    monkeypatch.setattr(FileCache, "_copy", noting)
+    return names
+
+
+def test_indexing_a_remote_set_fetches_each_shard_once_for_reading_too(tmp_path, copied):
+    write_set(tmp_path / "set", [6, 5])
+    without_index(tmp_path / "set")
+    drawn(settings(f"file://{tmp_path}/set", cache={"folder": str(tmp_path / "cache")}))
+    assert sorted(copied) == ["00000.tar", "00001.tar"]
+    assert len(list((tmp_path / "cache/files").glob("*.tar"))) == 2
+
+
+def test_indexing_a_remote_set_that_was_killed_goes_on_and_sees_what_changed(tmp_path, copied):
+    write_set(tmp_path / "set", [6, 5, 4])
+    without_index(tmp_path / "set")
+    config = settings(f"file://{tmp_path}/set", cache={"folder": str(tmp_path / "cache")})
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        if len(copied) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Reader(config, tokenizer=tokenize, batch_size=2, beat=die)
+    with Reader(config, tokenizer=tokenize, batch_size=2) as reader:
+        assert reader.epoch_samples == 15
+    assert copied == ["00000.tar", "00001.tar", "00002.tar"]
+    write_set(tmp_path / "other", [6, 9])
+    os.replace(tmp_path / "other/00001.tar", tmp_path / "set/00001.tar")
+    with Reader(config, tokenizer=tokenize, batch_size=2) as reader:
+        assert reader.epoch_samples == 19
+    assert copied[3:] == ["00001.tar"]
+
+
+def test_sources_share_the_cache_and_must_fit_into_it_together(tmp_path):
+    for name, sizes in (("one", [6, 6]), ("two", [6, 6, 6])):
+        write_set(tmp_path / name, sizes)
+    size = 2 * sum((tmp_path / "one" / f"0000{n}.tar").stat().st_size for n in range(2))
+    sources = [{"path": f"file://{tmp_path}/{name}", "name": name} for name in ("one", "two")]
+
+    def config(size):
+        cache = {"folder": str(tmp_path / "cache"), "size_gb": size / 1e9}
+        return DataConfig(sources=sources, image_size=32, context_length=8, workers=0, block_shards=2, cache=cache)
+
+    with Reader(config(1.1 * size), tokenizer=tokenize, batch_size=2) as reader:
+        shares = list(reader._remote.values())
+        assert sum(shares) <= 0.8 * 1.1 * size and min(shares) > 0.35 * size
+    with pytest.raises(UserError, match=r"does not hold a block of file:.*one and file:.*two"):
+        Reader(config(0.9 * size), tokenizer=tokenize, batch_size=2)
+
+
+class OfOneHost(fsspec.AbstractFileSystem):
+    """As sftp:// and webhdfs://: the host is the file system's, and no part of its paths."""
+
+    protocol = "onehost"
+
+    def __init__(self, host, **options):
+        super().__init__(**options)
+        self.host = host
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.partition("://")[2].partition("/")[2] if "://" in path else path
+
+    @staticmethod
+    def _get_kwargs_from_urls(url):
+        return {"host": url.partition("://")[2].partition("/")[0]}
+
+    def _open(self, path, mode="rb", **options):
+        return io.BytesIO(f"{path} of {self.host}".encode())
+
+
+def test_two_hosts_of_one_protocol_are_two_file_systems(tmp_path):
+    fsspec.register_implementation("onehost", OfOneHost, clobber=True)
+    cache = FileCache(tmp_path / "cache", 10_000)
+    assert [read(cache, f"onehost://{host}/a.tar") for host in ("x", "y")] == [b"/a.tar of x", b"/a.tar of y"]
+
+
+def test_shards_and_sidecars_are_fetched_ahead_of_need(tmp_path):
     write_set(tmp_path / "set", [4] * 8)
     cache = {"folder": str(tmp_path / "cache")}
     with Reader(settings(f"file://{tmp_path}/set", cache=cache), tokenizer=tokenize, batch_size=2, seed=1) as reader:
         batches = reader.batches(0)
         next(batches)
         coming = reader.order.sources[0].coming_shards(0, 4)
-        names = {f"{number:05d}.tar" for number in coming}
+        names = {f"{number:05d}.{kind}" for number in coming for kind in ("tar", "parquet")}
         deadline = time.monotonic() + 20
         while not names <= {p.name.partition("-")[2] for p in (tmp_path / "cache/files").iterdir()}:
             assert time.monotonic() < deadline

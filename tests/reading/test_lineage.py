@@ -10,6 +10,7 @@ from PIL import Image
 from reading_sets import tokenize, write_set
 
 from data_pipeline.errors import UserError
+from data_pipeline.format import read_manifest, read_sidecar
 from data_pipeline.reading import DataConfig, Reader
 from data_pipeline.reading.advice import advise
 from pretrain.analysis.batch import inspect_batch
@@ -72,6 +73,45 @@ def test_inspecting_a_step_lists_and_draws_its_batch(run):
     config = DataConfig(sources=[{"path": str(run.parent / "set")}], **DATA)
     with Reader(config, tokenizer=None, batch_size=10, seed=3) as reader:
         assert np.array_equal(first, next(reader.batches(2)).views[0, 0].numpy())
+
+
+def test_a_replacement_that_lacks_something_is_still_a_replacement(run):
+    """The sample at a place was bad, and so was the first one tried for it; the second is used without its text."""
+    kept = read_manifest(run.parent / "set")
+    shard = kept.shards[0].name
+    key = read_sidecar(kept.sidecar_path(kept.shards[0]))["key"].to_pylist()[3]
+    base = {"step": 2, "position": 25, "source": "set"}
+    told = [
+        base | {"kind": "bad_sample", "reason": reason, "replaced_by": {"shard": shard, "key": key}}
+        for reason in ("image_damaged", "shard_cut")
+    ]
+    told.append(base | {"kind": "incomplete_sample", "reason": "text_missing"})
+    with open(run / "events.jsonl", "a") as file:
+        file.write("\n" + "".join(json.dumps(event) + "\n" for event in told * 2))  # again, after a resume
+    sample = inspect_batch(run, 2)["samples"][5]
+    assert (sample["bad"], sample["incomplete"]) == ("image_damaged, shard_cut", "text_missing")
+    used = sample["replaced_by"]
+    assert (used["shard"], used["key"], used["row"]) == (shard, key, 3)
+    assert used["caption"] == "picture 3" and used["url"] == "https://pictures.invalid/3" and used["label"] == "b"
+
+
+def test_advice_about_streams_says_why_there_is_none(tmp_path):
+    config = DataConfig(sources=[{"path": "pipe:cat x.tar", "samples": 9}], **DATA)
+    with pytest.raises(UserError, match=r"read in the training process.*data_wait_ms"):
+        advise(config, tokenizer=tokenize)
+
+
+def test_advice_about_a_set_that_cannot_be_written_indexes_it_elsewhere(tmp_path):
+    """As training does. A file in the place of the lock refuses whoever would write beside the shards."""
+    write_set(tmp_path / "foreign", [4, 4])
+    for path in (tmp_path / "foreign").iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    (tmp_path / "foreign/.index.lock").mkdir()
+    before = sorted((tmp_path / "foreign").iterdir())
+    config = DataConfig(sources=[{"path": str(tmp_path / "foreign")}], **DATA)
+    assert advise(config, tokenizer=tokenize, seconds=0.01)["samples_per_second_of_one_core"] > 0
+    assert sorted((tmp_path / "foreign").iterdir()) == before
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

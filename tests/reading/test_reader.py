@@ -231,3 +231,14 @@ def test_normalising_gives_the_textbook_floats():
     )
     assert torch.allclose(normalize(views, mean, std, torch.float32).double(), expected, atol=1e-6)
     assert normalize(views, mean, std, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_normalising_makes_its_constants_once_a_device(monkeypatch):
+    views, mean, std = torch.randint(0, 256, (2, 6, 6, 3), dtype=torch.uint8), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    before = normalize(views, mean, std)
+
+    def refuse(*_, **__):
+        raise AssertionError("a tensor made from a list waits for the device")
+
+    monkeypatch.setattr(torch, "tensor", refuse)
+    assert torch.equal(normalize(views, list(mean), list(std)), before)

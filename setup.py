@@ -42,7 +42,7 @@ def target_version(torch_version: str) -> str:
 
 def cuda_wanted(torch) -> bool:
     asked = os.environ.get("DCNV3_CUDA")
-    if asked is not None:
+    if asked:  # set but empty is not asked
         return asked != "0"
     return torch.version.cuda is not None and torch.cuda.is_available()
 
@@ -60,11 +60,13 @@ def extensions() -> tuple[list, type]:
 
     definition = f"-DTORCH_TARGET_VERSION={target_version(torch.__version__)}"
     modules = []
+    headers = sorted(str(path) for path in CSRC.glob("**/*.*h"))
     if os.environ.get("DCNV3_CPU") != "0":
         modules.append(
             cpp_extension.CppExtension(
                 "dcnv3._C",
                 sorted(str(path) for path in CSRC.glob("cpu/*.cpp")),
+                depends=headers,
                 extra_compile_args={"cxx": [*FLAGS, definition]},
                 py_limited_api=True,
             )
@@ -79,6 +81,7 @@ def extensions() -> tuple[list, type]:
                 cpp_extension.CUDAExtension(
                     "dcnv3._C_cuda",
                     [str(CSRC / "cuda" / name) for name in ("backward.cu", "binding.cpp", "forward.cu")],
+                    depends=headers,
                     extra_compile_args={
                         "cxx": [*FLAGS, definition],
                         "nvcc": ["-O3", definition, "-DUSE_CUDA", "--expt-relaxed-constexpr", "-lineinfo"],

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+
+from dcnv3 import available_backends
 
 ROOT = Path(__file__).parents[2]
 TRY = """
@@ -92,14 +100,58 @@ def test_cuda_asked_for_without_a_toolkit_is_told(source: Path, tmp_path: Path) 
     use(tmp_path / "site")
 
 
+def of_setup(name: str) -> Callable[..., Any]:
+    """A function of setup.py, which cannot be imported without building."""
+    text = (ROOT / "setup.py").read_text()
+    scope: dict[str, Any] = {"os": os}
+    start = text.index(f"def {name}")
+    exec(text[start : text.index("\n\n\n", start)], scope)
+    return scope[name]
+
+
 def test_one_build_serves_torch_2_10_and_later() -> None:
     """The oldest torch that is asked for at compile time, not the one that is here."""
-    text = (ROOT / "setup.py").read_text()
-    scope: dict[str, object] = {}
-    start = text.index("def target_version")
-    exec(text[start : text.index("\n\n\n", start)], scope)
-    target = scope["target_version"]
-    assert callable(target)
+    target = of_setup("target_version")
     assert [target(v) for v in ("2.9.1", "2.10.0", "2.15.0+cu130")] == ["0x0209000000000000"] + [
         "0x020A000000000000"
     ] * 2
+
+
+UNSTABLE = re.compile(r"_Z\w*?N?K?(3c10|2at|5torch|6caffe2)[0-9]")  # C++ names of torch, mangled
+
+
+def test_the_kernels_import_nothing_of_torch_but_its_stable_c_functions() -> None:
+    """What one build for several torch versions rests on; torch's own bindings show what the pattern would find."""
+    if available_backends()["cpu"] is not None or shutil.which("nm") is None:
+        pytest.skip("no CPU kernels or no nm here")
+
+    def imported(path: Path) -> list[str]:
+        printed = subprocess.run(
+            ["nm", "-D", "--undefined-only", str(path)], capture_output=True, text=True, check=True
+        )
+        return [line.split()[-1].partition("@")[0] for line in printed.stdout.splitlines()]
+
+    names = imported(Path(importlib.import_module("dcnv3._C").__file__ or ""))
+    assert [name for name in names if UNSTABLE.search(name)] == []
+    assert all(re.match(r"(aoti_)?torch_", name) for name in names if "torch" in name)
+    assert "torch_call_dispatcher" in names
+    assert any(UNSTABLE.search(name) for name in imported(Path(torch.__file__).parent / "lib" / "libtorch_python.so"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "wanted"), [("1", False, True), ("0", True, False), ("", False, False), ("", True, True)]
+)
+def test_cuda_kernels_are_built_where_asked_for_or_a_gpu_is_visible(
+    asked: str, gpu: bool, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCNV3_CUDA", asked)
+    fake = SimpleNamespace(version=SimpleNamespace(cuda="13.0"), cuda=SimpleNamespace(is_available=lambda: gpu))
+    assert of_setup("cuda_wanted")(fake) is wanted
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_builds_again_after_a_change_of_any_kernel_source() -> None:
+    printed = subprocess.run(["make", "-npq", "clean"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    line = next(line for line in printed.splitlines() if line.startswith("EXTENSION_SOURCES"))
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "dcnv3" / "csrc").rglob("*.*") if path.is_file()}
+    assert len(sources) > 20 and sources <= set(line.split())

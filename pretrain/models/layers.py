@@ -87,7 +87,8 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class GlobalBatchNorm(nn.Module):
-    """BatchNorm over the last dimension with the statistics of the global batch, in fp32, on any device and backend.
+    """BatchNorm over the last dimension with the statistics of the global batch, in fp32 (fp64 for fp64), on any device
+    and backend.
 
     torch's SyncBatchNorm refuses CPU tensors, and its running statistics follow the module into bf16, where a momentum
     of 0.1 rounds away. Entries are BatchNorm's: weight, bias, running_mean, running_var, num_batches_tracked;
@@ -110,13 +111,14 @@ class GlobalBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C] -> [..., C], same dtype."""
         with torch.autocast(x.device.type, enabled=False):
-            mean, variance = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
-            scale = self.weight.float() * torch.rsqrt(variance + self.eps)
-            return (x.float() * scale + (self.bias.float() - mean * scale)).to(x.dtype)
+            exact = x.to(_at_least_fp32(x.dtype))
+            mean, variance = self._batch_statistics(exact) if self.training else (self.running_mean, self.running_var)
+            scale = self.weight.to(exact.dtype) * torch.rsqrt(variance + self.eps)
+            return (exact * scale + (self.bias.to(exact.dtype) - mean * scale)).to(x.dtype)
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x.float().flatten(0, -2)
-        count = torch.full((1,), float(rows.shape[0]), device=x.device)
+        rows = x.flatten(0, -2)
+        count = torch.full((1,), float(rows.shape[0]), device=x.device, dtype=rows.dtype)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Mean first, then squared distances to it: the sum of squares would lose what the variance is made of.
             first = _SumOverRanks.apply(torch.cat([rows.sum(0), count]))
@@ -127,18 +129,22 @@ class GlobalBatchNorm(nn.Module):
             variance, mean = torch.var_mean(rows, 0, correction=0)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(variance.detach() * (count / (count - 1).clamp(min=1)), self.momentum)
+            unbiased = variance.detach() * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         return mean, variance
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GlobalBatchNorm":
-        """Running statistics stay fp32 when the module is cast: only the device is taken from `fn`."""
+        """Running statistics stay fp32 when the module is cast to less: then only the device is taken from `fn`."""
         before = {name: getattr(self, name) for name in ("running_mean", "running_var")}
         super()._apply(fn, recurse)
         for name, value in before.items():
             now = getattr(self, name)
-            if now.dtype != value.dtype:
-                setattr(
-                    self, name, torch.empty_like(value, device=now.device) if value.is_meta else value.to(now.device)
-                )
+            kept = _at_least_fp32(now.dtype)
+            if now.dtype != kept:
+                setattr(self, name, value.to(device=now.device, dtype=kept) if not value.is_meta else now.to(kept))
         return self
+
+
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from pretrain.models.reading import read_weights as read
 
-__all__ = ["Listing", "from_official", "load_state_dict", "normalize_layout", "own_name", "read", "state_dict"]
+__all__ = ["Listing", "from_official", "load_state_dict", "normalize_layout", "own_names", "read", "state_dict"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def state_dict(model: nn.Module) -> dict[str, Tensor]:
 def from_official(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Listing]:
     """Official entries (any of the three layouts) under our names, and what does not fit `model`.
 
-    Entries that do not fit are left out of the result; nothing is resized.
+    Entries that do not fit are left out of the result; nothing is resized. Where one entry of ours is made of several
+    (offsets and masks) and only some of them are there, it keeps the model's rows for the others.
     """
     state = normalize_layout(state)
     own = model.state_dict()
@@ -96,8 +97,11 @@ def from_official(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[s
             parts.setdefault(name, {})[entry.split[0]] = value
     for name, rows in parts.items():
         joined = torch.cat([rows[first] for first in sorted(rows)])
-        if joined.shape == own[name].shape:
-            result[name] = joined
+        if joined.shape != own[name].shape:
+            joined = own[name].clone()
+            for first, value in rows.items():
+                joined[first : first + value.shape[0]] = value
+        result[name] = joined
     listing.unexpected = [key for key in state if key not in known]
     return result, listing
 
@@ -124,9 +128,10 @@ def load_state_dict(
         for key in ("head.weight", "head.bias"):
             if key not in state:
                 raise UserError(f"head_rows was given, but the weights have no {key!r}")
-            if int(head_rows.max()) >= state[key].shape[0] or int(head_rows.min()) < 0:
+            outside = head_rows[(head_rows < 0) | (head_rows >= state[key].shape[0])]
+            if len(outside):
                 raise UserError(
-                    f"head_rows: {key!r} has {state[key].shape[0]} rows, row {int(head_rows.max())} was asked for"
+                    f"head_rows: {key!r} has {state[key].shape[0]} rows, row {int(outside[0])} was asked for"
                 )
             state[key] = state[key][head_rows]
     weights, listing = from_official(model, state)
@@ -144,9 +149,9 @@ def load_state_dict(
     return listing
 
 
-def own_name(model: nn.Module, key: str) -> str:
-    """The entry of the model that an official key belongs to; the key itself where there is none."""
-    return next((entry.name for theirs, entry in _keys(model) if theirs == key), key)
+def own_names(model: nn.Module) -> dict[str, str]:
+    """Official key -> the entry of the model that it belongs to."""
+    return {key: entry.name for key, entry in _keys(model)}
 
 
 def normalize_layout(state: Mapping[str, Any]) -> dict[str, Tensor]:

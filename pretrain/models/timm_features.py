@@ -87,9 +87,13 @@ class TimmFeatures:
     def prune_intermediate_layers(
         self: Any, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one in `indices`, and the head; the indices that remain."""
+        """Drop the stages after the last one in `indices`, the way down to them, and the head; the indices that remain.
+
+        Nothing is kept that no feature depends on: a parameter without a gradient stops DistributedDataParallel.
+        """
         wanted = _indices(indices, len(self.stages))
         self.stages = self.stages[: max(wanted) + 1]
+        self.stages[-1].downsample = None
         if prune_head:
             for name in ("fuse", "clip_projector", "fc_norm", "conv_head"):
                 if hasattr(self, name):
@@ -101,13 +105,20 @@ class TimmFeatures:
         return self.head
 
     def reset_classifier(self: Any, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of `num_classes` rows (0: none), initialised as the first; ValueError for an unknown
-        pooling.
+        """A new classifier of `num_classes` rows (0: none), initialised as the first.
+
+        Raises ValueError for an unknown pooling, and for a classifier without pooling behind the CLIP projector: it
+        reads the pooled vector, and the map before it is of another width.
         """
-        if global_pool is not None:
-            if global_pool not in ("avg", ""):
-                raise ValueError(f"global_pool: 'avg' (the head's own pooling) or '', not {global_pool!r}")
-            self.global_pool = global_pool
+        pool = self.global_pool if global_pool is None else global_pool
+        if pool not in ("avg", ""):
+            raise ValueError(f"global_pool: 'avg' (the head's own pooling) or '', not {pool!r}")
+        if self.use_clip_projector and num_classes > 0 and not pool:
+            raise ValueError(
+                f"global_pool='' with num_classes={num_classes}: the classifier reads the {self.head_hidden_size} "
+                f"values that the CLIP projector pools, not the map of {self.num_features}; give num_classes=0 as well"
+            )
+        self.global_pool = pool
         self.num_classes = num_classes
         like = next(self.parameters())
         self.head = nn.Identity()

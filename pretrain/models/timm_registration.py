@@ -12,6 +12,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from data_pipeline.errors import UserError
 from pretrain.models import official
 from pretrain.models.internimage import InternImage
 from pretrain.models.variants import VARIANTS
@@ -58,16 +59,37 @@ default_cfgs = generate_default_cfgs(
 def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Any layout that `official` reads, or our own, under the names of `model`.
 
-    What does not fit is passed on, so that timm's strict loading names it, adapts the stem to another number of image
-    channels or drops a classifier of another size, as it does for its own models.
+    timm stops being strict with `features_only` or another number of classes, and would then leave at random whatever a
+    checkpoint lacks: so what is missing or unexpected outside the classifier is refused here. Shapes are passed on as
+    they are: timm adapts the stem to another number of image channels, drops a classifier of another size, and names
+    whatever else does not fit.
+
+    Raises UserError that names the entries.
     """
     if "stem.conv1.weight" in state:
-        return dict(state)
-    state = official.normalize_layout(state)
-    weights, listing = official.from_official(model, state)
-    weights.update({official.own_name(model, key): state[key] for key, _, _ in listing.reshaped})
-    weights.update({key: state[key] for key in listing.unexpected})
+        weights = dict(state)
+    else:
+        state = official.normalize_layout(state)
+        weights, listing = official.from_official(model, state)
+        names = official.own_names(model)
+        weights.update({names[key]: state[key] for key, _, _ in listing.reshaped})
+        weights.update({key: state[key] for key in listing.unexpected})
+        for key in listing.missing:  # of an entry in parts, from_official keeps the model's rows for those not there
+            weights.pop(names[key], None)
+    own = model.state_dict()
+    missing = [f"missing: {name}" for name in own if name not in weights and not name.startswith("head.")]
+    unexpected = [f"unexpected: {name}" for name in weights if name not in own and not name.startswith("head.")]
+    if missing or unexpected:
+        lines = [line for kind in (missing, unexpected) for line in _first(kind)]
+        raise UserError(
+            "the pretrained weights do not fit the model:\n" + "\n".join(lines) + "\nName the model that they are of "
+            "(the arguments that differ from the published ones too), or remove the prefix that its entries carry."
+        )
     return weights
+
+
+def _first(lines: list[str], shown: int = 10) -> list[str]:
+    return lines if len(lines) <= shown else [*lines[:shown], f"... and {len(lines) - shown} more"]
 
 
 def _register(name: str) -> None:

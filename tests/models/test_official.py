@@ -60,8 +60,22 @@ def test_rows_of_a_larger_classifier_become_those_of_a_smaller_one(golden_t):
         torch.testing.assert_close(
             model.eval()(golden_t.image), golden_t.build()(golden_t.image)[:, rows], rtol=1e-5, atol=1e-6
         )
-    with pytest.raises(UserError, match="has 10 rows, row 10 was asked for"):
-        official.load_state_dict(model, golden_t.state, head_rows=torch.tensor([0, 1, 10]))
+    for row in (10, -1):
+        with pytest.raises(UserError, match=f"has 10 rows, row {row} was asked for"):
+            official.load_state_dict(model, golden_t.state, head_rows=torch.tensor([0, row, 9]))
+
+
+def test_offsets_are_loaded_also_where_their_masks_may_be_missing(golden_t):
+    offset, mask = (f"levels.2.blocks.1.dcn.{part}.weight" for part in ("offset", "mask"))
+    model = InternImage(**golden_t.arguments)
+    joined = model.stages[2].blocks[1].dcn.offset_mask.weight
+    with torch.no_grad():
+        joined.fill_(0.5)
+    without = {key: value for key, value in golden_t.state.items() if key != mask}
+    listing = official.load_state_dict(model, without, allow=(mask,))
+    assert listing.missing == [mask] and not listing.unexpected and not listing.reshaped
+    rows = golden_t.state[offset].shape[0]
+    assert torch.equal(joined[:rows], golden_t.state[offset]) and joined[rows:].eq(0.5).all()
 
 
 def test_hugging_faces_layout_is_read(golden):

@@ -1,5 +1,7 @@
 """timm takes the registered models as its own: what its model tests ask of every model, asked of ours."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -110,6 +112,25 @@ def test_features_only_gives_four_nchw_maps_at_strides_4_8_16_32(case):
     assert len(chosen.model.stages) == 3
 
 
+def test_fewer_features_leave_no_parameter_without_a_gradient(case):
+    name, arguments = case
+    for indices in ((0, 1), (2,)):
+        model = timm.create_model(name, features_only=True, out_indices=indices, **arguments).train()
+        sum(feature.square().mean() for feature in model(torch.randn(2, 3, 64, 64))).backward()
+        assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_classifier_on_the_unpooled_map_is_refused_where_it_could_not_read_it():
+    with pytest.raises(ValueError, match=r"num_classes=3.*the 24 values .* not the map of 32; give num_classes=0"):
+        timm.create_model("internimage_h", num_classes=3, global_pool="", **SMALL_H)
+    model = timm.create_model("internimage_h", num_classes=3, **SMALL_H)
+    with pytest.raises(ValueError, match="num_classes=5"):
+        model.reset_classifier(5, "")
+    assert model.global_pool == "avg" and model.head.out_features == 3
+    maps = timm.create_model("internimage_t", num_classes=3, global_pool="", **SMALL)(torch.randn(1, 3, 64, 64))
+    assert maps.shape == (1, 3, 2, 2)
+
+
 def test_forward_intermediates(case):
     name, arguments = case
     model = timm.create_model(name, **arguments).eval()
@@ -165,8 +186,29 @@ def test_pretrained_weights_go_through_the_filter_as_for_timms_own_models(golden
     torch.testing.assert_close(gray.stem.conv1.weight, model.stem.conv1.weight.sum(1, keepdim=True))
     del golden_t.state["levels.0.blocks.0.norm1.0.weight"]
     torch.save({"model": golden_t.state}, tmp_path / "internimage.pth")
-    with pytest.raises(RuntimeError, match=r"stages\.0\.blocks\.0\.norm1\.weight"):
+    with pytest.raises(UserError, match=r"missing: stages\.0\.blocks\.0\.norm1\.weight"):
         timm.create_model("internimage_t", pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+
+
+@pytest.mark.parametrize("way", [{}, {"features_only": True}, {"num_classes": 3}], ids=str)
+@pytest.mark.parametrize("layout", ["prefixed", "own", "halved"])
+def test_pretrained_weights_that_would_leave_a_part_at_random_are_refused_in_every_way_of_loading(
+    layout, way, golden_t, tmp_path
+):
+    arguments = {**{k: v for k, v in golden_t.arguments.items() if k != "num_classes"}, "drop_path_rate": 0.0}
+    if layout == "prefixed":
+        state, named = {f"backbone.{key}": value for key, value in golden_t.state.items()}, "missing: stem.conv1.weight"
+    elif layout == "own":
+        state, named = golden_t.build().state_dict(), "unexpected: stages.4.norm.weight"
+        state["stages.4.norm.weight"] = state.pop("stages.3.norm.weight")
+    else:
+        state, named = dict(golden_t.state), "missing: stages.1.blocks.0.dcn.offset_mask.bias"
+        del state["levels.1.blocks.0.dcn.mask.bias"]
+    torch.save(state, tmp_path / "weights.pth")
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 10}
+    with pytest.raises(UserError, match=re.escape(named)) as error:
+        timm.create_model("internimage_t", pretrained=True, pretrained_cfg_overlay=overlay, **{**arguments, **way})
+    assert len(str(error.value).splitlines()) < 30
 
 
 def test_layer_decay_counts_each_norm_with_the_block_that_it_follows():

@@ -42,7 +42,7 @@ def test_every_parameter_has_the_depth_of_the_plain_definition(task) -> None:
     backbone = backbone_of(task)
     assert backbone is not None and backbone.depths == (2, 2, 4, 2) and backbone.post_norm_blocks == (1, 3)
     for key in official.state_dict(task.image):
-        name = official.own_name(task.image, key)
+        name = official.own_names(task.image)[key]
         assert layer_of(f"image.{name}", backbone) == plain_depth(key), key
     assert layer_of("text.weight", backbone) == 11
 
@@ -59,7 +59,7 @@ def test_groups_are_merged_and_say_what_the_plain_definition_says(task) -> None:
     for key, value in official.state_dict(task.image).items():
         scale = 0.9 ** (11 - plain_depth(key)) * (0.1 if ".dcn.offset." in key or ".dcn.mask." in key else 1.0)
         decay = 0.0 if value.ndim <= 1 or key.endswith("bias") else optimizer.weight_decay
-        name = f"image.{official.own_name(task.image, key)}"
+        name = f"image.{official.own_names(task.image)[key]}"
         assert expected.setdefault(name, (scale, decay)) == (scale, decay), "two keys of one parameter differ"
     for name, (scale, decay) in expected.items():
         assert (found[name].lr_scale, found[name].weight_decay) == (pytest.approx(scale), decay), name

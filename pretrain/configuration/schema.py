@@ -98,7 +98,9 @@ class PolicyConfig(Section):
     """What happens when a step or a rank goes wrong."""
 
     max_skipped: int = Field(10, ge=0, description="non-finite steps skipped in a row before the run gives up (4)")
-    spike_factor: float | None = Field(None, gt=1, description="loss over its running median that counts as a spike")
+    spike_factor: float | None = Field(
+        5.0, gt=1, description="loss over its running median, and 1 above it, that counts as a spike; null: none does"
+    )
     rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint before the run gives up (4)")
     hang_seconds: float = Field(1800.0, gt=0, description="a step longer than this dumps all stacks and ends the run")
     grace_seconds: float = Field(60.0, gt=0, description="time allowed to save after a stop request")
@@ -113,7 +115,9 @@ class TrainingConfig(Section):
     offload_optimizer: bool = False
     offload_parameters: bool = False
     offload_folder: str | None = Field(
-        None, description="folder on a local disk: Adam's moments and the average lie there, in mapped files"
+        None,
+        description="folder on a local disk: Adam's moments and the average lie there, in mapped files; a save then "
+        "holds the step up until it is written",
     )
     ema: EmaConfig = EmaConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,10 @@ class Checkpointer:
         self._folder = run / disk.FOLDER
         self._processes, self._report, self._clock = processes, report, clock
         self._entries = self._layout()
+        # Staging would bring back into memory what the user has put into files.
+        self._asynchronous = config.checkpoint.asynchronous and engine.offload_folder is None
+        if config.checkpoint.asynchronous and not self._asynchronous and processes.leader:
+            report("synchronous_checkpoints", message="training.offload_folder: a step waits until a save is written")
         self._staging: list[Tensor] | None = None
         self._index = json.dumps(self._build_index())
         self._thread: threading.Thread | None = None
@@ -70,8 +74,9 @@ class Checkpointer:
         self.constant_state: dict[str, Any] = {}  # what every state.json says besides
         if processes.leader:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for left in self._folder.glob(f"{disk.WRITING}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for prefix in (disk.WRITING, disk.DELETING):
+                for left in self._folder.glob(f"{prefix}*"):
+                    shutil.rmtree(left, ignore_errors=True)
         processes.barrier()
 
     # --- what is saved
@@ -82,12 +87,8 @@ class Checkpointer:
         if self.ema is not None:
             entries += [(f"ema/{f.name}", value) for f, value in zip(self.ema.fragments, self.ema.values, strict=True)]
         if self._processes.leader:
-            entries += [(f"buffer/{name}", buffer) for name, buffer in self._buffers()]
+            entries += [(f"buffer/{name}", buffer) for name, buffer in self.engine.buffers()]
         return entries
-
-    def _buffers(self) -> Iterable[tuple[str, Tensor]]:
-        persistent = self.engine.task.state_dict(keep_vars=True).keys()
-        return [(name, b.detach()) for name, b in self.engine.task.named_buffers() if name in persistent]
 
     def _build_index(self) -> dict[str, Any]:
         mine = [(f.name, f.shape, f.start, f.length, f.trainable) for f in self.engine.owned]
@@ -98,7 +99,7 @@ class Checkpointer:
                     name, {"shape": list(shape), "ema": trainable and self.ema is not None, "fragments": []}
                 )
                 entry["fragments"].append([_shard(rank), start, length])
-        return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self._buffers()}}
+        return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self.engine.buffers()}}
 
     # --- saving
     # --------------------------------------------------------------------------------------------------------
@@ -130,8 +131,8 @@ class Checkpointer:
             }
         )
         self._pending = _Pending(step, state)
-        self._start(self._write, step, self._stage() if self.config.checkpoint.asynchronous else self._entries)
-        if not self.config.checkpoint.asynchronous:
+        self._start(self._write, step, self._stage() if self._asynchronous else self._entries)
+        if not self._asynchronous:
             self.wait()
 
     @torch.no_grad()
@@ -230,7 +231,7 @@ class Checkpointer:
         ):
             write_durably(temporary / name, text)
             files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": sha256_of(temporary / name)}
-        write_durably(temporary / disk.MANIFEST, json.dumps({"schema": disk.SCHEMA, "step": step, "files": files}))
+        write_durably(temporary / disk.MANIFEST, disk.sealed({"schema": disk.SCHEMA, "step": step, "files": files}))
         if final.exists():
             self._set_aside(final)
         os.rename(temporary, final)
@@ -246,9 +247,10 @@ class Checkpointer:
         for old in disk.complete_checkpoints(self.run)[settings.keep :]:
             forever = settings.keep_every is not None and old.step % settings.keep_every == 0
             if old.step < newest and old.path.name not in kept and not forever:
-                # Without its manifest first: a crash inside the deletion must not leave half a checkpoint.
-                (old.path / disk.MANIFEST).unlink()
-                shutil.rmtree(old.path, ignore_errors=True)
+                # Without its name first: a crash inside the deletion must not leave half a checkpoint.
+                going = old.path.with_name(f"{disk.DELETING}{old.path.name}")
+                os.rename(old.path, going)
+                shutil.rmtree(going, ignore_errors=True)
 
     def _set_aside(self, path: Path) -> None:
         number = 0
@@ -264,7 +266,7 @@ class Checkpointer:
         Raises UserError where there are checkpoints but none is intact: starting afresh over them would lose the run.
         """
         refused = []
-        for checkpoint in disk.complete_checkpoints(self.run):
+        for checkpoint in disk.candidates(self.run):
             problem = self._verify(checkpoint)
             if problem is None:
                 self._load(checkpoint)
@@ -314,13 +316,13 @@ class Checkpointer:
                 )
             for kind, tensor in fragment.kinds():
                 checkpoint.read_into(tensor, kind, fragment.name, fragment.start, files)
+        for name, buffer in self.engine.buffers():
+            buffer.copy_(files.get(checkpoint.path / _shard(0)).get_tensor(f"buffer/{name}"))
         self.engine.publish()
         if self.ema is not None:
             for fragment, value in zip(self.ema.fragments, self.ema.values, strict=True):
                 kind = "ema" if known[fragment.name]["ema"] else "param"
                 checkpoint.read_into(value, kind, fragment.name, fragment.start, files)
-        for name, buffer in self._buffers():
-            buffer.copy_(files.get(checkpoint.path / _shard(0)).get_tensor(f"buffer/{name}"))
         self.engine.adam_steps = checkpoint.state["adam_steps"]
         self.engine.load_scaler_state(checkpoint.state["scaler"])
 

@@ -10,15 +10,17 @@ and no ranks.
             config.yaml
             manifest.json            every file, its size and digest; written last
         latest                       "step-00001000"
-        .writing-step-00002000/      never read, deleted at the next start
+        .writing-step-00002000/      never read, deleted at the next start; .deleting-... alike
 
 Any number of ranks at any ZeRO stage reads any range of any parameter, since a fragment is addressed by parameter and
-position, not by rank. A folder gets its name by rename after its manifest is on the disk, so nothing that a crash
-leaves looks like a checkpoint.
+position, not by rank. A folder gets its name by rename after its manifest is on the disk, and loses it by rename before
+it is deleted, so nothing that a crash leaves looks like a checkpoint, and a `step-*` without a manifest is damaged.
 """
 
+import hashlib
 import json
-import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +33,10 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, parse_config
-from pretrain.training.shard_file import sha256_of
+from pretrain.training.shard_file import sha256_of, write_durably
 
 SCHEMA = 1
-FOLDER, LATEST, BEST, WRITING = "checkpoints", "latest", "best", ".writing-"
+FOLDER, LATEST, BEST, WRITING, DELETING = "checkpoints", "latest", "best", ".writing-", ".deleting-"
 MANIFEST, INDEX, STATE, CONFIG = "manifest.json", "index.json", "state.json", "config.yaml"
 
 
@@ -44,6 +46,15 @@ class DamagedError(UserError):
 
 def step_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """The text of a manifest with its own digest in it."""
+    return json.dumps({**manifest, "digest": _digest(manifest)})
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(manifest), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,16 @@ class Checkpoint:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        found = _read_json(self.path / MANIFEST)
+        """Raises DamagedError where it is not what was written, UserError where another program wrote it."""
+        path = self.path / MANIFEST
+        found = _read_json(path)
+        digest = found.pop("digest", None)
+        if digest not in (None, _digest(found)) or not isinstance(found.get("files"), dict):
+            raise DamagedError(f"checkpoint file {path} does not have the digest that it says")
         if found.get("schema") != SCHEMA:
-            raise UserError(f"{self.path / MANIFEST}: schema {found.get('schema')!r}, this program reads {SCHEMA}")
+            raise (UserError if digest else DamagedError)(
+                f"{path}: schema {found.get('schema')!r}, this program reads {SCHEMA}"
+            )
         return found
 
     @cached_property
@@ -123,10 +141,20 @@ class OpenFiles:
 
 def complete_checkpoints(run: Path) -> list[Checkpoint]:
     """Those that have a manifest, newest first."""
-    folder = run / FOLDER
-    if not folder.is_dir():
-        return []
-    found = [Checkpoint(path) for path in folder.glob("step-*") if (path / MANIFEST).is_file()]
+    return [checkpoint for checkpoint in _all_checkpoints(run) if (checkpoint.path / MANIFEST).is_file()]
+
+
+def candidates(run: Path) -> list[Checkpoint]:
+    """What a run may go on from, newest first: those that are complete, and newer ones that have lost their manifest,
+    which are to be refused, not to be passed over in silence.
+    """
+    complete = complete_checkpoints(run)
+    newest = complete[0].step if complete else -1
+    return [checkpoint for checkpoint in _all_checkpoints(run) if checkpoint.step > newest] + complete
+
+
+def _all_checkpoints(run: Path) -> list[Checkpoint]:
+    found = [Checkpoint(path) for path in (run / FOLDER).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
@@ -139,6 +167,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
         latest = path / FOLDER / named.read_text().strip()
         if (latest / MANIFEST).is_file():
             return Checkpoint(latest)
+        if latest.is_dir():
+            raise DamagedError(f"checkpoint {latest}: {MANIFEST} is missing; name another checkpoint folder")
     found = complete_checkpoints(path)
     if not found:
         raise UserError(
@@ -192,9 +222,7 @@ def mark_best(run: Path, step: int) -> None:
     target = run / FOLDER / step_name(step)
     if not (target / MANIFEST).is_file():
         raise UserError(f"{target}: not a complete checkpoint, so it cannot be the best one")
-    temporary = run / FOLDER / f".{BEST}.tmp"
-    temporary.write_text(target.name)
-    os.replace(temporary, run / FOLDER / BEST)
+    write_durably(run / FOLDER / BEST, target.name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,10 @@ class Engine:
         self._adam.veto = True  # of the dummy step that some stages take while they build
         self._engine, *_ = deepspeed.initialize(model=task, optimizer=self._adam, config=settings)
         self._adam.veto = False
+        self._buffers_before = [(b, b.clone()) for _, b in self.buffers()]
         self.settings = settings
-        self.flops_per_sample: float | None = None
+        self._forward_flops: float | None = None
+        self._target_flops = 0.0
         self._micro_rows, self._compiled = settings["train_micro_batch_size_per_gpu"], config.model.compile
         folder = config.training.offload_folder
         self.offload_folder = Path(folder) if folder is not None else None
@@ -121,13 +124,34 @@ class Engine:
 
     def __call__(self, *inputs: Any) -> Any:
         """The task's forward pass; the first one is counted (`flops_per_sample`)."""
-        if self.flops_per_sample is None and not self._compiled:
-            result, self.flops_per_sample = count_flops(lambda: self._engine(*inputs), self._micro_rows)
+        if self._forward_flops is None and not self._compiled:
+            result, self._forward_flops = count_flops(lambda: self._engine(*inputs), self._micro_rows)
             return result
         return self._engine(*inputs)
 
+    def targets(self, teacher: nn.Module, batch: Any, keys: Any) -> Any:
+        """The task's targets, by its teacher, without gradient; the first ones are counted too."""
+        task: Any = self.task
+        if self._forward_flops is None and not self._compiled:
+            call = partial(task.targets, teacher, batch, keys)
+            result, self._target_flops = count_flops(call, self._micro_rows)
+            return result
+        return task.targets(teacher, batch, keys)
+
+    @property
+    def flops_per_sample(self) -> float | None:
+        """Of one training step, the model's: forward, twice that backward, the teacher forward only. None before the
+        first forward pass.
+        """
+        return None if self._forward_flops is None else 3.0 * self._forward_flops + self._target_flops
+
     def backward(self, loss: Tensor) -> None:
         """Accumulates; the gradient of the step is the mean over micro-batches and ranks."""
+        if self._scaler is not None and self.stage == 0:
+            # DeepSpeed 0.19 divides the gradients by the loss scale there, but does not multiply the loss by it, so
+            # that it would clip nothing: whatever it does, this is what must come in.
+            scale = self._loss_scale / self._engine.gradient_accumulation_steps()
+            loss.register_hook(lambda gradient: torch.full_like(gradient, scale))
         self._engine.backward(loss)
         self._last_micro = self._engine.is_gradient_accumulation_boundary()
         if not self._last_micro:
@@ -138,8 +162,8 @@ class Engine:
             group["lr"] = rate * scale
 
     def step(self, *, apply: bool) -> tuple[bool, float]:
-        """Clip and update, or throw the gradients away. Returns (applied, gradient norm before clipping); equal on
-        all ranks.
+        """Clip and update, or throw the gradients away, and what the batch did to the statistics in buffers with them.
+        Returns (applied, gradient norm before clipping); equal on all ranks.
         """
         norm = math.nan
         if self._clips_here:
@@ -147,6 +171,7 @@ class Engine:
             gradients = [p for p in self.task.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.clip_grad_norm_(gradients, limit))
             apply = apply and math.isfinite(norm)
+        scale = self._loss_scale
         self._adam.veto = not apply
         try:
             self._engine.step()
@@ -154,11 +179,29 @@ class Engine:
             self._adam.veto = False
         if not self._clips_here:
             norm = float(self._engine.get_global_grad_norm() or 0.0)
-        return apply and self._engine.was_step_applied(), norm
+            # DeepSpeed gives it under the loss scale at stage 0, over the scale that the step has moved to at stage 3.
+            norm /= {0: scale, 3: scale / self._loss_scale}.get(self.stage, 1.0)
+        applied = apply and self._engine.was_step_applied()
+        self._settle_buffers(keep=applied)
+        return applied, norm
+
+    def buffers(self) -> list[tuple[str, Tensor]]:
+        """The task's persistent buffers, such as batch statistics: equal on all ranks."""
+        persistent = self.task.state_dict(keep_vars=True).keys()
+        return [(name, buffer.detach()) for name, buffer in self.task.named_buffers() if name in persistent]
+
+    @torch.no_grad()
+    def _settle_buffers(self, *, keep: bool) -> None:
+        for live, before in self._buffers_before:
+            if keep:
+                before.copy_(live)
+            else:
+                live.copy_(before)
 
     def publish(self) -> None:
-        """After the masters were written from outside (a restored checkpoint)."""
+        """After the masters and the buffers were written from outside (a restored checkpoint)."""
         publish(self._engine, self.task)
+        self._settle_buffers(keep=True)
 
     @property
     def adam_steps(self) -> float:
@@ -170,17 +213,27 @@ class Engine:
         for master in self._masters:
             self._adam.state[master]["step"].fill_(value)
 
+    @property
+    def _scaler(self) -> Any:
+        """What keeps fp16's loss scale: `loss_scaler` at stages 1 to 3, `loss_scale_config` at stage 0."""
+        if self.compute_dtype != torch.float16:
+            return None
+        zero = self._engine.optimizer
+        return getattr(zero, "loss_scaler", None) or getattr(zero, "loss_scale_config", None)
+
+    @property
+    def _loss_scale(self) -> float:
+        return 1.0 if self._scaler is None else float(self._scaler.cur_scale)
+
     def scaler_state(self) -> dict[str, float]:
         """Of fp16's dynamic loss scale; empty elsewhere."""
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        if self.compute_dtype != torch.float16 or scaler is None:
-            return {}
-        return {k: v for k, v in vars(scaler).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        found = vars(self._scaler) if self._scaler is not None else {}
+        return {k: v for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
     def load_scaler_state(self, state: dict[str, float]) -> None:
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
         for name, value in state.items():
-            setattr(scaler, name, value)
+            if hasattr(self._scaler, name):  # a scaler of another stage has a few fields of its own
+                setattr(self._scaler, name, value)
 
     def close(self) -> None:
         self._engine.destroy()

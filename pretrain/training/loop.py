@@ -42,6 +42,7 @@ class Job:
     events: Events
     observe: Callable[[int, dict[str, float]], None]  # step, metrics: log, progress
     tick: Callable[[int], None]  # after every step: profiler
+    rewind: Callable[[int], None]  # after a return to an earlier step: the log
 
 
 def train(job: Job, step: int) -> bool:
@@ -87,7 +88,7 @@ def _one_step(job: Job, step: int, batches: Iterator[Any]) -> Verdict:
             batch = next(batches)
         batch = batch.to(job.processes.device)
         keys = job.make_keys(training.seed, step, micro, logged)
-        targets = job.task.targets(job.teacher.module, batch, keys) if job.teacher is not None else None
+        targets = engine.targets(job.teacher.module, batch, keys) if job.teacher is not None else None
         out = engine(batch, keys, targets)
         engine.backward(out.total)
         job.meter.add(out.total, out.parts, out.metrics if logged else {})
@@ -116,8 +117,10 @@ def _roll_back(job: Job, step: int) -> int:
     state = job.checkpointer.restore()
     if job.processes.leader:
         job.events("rollback", step=step, to=state["step"] if state else None, passed_over=offending)
-    if job.teacher is not None and state is not None:
-        job.teacher.refresh()
+    if state is not None:
+        job.rewind(int(state["step"]))
+        if job.teacher is not None:
+            job.teacher.refresh()
     job.watchdog.beat()
     job.meter.pause()
     return int(state["step"]) if state else step + 1

@@ -15,8 +15,8 @@ from pretrain.training.processes import Processes
 class Meter:
     """Sums over micro-batches and steps since the last log; means over ranks only when asked for."""
 
-    def __init__(self, processes: Processes, batch_size: int) -> None:
-        self._processes, self._batch_size = processes, batch_size
+    def __init__(self, processes: Processes, batch_size: int, precision: str) -> None:
+        self._processes, self._batch_size, self._precision = processes, batch_size, precision
         self._micro_losses: list[Tensor] = []
         self._clear()
         self._mark = time.perf_counter()
@@ -75,7 +75,7 @@ class Meter:
         if flops_per_sample:
             achieved = flops_per_sample * values["images_per_second"] / world
             values["tflops_per_rank"] = achieved / 1e12
-            if peak := peak_flops(self._processes.device):
+            if peak := _peak_here(self._processes.device, self._precision):
                 values["mfu"] = achieved / peak
         self._clear()
         return values
@@ -88,19 +88,38 @@ def memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-# Dense bf16 peak of one device, vendors' data sheets, FLOP/s.
-_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
+# Dense peaks of one device by the vendors' data sheets, TFLOP/s: half precision, TF32, fp32 outside the tensor cores.
+_PEAKS = {
+    "H200": (989.0, 494.0, 67.0),
+    "H100 PCIe": (756.0, 378.0, 51.0),
+    "H100 NVL": (835.0, 417.0, 60.0),
+    "H100": (989.0, 494.0, 67.0),
+    "A100": (312.0, 156.0, 19.5),
+    "L40S": (362.0, 183.0, 91.6),
+}
 
 
-def peak_flops(device: torch.device) -> float | None:
+def peak_flops(name: str, precision: str, *, tf32: bool = False) -> float | None:
+    """FLOP/s that a device of this name can do at most; None where it is not known.
+
+    precision: fp32, bf16, fp16. tf32: may fp32 matrix products be rounded to TF32?
+    """
+    found = next((peaks for key, peaks in _PEAKS.items() if key in name), None)
+    if found is None:
+        return None
+    half, tensor, plain = found
+    return 1e12 * (half if precision != "fp32" else tensor if tf32 else plain)
+
+
+def _peak_here(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in _PEAKS.items() if key in name), None)
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
 
 
 def count_flops(call: Any, samples: int) -> tuple[Any, float]:
-    """Run `call()` once; (its result, model FLOPs a sample of a training step = 3 x those of the forward pass).
+    """Run `call()` once; (its result, its FLOPs a sample).
 
     Matrix products and convolutions are counted, as torch's flop counter knows them; the sampling of DCNv3 is not.
     """
@@ -108,4 +127,4 @@ def count_flops(call: Any, samples: int) -> tuple[Any, float]:
 
     with FlopCounterMode(display=False) as counter:
         result = call()
-    return result, 3.0 * counter.get_total_flops() / max(1, samples)
+    return result, counter.get_total_flops() / max(1, samples)

@@ -2,7 +2,8 @@
 
     non-finite loss or gradient   the step is not applied, its batch is passed over;
                                   more than `max_skipped` in a row: roll back
-    loss > spike_factor * median  (of the last 64 applied steps, from the 16th on) the step is not applied: roll back
+    loss > spike_factor * median  (of the last 64 applied steps, from the 16th on), and by 1 at least, so that a loss
+                                  near 0 may vary: the step is not applied: roll back
     roll back                     the last complete checkpoint is loaded and the offending batches are passed over;
                                   no checkpoint yet: the batch is passed over and the run goes on
     more than `rollbacks` of them the run gives up (exit 4)
@@ -13,7 +14,6 @@ not. Rollbacks are written to `policy.json` before the run goes on, so a crash r
 
 import json
 import math
-import os
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -23,9 +23,11 @@ from typing import Any
 
 from data_pipeline.errors import GaveUpError
 from pretrain.configuration.schema import PolicyConfig
+from pretrain.training.shard_file import write_durably
 
 WINDOW = 64
 SETTLED = 16
+LEAST_JUMP = 1.0  # of a cross-entropy, in nats: less is no divergence, whatever the ratio
 
 
 class Verdict(Enum):
@@ -53,7 +55,7 @@ class Policy:
         factor = self.config.spike_factor
         if factor is not None and len(self._losses) >= SETTLED:
             median = statistics.median(self._losses)
-            if loss > factor * abs(median):
+            if loss > factor * abs(median) and loss - median > LEAST_JUMP:
                 self._skipped.append(step)
                 return Verdict.ROLL_BACK
         return Verdict.APPLY
@@ -83,9 +85,8 @@ class Policy:
         self._skipped.clear()
         self._losses.clear()
         if self._leader:
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"passed_over": sorted(self.passed_over), "rollbacks": self.rollbacks}))
-            os.replace(temporary, self._path)
+            kept = {"passed_over": sorted(self.passed_over), "rollbacks": self.rollbacks}
+            write_durably(self._path, json.dumps(kept))
         return offending
 
     def state(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import numpy
 import torch
 import torch.distributed as dist
 
+from data_pipeline.errors import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -66,13 +68,19 @@ def leave(code: int) -> NoReturn:
 def join(timeout_seconds: float) -> Processes:
     """Read RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (absent: a single process) and meet the others.
 
-    timeout_seconds: of a collective; slightly above the hang limit, so that the watchdog speaks first.
+    timeout_seconds: of a collective; slightly above the hang limit, so that the watchdog speaks first. Raises UserError
+    where this machine has GPUs, but fewer than ranks.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
+        if local_rank >= (there := torch.cuda.device_count()):
+            raise UserError(
+                f"rank {local_rank} of this machine has no GPU: {there} visible. Start {there} processes, or hide the "
+                "GPUs (CUDA_VISIBLE_DEVICES=) to train on the CPU"
+            )
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if not dist.is_initialized():

@@ -5,24 +5,27 @@ from typing import Any
 
 
 class Profiler:
-    """`step(n)` when n steps are done; steps first .. last - 1 (counted from 0) are traced."""
+    """`step(n)` when n steps are done; steps first .. last - 1 (counted from 0) are traced. n may leap: steps are
+    passed over, and a run may resume inside the window.
+    """
 
     def __init__(self, window: str | None, run: Path, rank: int) -> None:
         self._first, self._last = (int(part) for part in window.split(":")) if window else (-1, -1)
         self._path = run / f"trace-rank-{rank:05d}.json"
         self._active: Any = None
+        self._closed = False
 
     def step(self, done: int) -> None:
-        if done == self._first and self._first < self._last:
+        if self._first <= done < self._last and self._active is None and not self._closed:
             from torch.profiler import profile
 
             self._active = profile()
             self._active.start()
-        elif done == self._last:
+        elif done >= self._last:
             self.close()
 
     def close(self) -> None:
         if self._active is not None:
             self._active.stop()
             self._active.export_chrome_trace(str(self._path))
-            self._active = None
+            self._active, self._closed = None, True

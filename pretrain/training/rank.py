@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import GaveUpError, UserError
 from pretrain.configuration import RunConfig, dump_config
 from pretrain.training.building import build
 from pretrain.training.checkpointer import Checkpointer
+from pretrain.training.checkpoints import complete_checkpoints
 from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine, full_shape
 from pretrain.training.interruption import STOP_FILE, Interruption
@@ -109,10 +110,10 @@ def _run(
     interruption.on_request = watchdog.stopping  # the grace runs from the request, not from the step's end
     if interruption.reason is not None:
         watchdog.stopping()
-    factories = factories or standard_factories(watchdog.still_starting)
-    reader = factories.reader(config, processes, events, output)
-    progress = None
+    reader = progress = None
     try:
+        factories = factories or standard_factories(watchdog.still_starting)
+        reader = factories.reader(config, processes, events, output)
         job, start = _build(config, output, initialize, factories, interruption, processes, events, watchdog, reader)
         progress, log, profiler = _observers(job, output, start)
         try:
@@ -129,11 +130,16 @@ def _run(
         processes.barrier()  # nobody leaves before everybody is done: a launcher ends the others at the first exit
         job.engine.close()
         return DONE if finished else STOPPED
+    except Exception as error:
+        kind = "gave_up" if isinstance(error, GaveUpError) else "failed"
+        events(kind, message=str(error), error=type(error).__name__)
+        raise
     finally:
         watchdog.close()
         if progress is not None:
             progress.close()
-        reader.close()
+        if reader is not None:
+            reader.close()
         if lock is not None:
             os.close(lock)
 
@@ -150,7 +156,7 @@ def _build(
     reader: Any,
 ) -> tuple[Job, int]:
     plan = make_plan(config, reader.epoch_samples)
-    resuming = bool(list((output / "checkpoints").glob("step-*")))
+    resuming = bool(complete_checkpoints(output))
     if initialize is None and config.initialize_from is not None:
         initialize = partial(_initialize_from, path=config.initialize_from, report=events, leader=processes.leader)
     built = build(
@@ -207,12 +213,13 @@ def _build(
         checkpointer=checkpointer,
         policy=policy,
         processes=processes,
-        meter=Meter(processes, config.training.batch_size),
+        meter=Meter(processes, config.training.batch_size, config.training.precision),
         interruption=interruption,
         watchdog=watchdog,
         events=events,
         observe=lambda step, values: None,
         tick=lambda step: None,
+        rewind=lambda step: None,
     )
     return job, start
 
@@ -234,6 +241,8 @@ def _observers(job: Job, output: Path, start: int) -> tuple[Progress, MetricsLog
             job.events("alarm", step=step, message=alarm)
 
     job.observe, job.tick = observe, profiler.step
+    if log is not None:
+        job.rewind = log.rewind
     profiler.step(start)
     return progress, log, profiler
 

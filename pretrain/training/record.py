@@ -2,8 +2,8 @@
 tensorboard/.
 
 Events are appended by any rank, one line each, flushed: restarts, saves, bad samples, alarms, rollbacks, the end.
-Metrics are the leader's. After a crash the lines beyond the restored step are dropped, so that no step stands there
-twice.
+Metrics are the leader's. After a crash and after a rollback the lines beyond the restored step are dropped, so that no
+step stands there twice. A number that is not finite is written as a string, for JSON has none.
 """
 
 import json
@@ -42,7 +42,7 @@ class Events:
             what = {key: value for key, value in kind.items() if key != "kind"}
             kind = str(kind.get("kind", "event"))
         entry = {"time": time.time(), "kind": kind, "rank": self._rank, **what}
-        line = json.dumps(entry, default=str) + "\n"
+        line = json.dumps(_plain(entry), default=str, allow_nan=False) + "\n"
         try:
             # One write to a file opened for appending: lines of several ranks do not mix.
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -58,22 +58,30 @@ class MetricsLog:
     """metrics.jsonl, TensorBoard and, on request, Weights & Biases; the leader's only."""
 
     def __init__(self, run: Path, start_step: int, wandb_project: str | None, config: dict[str, Any]) -> None:
-        path = run / METRICS
-        keep_until(path, start_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  kept open for the run
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1, flush_secs=30)
+        self._run = run
+        self._open(start_step)
         self._wandb: Any = None
         if wandb_project:
             import wandb
 
             self._wandb = wandb.init(project=wandb_project, dir=str(run), name=run.name, config=config, resume="allow")
 
+    def _open(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        keep_until(self._run / METRICS, step)
+        self._file = open(self._run / METRICS, "a", encoding="utf-8")  # noqa: SIM115  kept open for the run
+        self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=step + 1, flush_secs=30)
+
+    def rewind(self, step: int) -> None:
+        """The run went back to `step`: drop what was logged beyond it. (Weights & Biases takes nothing back.)"""
+        self._file.close()
+        self._board.close()
+        self._open(step)
+
     def write(self, step: int, values: dict[str, float]) -> None:
-        finite = {key: (value if math.isfinite(value) else str(value)) for key, value in values.items()}
         try:
-            self._file.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
+            self._file.write(json.dumps(_plain({"step": step, "time": time.time(), **values})) + "\n")
             self._file.flush()
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
@@ -90,6 +98,16 @@ class MetricsLog:
             print(f"{METRICS}: {error}", file=sys.stderr, flush=True)
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def keep_until(path: Path, step: int) -> None:

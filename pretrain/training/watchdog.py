@@ -1,14 +1,17 @@
 """A thread that notices that nothing happens any more.
 
 It counts its own ticks instead of comparing clocks: a jump of the clock, a suspended machine or a stopped process is
-not a hang.
+not a hang. A thread of Python's cannot run while other code keeps the interpreter's lock; for that case a timer of
+faulthandler's, which needs no lock, writes the stacks a little later. It ends nothing: the ranks that wait do.
 """
 
+import contextlib
 import faulthandler
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 TICK_SECONDS = 1.0
 START_UP_SECONDS = 600.0  # imports, building, reading a checkpoint
@@ -41,24 +44,41 @@ class Watchdog:
         self._quiet = self._stopping_for = 0.0
         self._is_stopping = False
         self._closed = threading.Event()
+        self._file: TextIO | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> "Watchdog":
+        self._file = open(self._stacks, "a", encoding="utf-8")  # noqa: SIM115  faulthandler needs it open
+        self._arm()
         self._thread.start()
         return self
 
+    def _arm(self) -> None:
+        if self._file is not None:
+            later = self._limit + 2 * LINGER_TICKS * self._tick
+            faulthandler.dump_traceback_later(later, file=self._file)
+
     def beat(self) -> None:
         self._quiet, self._limit = 0.0, self._hang
+        self._arm()
 
     def still_starting(self) -> None:
         """What comes before training takes long, but goes on: the indexing of a large set."""
         self._quiet = 0.0
+        self._arm()
 
     def stopping(self) -> None:
         self._is_stopping = True
 
     def close(self) -> None:
         self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            with contextlib.suppress(OSError):
+                if self._stacks.stat().st_size == 0:
+                    self._stacks.unlink()
 
     def _watch(self) -> None:
         while not self._closed.wait(self._tick):
@@ -74,7 +94,7 @@ class Watchdog:
 
     def _dump(self, kind: str, message: str, code: int) -> None:
         try:
-            with open(self._stacks, "w", encoding="utf-8") as file:
+            with open(self._stacks, "a", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file=file, all_threads=True)
             self._report(kind, f"{message}; stacks of all threads in {self._stacks}")
             # The others hang in the same collective and are about to notice: one that leaves first breaks their

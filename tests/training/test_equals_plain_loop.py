@@ -64,8 +64,10 @@ def plain(accumulation: int) -> tuple[list[float], list[float], dict, dict]:
         for name, p in task.named_parameters():
             average[name] = rate * average[name] + (1 - rate) * p.detach()
         teacher.load_state_dict({k: v for k, v in average.items() if k.startswith("body.")}, strict=False)
+        teacher.body.mean.copy_(task.body.mean)  # statistics are copied, not averaged
         losses.append(loss)
-    return losses, norms, {n: p.detach() for n, p in task.named_parameters()}, average
+    weights = {name: p.detach() for name, p in task.named_parameters()}
+    return losses, norms, weights | {"body.mean": task.body.mean}, average
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,14 @@ from training_fakes import FakeTask, configuration, events, factories, logs, met
 
 from data_pipeline.errors import UserError
 from pretrain.training import run
-from pretrain.training.checkpoints import DamagedError, complete_checkpoints, describe, load_weights, mark_best
+from pretrain.training.checkpoints import (
+    DamagedError,
+    complete_checkpoints,
+    describe,
+    load_weights,
+    mark_best,
+    sealed,
+)
 from pretrain.training.interruption import Interruption
 from pretrain.training.watchdog import Watchdog
 
@@ -76,6 +83,54 @@ def test_a_cut_manifest_is_refused(finished: Path, unbroken: Path) -> None:
     assert_ends_like(finished, unbroken)
 
 
+def test_a_checkpoint_that_lost_its_manifest_is_refused_and_the_one_before_it_taken(
+    finished: Path, unbroken: Path
+) -> None:
+    newest_shard(finished).with_name("manifest.json").unlink()
+    with pytest.raises(DamagedError, match=r"step-00000008: manifest.json is missing"):
+        load_weights(finished)
+    assert go(finished) == 0
+    refused = events(finished, "checkpoint_refused")
+    assert [e["step"] for e in refused] == [8] and "manifest.json" in refused[0]["message"]
+    assert_ends_like(finished, unbroken)
+
+
+def test_where_the_only_checkpoint_lost_its_manifest_nothing_starts_afresh_over_it(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert go(output, training__stop_after=4) == 75
+    (output / "checkpoints" / "step-00000004" / "manifest.json").unlink()
+    rows = (output / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"none of the checkpoints .* is intact(.|\n)*manifest.json"):
+        go(output)
+    assert rows and (output / "metrics.jsonl").read_bytes() == rows
+    assert "none of the checkpoints" in events(output, "failed")[-1]["message"]
+
+
+@pytest.mark.parametrize("word", [b"files", b"schema", b"bytes", b"sha256", b"rank-00000", b"digest"])
+def test_a_manifest_that_still_parses_but_is_not_what_was_written_is_refused(
+    finished: Path, unbroken: Path, word: bytes
+) -> None:
+    manifest = newest_shard(finished).with_name("manifest.json")
+    content = bytearray(manifest.read_bytes())
+    content[content.index(word)] ^= 2
+    json.loads(content)
+    manifest.write_bytes(content)
+    assert go(finished) == 0
+    if word != b"digest":  # whose name alone is damaged: the rest is as it was
+        assert [e["step"] for e in events(finished, "checkpoint_refused")] == [8]
+    assert_ends_like(finished, unbroken)
+
+
+def test_a_manifest_of_another_schema_is_no_damage(finished: Path) -> None:
+    manifest = newest_shard(finished).with_name("manifest.json")
+    content = json.loads(manifest.read_text())
+    del content["digest"]
+    manifest.write_text(sealed(content | {"schema": 99}))
+    with pytest.raises(UserError, match="schema 99, this program reads 1") as error:
+        go(finished)
+    assert not isinstance(error.value, DamagedError)
+
+
 def test_where_no_checkpoint_is_intact_nothing_starts_afresh_over_them(finished: Path) -> None:
     for shard in (finished / "checkpoints").glob("step-*/rank-*.safetensors"):
         shard.write_bytes(shard.read_bytes()[:-1])
@@ -92,9 +147,11 @@ def test_leftovers_of_a_crash_are_never_taken_for_a_checkpoint(finished: Path, u
     shutil.copytree(folder / "step-00000008", folder / ".writing-step-00000010")
     shutil.copytree(folder / "step-00000008", folder / "step-00000099")
     (folder / "step-00000099" / "manifest.json").unlink()
+    shutil.copytree(folder / "step-00000004", folder / ".deleting-step-00000002")
     assert [c.step for c in complete_checkpoints(finished)] == [8, 4]
     assert go(finished) == 0
-    assert not list(folder.glob(".writing-*"))
+    assert not list(folder.glob(".writing-*")) and not list(folder.glob(".deleting-*"))
+    assert [e["step"] for e in events(finished, "checkpoint_refused")] == [99]
     assert_ends_like(finished, unbroken)
 
 

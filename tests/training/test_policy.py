@@ -1,6 +1,8 @@
 """Steps and ranks that go wrong: the policy holds, the run ends as stated."""
 
 import json
+import math
+import os
 import time
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import torch
 from training_fakes import configuration, events, factories, finish, logs, metrics, run_ranks, start_ranks
 
 from data_pipeline.errors import GaveUpError
+from pretrain.configuration.schema import PolicyConfig
 from pretrain.training import run
-from pretrain.training.checkpoints import load_weights
+from pretrain.training.checkpoints import load_weights, mark_best
+from pretrain.training.policy import SETTLED, Policy, Verdict
 
 
 def go(output: Path, **changes: object) -> int:
@@ -18,14 +22,18 @@ def go(output: Path, **changes: object) -> int:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_nan_skips_the_step_under_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
-    monkeypatch.setenv("FAKE_NAN", "5")
+@pytest.mark.parametrize("where", ["FAKE_NAN", "FAKE_NAN_GRADIENT"])
+def test_a_nan_of_the_loss_or_a_gradient_skips_the_step_under_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, where: str
+) -> None:
+    monkeypatch.setenv(where, "5")
     assert go(tmp_path / "run", training__zero_stage=stage) == 0
     skipped = events(tmp_path / "run", "step_not_applied")
     assert [(e["step"], e["verdict"]) for e in skipped] == [(5, "skip")]
     assert len(metrics(tmp_path / "run")) == 12
+    assert isinstance(skipped[0]["loss"], str if where == "FAKE_NAN" else float)
     # As if the batch had never been there: the step is named as one to pass over before the run begins.
-    monkeypatch.delenv("FAKE_NAN")
+    monkeypatch.delenv(where)
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "policy.json").write_text(json.dumps({"passed_over": [5], "rollbacks": 0}))
     assert go(tmp_path / "without", training__zero_stage=stage) == 0
@@ -48,6 +56,7 @@ def test_nan_without_end_is_rolled_back_and_then_given_up(tmp_path: Path, monkey
         go(output, training__policy={"max_skipped": 1, "rollbacks": 1})
     assert [(e["to"], e["passed_over"]) for e in events(output, "rollback")] == [(4, [6, 7])]
     assert json.loads((output / "policy.json").read_text()) == {"passed_over": [6, 7], "rollbacks": 1}
+    assert ["gave up at step 9" in e["message"] for e in events(output, "gave_up")] == [True]
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -64,6 +73,48 @@ def test_a_spike_is_rolled_back_and_its_batch_passed_over(
     assert go(tmp_path / "without", **shape) == 0
     found, expected = load_weights(tmp_path / "run")[0], load_weights(tmp_path / "without")[0]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    rows, others = metrics(tmp_path / "run"), metrics(tmp_path / "without")
+    assert [row["step"] for row in rows] == [step for step in range(1, 27) if step != 23], "each step once"
+    assert [row["loss"] for row in rows] == [row["loss"] for row in others]
+    assert board(tmp_path / "run") == board(tmp_path / "without") == pytest.approx({r["step"]: r["loss"] for r in rows})
+
+
+def board(output: Path) -> dict[int, float]:
+    """The losses that TensorBoard shows, by step; fails where it shows a step twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    scalars = EventAccumulator(str(output / "tensorboard")).Reload().Scalars("loss")
+    assert len({scalar.step for scalar in scalars}) == len(scalars)
+    return {scalar.step: scalar.value for scalar in scalars}
+
+
+def test_by_default_a_loss_near_0_may_vary_and_a_large_one_may_not_leap(tmp_path: Path) -> None:
+    policy = Policy(PolicyConfig(), tmp_path, leader=True)
+    for low in range(SETTLED):
+        assert policy.judge(low, 0.01) is Verdict.APPLY
+        policy.record(low, 0.01, applied=True)
+    assert policy.judge(SETTLED, 0.9) is Verdict.APPLY
+    assert policy.judge(SETTLED, 1.2) is Verdict.ROLL_BACK
+    high = Policy(PolicyConfig(), tmp_path, leader=True)
+    for step in range(SETTLED):
+        high.record(step, 4.0, applied=True)
+    assert high.judge(SETTLED, 19.0) is Verdict.APPLY
+    assert high.judge(SETTLED, 21.0) is Verdict.ROLL_BACK
+
+
+def test_a_rollback_and_the_best_checkpoint_are_noted_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    policy = Policy(PolicyConfig(), tmp_path, leader=True)
+    policy.record(3, math.nan, applied=False)
+    policy.roll_back()
+    assert synced == [str(tmp_path / ".policy.json.tmp"), str(tmp_path)]
+    synced.clear()
+    folder = tmp_path / "checkpoints" / "step-00000003"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").touch()
+    mark_best(tmp_path, 3)
+    assert synced == [str(folder.with_name(".best.tmp")), str(folder.parent)]
 
 
 def test_a_spike_before_the_first_checkpoint_is_only_passed_over(
@@ -94,5 +145,6 @@ def test_a_rank_that_dies_ends_the_others_and_the_next_start_goes_on(tmp_path: P
     alone = ranks[0].poll()
     assert finish(ranks)[1] == -9
     assert alone == 1, "the survivor leaves by itself, with an error"
+    assert [(e["rank"], bool(e["message"])) for e in events(output, "failed")] == [(0, True)]
     assert run_ranks(configuration(), output, 2) == [0, 0], logs(output)[-3000:]
     assert events(output, "resume")[-1]["step"] == 4

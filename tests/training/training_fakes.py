@@ -90,10 +90,23 @@ class Body(nn.Module):
         return self.outer(F.gelu(self.norm(self.inner(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.inner.weight.dtype)
+        centre = self.mean.clone()
+        if self.training and torch.is_grad_enabled():
+            self.mean.lerp_(_global_mean(x).to(self.mean.dtype), 0.1)
+        x = x.to(self.inner.weight.dtype) - centre.to(self.inner.weight.dtype)
         if self.checkpointing and torch.is_grad_enabled():
             return torch.utils.checkpoint.checkpoint(self._layers, x, use_reentrant=False)
         return self._layers(x)
+
+
+@torch.no_grad()
+def _global_mean(x: Tensor) -> Tensor:
+    """Over the rows of all ranks."""
+    mean = x.mean(0)
+    if torch.distributed.is_initialized() and (ranks := torch.distributed.get_world_size()) > 1:
+        torch.distributed.all_reduce(mean)
+        mean /= ranks
+    return mean
 
 
 class FakeTask(nn.Module):
@@ -138,6 +151,8 @@ class FakeTask(nn.Module):
         total = torch.stack(list(parts.values())).sum()
         if _happens("nan", keys.step) and int(batch.positions.min()) % 16 < 4:  # in one sample of one rank
             total = total * float("nan")
+        if _happens("nan_gradient", keys.step):  # the loss stays finite
+            total = total + torch.sqrt(0.0 * self.scale.sum())
         if _happens("spike", keys.step):
             total = total * 1000.0
         return FakeOutput(total, {k: v.detach() for k, v in parts.items()}, {"accuracy": _accuracy(logits, batch)})
@@ -148,7 +163,7 @@ def _accuracy(logits: Tensor, batch: FakeBatch) -> Tensor:
 
 
 def _happens(what: str, step: int) -> bool:
-    """FAKE_NAN=3,4 makes steps 3 and 4 non-finite; FAKE_SPIKE alike."""
+    """FAKE_NAN=3,4 makes steps 3 and 4 non-finite; FAKE_SPIKE and FAKE_NAN_GRADIENT alike."""
     return str(step) in os.environ.get(f"FAKE_{what.upper()}", "").split(",")
 
 
@@ -221,6 +236,7 @@ def start_ranks(
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": str(HERE.parents[1]),
             }
+            | ({} if ranks <= torch.cuda.device_count() else {"CUDA_VISIBLE_DEVICES": ""})
             | environment
         )
         if ranks == 1:

@@ -122,6 +122,6 @@ def parse_manifest(text: bytes, folder: Path, *, where: str, index_folder: Path 
 
 def _plain(name: str) -> str:
     """A file name without folders: a manifest from elsewhere must not lead out of its folder."""
-    if not name or Path(name).name != name:
+    if not name or "/" in name or name in (".", ".."):  # Path would take half a second for 42,700 shards
         raise ValueError(f"{name!r} is not a plain file name")
     return name

@@ -89,6 +89,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         (lambda m: m.update(samples=3), "counts 3"),
         (lambda m: m.pop("shards"), "damaged"),
         (lambda m: m["shards"][0].update(name="../../etc/passwd"), "damaged"),
+        (lambda m: m["shards"][0].update(sidecar=".."), "damaged"),
         (lambda m: m["shards"][0].update(samples="many"), "damaged"),
     ],
 )

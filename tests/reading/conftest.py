@@ -26,12 +26,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def cc12m(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def cc12m_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the CC12M sample in it, unindexed."""
     if not CC12M.is_file():
         pytest.skip("the CC12M sample (../shared/data/cc12m-sample.tar) is not there")
-    folder = tmp_path / "cc12m"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("cc12m")
     (folder / CC12M.name).symlink_to(CC12M)
     return folder

@@ -31,6 +31,14 @@ def search_space(json: Json = False) -> int:
     return _table(*search_space_table(), json)
 
 
+@app.command(epilog="Example: internimage inspect ablations")
+def ablations(json: Json = False) -> int:
+    """The paper's ablations of the operator: what they cost, and what sharing weights saves."""
+    from pretrain.analysis.variants import ablation_table
+
+    return _table(*ablation_table(), json)
+
+
 @app.command(epilog="Example: internimage inspect batch runs/h --step 1000")
 def batch(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],

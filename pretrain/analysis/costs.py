@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.models.counting import parameters
+
 # Values kept per pixel and channel of a block (pretrain.models.internimage.Block): its input, that of the value's
 # projection, the value, depthwise convolution, its norm and GELU, the sampled map, the middle, the MLP's input, and
 # twice its fourfold hidden layer.
@@ -37,15 +39,20 @@ def image_activations(arguments: Mapping[str, Any], image_size: int, *, checkpoi
     channels = int(arguments.get("channels", 64))
     depths: Sequence[int] = arguments.get("depths", (4, 4, 18, 4))
     groups: Sequence[int] = arguments.get("groups", (4, 8, 16, 32))
-    points = int(arguments.get("kernel_size", 3)) ** 2
+    points = int(arguments.get("kernel_size", 3)) ** 2 - bool(arguments.get("remove_center"))
     ratio = float(arguments.get("mlp_ratio", 4.0))
+    centre, unshared = bool(arguments.get("center_feature_scale")), not arguments.get("share_weights", True)
     per_channel = _BLOCK + 2.0 * (ratio - 4.0)
     if arguments.get("layer_scale") is not None:
         per_channel += _LAYER_SCALE
     elif arguments.get("res_post_norm") and not arguments.get("post_norm"):
         per_channel += _RES_POST_NORM
-    if arguments.get("center_feature_scale"):
+    if centre:
         per_channel += _CENTRE_SCALE
+    per_place = 3.0  # of a point and group: two offsets, a mask
+    if unshared:  # every point's sampled map is kept apart; with the centre, before it is mixed in and after
+        per_channel += (points - 1) * (1 + centre) + centre
+        per_place += 1.0  # and the activated mask
     side = image_size / 2
     stem = 3.0 * image_size**2 + 3.0 * side**2 * channels / 2
     side /= 2
@@ -54,7 +61,7 @@ def image_activations(arguments: Mapping[str, Any], image_size: int, *, checkpoi
     pixels = side**2
     for stage, (depth, count) in enumerate(zip(depths, groups, strict=True)):
         width = channels * 2**stage
-        block = pixels * (per_channel * width + 3.0 * points * count)
+        block = pixels * (per_channel * width + per_place * points * count)
         largest = max(largest, block)
         kept += depth * (pixels * width if checkpointing else block)
         if stage < 3:
@@ -64,6 +71,15 @@ def image_activations(arguments: Mapping[str, Any], image_size: int, *, checkpoi
     if not arguments.get("use_clip_projector"):
         head = 3.0 * pixels * channels * 8 * 1.5
     return Activations(kept + head, largest if checkpointing else 0.0)
+
+
+def training_bytes(arguments: Mapping[str, Any], image_size: int, batch: int) -> float:
+    """What training InternImage(**arguments) in fp32 holds at the end of a forward pass, per image of `batch`.
+
+    Its activations, and the image's share of weights, gradients and AdamW's two moments: 16 bytes a parameter.
+    """
+    activations = image_activations(arguments, image_size, checkpointing=False).kept
+    return 4.0 * activations + 16.0 * parameters(arguments).total / batch
 
 
 def transformer_activations(tokens: float, dim: int, layers: int, *, checkpointing: bool) -> Activations:

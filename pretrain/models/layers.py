@@ -1,6 +1,7 @@
 """The small layers: norms that are safe in bf16, drop path by sample, the MLP, a BatchNorm over all ranks."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C] -> [..., C], same dtype."""
-        if x.dtype == self.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
             return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
@@ -110,7 +111,7 @@ class GlobalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C] -> [..., C], same dtype."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             exact = x.to(_at_least_fp32(x.dtype))
             mean, variance = self._batch_statistics(exact) if self.training else (self.running_mean, self.running_var)
             scale = self.weight.to(exact.dtype) * torch.rsqrt(variance + self.eps)
@@ -144,6 +145,10 @@ class GlobalBatchNorm(nn.Module):
             if now.dtype != kept:
                 setattr(self, name, value.to(device=now.device, dtype=kept) if not value.is_meta else now.to(kept))
         return self
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:

@@ -81,6 +81,8 @@ def kept_values(call: Callable[[], Any], parameters: list[torch.nn.Parameter]) -
     [
         {"depths": (2, 2, 4, 2)},
         {"depths": (2, 2, 4, 2), "post_norm": True, "layer_scale": 1e-5},
+        {"depths": (2, 2, 4, 2), "share_weights": False, "remove_center": True},
+        {"depths": (2, 2, 4, 2), "share_weights": False, "center_feature_scale": True},
         {
             "depths": (2, 2, 6, 2),
             "dw_kernel_size": 5,

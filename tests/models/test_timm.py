@@ -5,10 +5,11 @@ import re
 import pytest
 import timm
 import torch
+import yaml
 from timm.optim import param_groups_layer_decay
 
 from data_pipeline.errors import UserError
-from pretrain.configuration import parse_config
+from pretrain.configuration import load_config
 from pretrain.models import VARIANTS, create_model, official
 from pretrain.models.timm_features import parameters_by_depth
 
@@ -40,13 +41,11 @@ def test_all_seven_are_listed_with_their_tags():
 
 def test_the_same_model_through_create_model_timm_and_the_configuration_file(golden, tmp_path):
     arguments = {k: v for k, v in golden.arguments.items() if k != "num_classes"}
-    config = parse_config(
-        {
-            "model": {"name": "custom", "num_classes": 10, "overrides": arguments},
-            "data": {"sources": [{"path": "x"}]},
-            "schedule": {"steps": 1},
-        }
-    )
+    file = tmp_path / "run.yaml"
+    model = {"name": "custom", "num_classes": 10, "overrides": arguments}
+    run = {"model": model, "data": {"sources": [{"path": "x"}]}, "schedule": {"steps": 1}}
+    file.write_text(yaml.safe_dump(run), encoding="utf-8")
+    config = load_config(str(file))
     built = [
         create_model("custom", num_classes=10, **arguments),
         timm.create_model("internimage_t", num_classes=10, **{"drop_path_rate": 0.0, **arguments}),

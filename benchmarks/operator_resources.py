@@ -1,31 +1,39 @@
 """What the compiler makes of the CUDA kernels, without a GPU: registers, spills, occupancy, widths of memory accesses.
 
     python benchmarks/operator_resources.py            # compiles for sm_80 and sm_90, writes results/
-    python benchmarks/operator_resources.py --check    # compares with the recorded numbers , fails where worse
+    python benchmarks/operator_resources.py --check    # compares with the recorded numbers, fails where worse
 
-Needs nvcc, and a disassembler (cuobjdump and nvdisasm: from the toolkit, or those that Triton carries).
+Needs nvcc with its C++ compiler, and a disassembler (cuobjdump and nvdisasm: from the toolkit, or those that Triton
+carries). Occupancy is that of the launches: their warps and shared memory (launch.h) beside the registers, for 3 by 3
+kernels. The record holds a digest of the kernels' code, so that a test tells when it is of other kernels.
 Results: benchmarks/results/operator_resources.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SOURCES = HERE.parent / "dcnv3" / "csrc" / "cuda"
+CSRC = HERE.parent / "dcnv3" / "csrc"
+SOURCES = CSRC / "cuda"
 RESULTS = HERE / "results" / "operator_resources.json"
-ARCHITECTURES = (80, 90)
-THREADS = 256  # of a block
-REGISTERS = 65536  # of a multiprocessor, both architectures
+REGISTERS = 65536  # of a multiprocessor, in four quarters
+WARPS, BLOCKS = 64, 32  # of a multiprocessor
+SHARED = {80: 164 << 10, 90: 228 << 10}  # bytes of a multiprocessor; each block takes 1 KiB more than it asks for
+GROUP_CHANNELS = (16, 32)  # of the published models
+SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 TYPES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
 
 
@@ -47,10 +55,59 @@ def kernel_name(mangled: str) -> str | None:
     return f"{match[1]} {TYPES[match[2]]} x{match[3]}{fixed}"
 
 
-def occupancy(registers: int) -> int:
-    """Percent of a multiprocessor's 64 warps that the registers allow."""
-    per_block = -(-registers // 8) * 8 * THREADS
-    return min(REGISTERS // per_block * THREADS // 32, 64) * 100 // 64
+def digest() -> str:
+    """Of the kernels' code, without its comments and line breaks."""
+    files = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
+    code = [re.sub(r"//[^\n]*", "", path.read_text()) for path in (*files, CSRC / "problem.h", CSRC / "sampling.h")]
+    return hashlib.sha256(" ".join("\n".join(code).split()).encode()).hexdigest()
+
+
+def occupancy(architecture: int, registers: int, warps: int, shared: int) -> int:
+    """Percent of a multiprocessor's warps that are there at once; `warps` and `shared` bytes are a block's."""
+    by_registers = REGISTERS // 4 // (-(-registers // 8) * 8 * 32) * 4 // warps
+    blocks = min(by_registers, SHARED[architecture] // (shared + 1024), WARPS // warps, BLOCKS)
+    return blocks * warps * 100 // WARPS
+
+
+PLANS = """
+#include "cuda/launch.h"
+#include <cstdio>
+#include <initializer_list>
+int main() {
+  for (int channels : {%s})
+    for (int size : {4, 8})
+      for (int vector : {1, 2, 4, 8})
+        for (bool backward : {false, true}) {
+          dcnv3::Problem q{};
+          q.points = 9, q.groups = 4, q.group_channels = channels, q.batch = 1, q.out_height = q.out_width = 56;
+          const auto plan = dcnv3::gpu::make_plan(q, size, vector, backward);
+          std::printf("%%d %%d %%d %%d %%d %%zu\\n", channels, size, vector, backward, plan.warps, plan.shared);
+        }
+}
+"""
+
+
+def launch_plans(folder: Path) -> dict[tuple[int, int, int, bool], tuple[int, int]]:
+    """(group channels, bytes of a number, channels a lane, backward) -> (warps, bytes of shared memory) of a block."""
+    source, program = folder / "plans.cpp", folder / "plans"
+    source.write_text(PLANS % ", ".join(map(str, GROUP_CHANNELS)))
+    compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
+    subprocess.run([compiler, "-std=c++17", f"-I{CSRC}", str(source), "-o", str(program)], check=True, timeout=120)
+    printed = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+    rows = [[int(number) for number in line.split()] for line in printed.splitlines()]
+    return {(row[0], row[1], row[2], bool(row[3])): (row[4], row[5]) for row in rows}
+
+
+def launches(kernel: str, registers: int, architecture: int, plans: dict[Any, tuple[int, int]]) -> dict[str, Any]:
+    """What one kernel is launched with: group channels -> warps, shared memory, occupancy."""
+    direction, dtype, vector = kernel.split()[:3]
+    found = {}
+    for channels in GROUP_CHANNELS:
+        size = max(SIZES[dtype], 4)  # of the arithmetic
+        warps, shared = plans[channels, size, int(vector[1:]), direction == "backward"]
+        percent = occupancy(architecture, registers, warps, shared)
+        found[f"{channels} channels"] = {"warps": warps, "shared_bytes": shared, "occupancy_percent": percent}
+    return found
 
 
 def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]]:
@@ -59,6 +116,7 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
     if nvcc is None:
         raise SystemExit("nvcc is not here: set CUDA_HOME")
     kernels: dict[str, dict[str, Any]] = {}
+    plans = launch_plans(folder)
     for name in ("forward", "backward"):
         built = folder / f"{name}_{architecture}.cubin"
         command = [nvcc, "-O3", "-std=c++17", "--expt-relaxed-constexpr", f"-arch=sm_{architecture}", "-cubin"]
@@ -78,7 +136,7 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
             elif current and (used := re.search(r"Used (\d+) registers", line)):
                 numbers = kernels.setdefault(current, {})
                 numbers["registers"] = int(used[1])
-                numbers["occupancy_percent"] = occupancy(int(used[1]))
+                numbers["launches"] = launches(current, int(used[1]), architecture, plans)
         if cuobjdump is None or nvdisasm is None:
             continue
         environment = os.environ | {"PATH": f"{Path(nvdisasm).parent}:{os.environ['PATH']}"}
@@ -98,7 +156,7 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
 
 
 def worse(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """What is worse in `new` than recorded: spills, occupancy, or 128-bit accesses that became narrower."""
+    """What is worse in `new` than recorded: spills, occupancy, fewer 128-bit accesses or more narrower ones."""
     found = []
     for kernel, numbers in old.items():
         have = new.get(kernel)
@@ -107,12 +165,27 @@ def worse(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
             continue
         if have["spill_bytes"] > numbers["spill_bytes"]:
             found.append(f"{kernel}: {have['spill_bytes']} bytes spilled, {numbers['spill_bytes']} recorded")
-        if have["occupancy_percent"] < numbers["occupancy_percent"]:
-            found.append(f"{kernel}: occupancy {have['occupancy_percent']} %, {numbers['occupancy_percent']} recorded")
-        for kind in ("loads", "atomics"):
-            if kind in have and numbers.get(kind, {}).get("128") and not have[kind].get("128"):
-                found.append(f"{kernel}: no 128-bit {kind} any more")
+        for channels, launch in numbers["launches"].items():
+            now = have["launches"][channels]["occupancy_percent"]
+            if now < launch["occupancy_percent"]:
+                found.append(f"{kernel}, {channels}: occupancy {now} %, {launch['occupancy_percent']} recorded")
+        for kind in ("loads", "stores", "atomics"):
+            if kind not in have and "loads" not in have:
+                continue  # no disassembler here
+            now, before = have.get(kind, {}), numbers.get(kind, {})
+            if now.get("128", 0) < before.get("128", 0):
+                found.append(f"{kernel}: {now.get('128', 0)} {kind} of 128 bits, {before['128']} recorded")
+            narrow, known = (sum(n for width, n in widths.items() if width != "128") for widths in (now, before))
+            if narrow > known:
+                found.append(f"{kernel}: {narrow} {kind} of less than 128 bits, {known} recorded")
     return found
+
+
+def nvcc_version() -> str | None:
+    nvcc = find("nvcc")
+    printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout if nvcc else ""
+    version = re.search(r"V([\d.]+)", printed)
+    return version[1] if version else None
 
 
 def main() -> None:
@@ -120,18 +193,21 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = {f"sm_{a}": compile_kernels(a, Path(folder)) for a in ARCHITECTURES}
+        report = {f"sm_{a}": compile_kernels(a, Path(folder)) for a in SHARED}
+    nvcc = nvcc_version()
     if options.check:
-        recorded = json.loads(RESULTS.read_text())["kernels"]
-        found = [f"{a} {line}" for a in report for line in worse(report[a], recorded[a])]
+        recorded = json.loads(RESULTS.read_text())
+        found = [f"{a} {line}" for a in report for line in worse(report[a], recorded["kernels"][a])]
         if found:
-            raise SystemExit("\n".join(found))
+            note = "" if nvcc == recorded["nvcc"] else f"\n(recorded with nvcc {recorded['nvcc']}, this is {nvcc})"
+            raise SystemExit("\n".join(found) + note)
         print("no kernel is worse than recorded")
         return
-    nvcc = subprocess.run([find("nvcc") or "nvcc", "--version"], capture_output=True, text=True).stdout
-    version = re.search(r"V([\d.]+)", nvcc)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    machine = {"system": platform.platform(), "commit": commit, "date": time.strftime("%Y-%m-%d")}
+    record = {"benchmark": "operator_resources", "machine": machine, "nvcc": nvcc, "sources": digest()}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"nvcc": version[1] if version else None, "kernels": report}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(record | {"kernels": report}, indent=1) + "\n")
     for architecture, kernels in report.items():
         for kernel, numbers in sorted(kernels.items()):
             print(architecture, kernel, numbers)

@@ -1,6 +1,6 @@
 """The CUDA kernels' own code, run on the CPU by a warp emulator (emulation/): teams, shared memory, chunks, sums.
 
-What this cannot show: races between warps, speed, and the 16-bit storage types.
+What this cannot show: races between warps, and speed.
 """
 
 from __future__ import annotations
@@ -21,36 +21,70 @@ HERE = Path(__file__).parent / "emulation"
 CSRC = Path(dcnv3.__file__).parent / "csrc"
 
 
+TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]  # in the order of problem.h
+TOLERANCE = dict(zip(TYPES, (1e-12, 4e-6, 1e-2, 1.5e-3), strict=True))
+
+
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
+    """The kernels as they are before sm_90 and on it, where sums of float32 go out by fours."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulator with")
-    built = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    built = tmp_path_factory.mktemp("emulation")
     command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{CSRC}", f"-I{HERE}", str(HERE / "kernels.cpp")]
-    subprocess.run([*command, "-o", str(built)], check=True, timeout=300)
-    loaded = ctypes.CDLL(str(built))
-    loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
-        ctypes.c_int
-    ] * 4
-    return loaded
+    libraries = {}
+    for architecture in (800, 900):
+        target = built / f"kernels_{architecture}.so"
+        subprocess.run([*command, f"-DDCNV3_EMULATION={architecture}", "-o", str(target)], check=True, timeout=300)
+        loaded = ctypes.CDLL(str(target))
+        loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
+            ctypes.c_int
+        ] * 3
+        libraries[architecture] = loaded
+    return libraries
 
 
-def emulate(library: ctypes.CDLL, call: Any, dtype: torch.dtype, *, wide: bool, fixed: bool) -> dict[str, torch.Tensor]:
+def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
+    """The same numbers as a slice of the channels of a wider tensor: `gap` more elements a pixel, `start` before."""
+    wide = torch.full((tensor.numel() // max(tensor.shape[-1], 1) * (tensor.shape[-1] + gap) + start,), torch.nan)
+    view = wide.to(tensor.dtype)[start:].view(*tensor.shape[:-1], tensor.shape[-1] + gap)[..., : tensor.shape[-1]]
+    return view.copy_(tensor)
+
+
+def emulate(
+    library: ctypes.CDLL, call: Any, dtype: torch.dtype, *, wide: bool = True, fixed: bool = False, gap: int = 0
+) -> dict[str, torch.Tensor]:
+    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed."""
     g = make_geometry(**call.options)
     n, height, width, channels = call.value.shape
-    tensors = [t.to(dtype).contiguous() for t in (call.value, call.offset, call.mask)]
-    output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
-    grads = [torch.full_like(t, torch.nan) for t in tensors]
-    sizes = [n, height, width, *call.cotangent.shape[1:3], g.groups, channels // g.groups, *g[1:9]]
-    everything = [*tensors, output, call.cotangent.to(dtype).contiguous(), *grads]
-    pointers = (ctypes.c_void_p * 8)(*(t.data_ptr() for t in everything))
+    start = 0 if wide else 1
+    names = ("grad_value", "grad_offset", "grad_mask")
+    results = {}
     for backward in (0, 1):
-        arguments = (g.offset_scale, g.remove_center, g.activation, pointers)
-        is_double = dtype == torch.float64
-        assert library.run((ctypes.c_int64 * 15)(*sizes), *arguments, is_double, wide, backward, fixed) == 0
-    names = ("output", "grad_value", "grad_offset", "grad_mask")
-    return {name: t.double() for name, t in zip(names, (output, *grads), strict=True)}
+        value = shifted(call.value.to(dtype), start, 0 if backward else gap)
+        offset, mask = (shifted(t.to(dtype), start, gap + start) for t in (call.offset, call.mask))
+        output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
+        grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (value, offset, mask)]
+        sizes = [n, height, width, *call.cotangent.shape[1:3], g.groups, channels // g.groups, *g[1:9]]
+        sizes += [t.stride(2) for t in (value, offset, mask)]
+        everything = [value, offset, mask, output, call.cotangent.to(dtype).contiguous(), *grads]
+        pointers = (ctypes.c_void_p * 8)(*(t.data_ptr() for t in everything))
+        arguments = (g.offset_scale, g.remove_center, g.activation, pointers, TYPES.index(dtype), backward, fixed)
+        moved = library.run((ctypes.c_int64 * 18)(*sizes), *arguments)
+        assert moved == (16 // dtype.itemsize if wide else 1)
+        results |= {"output": output} if backward == 0 else dict(zip(names, grads, strict=True))
+    return {name: t.double() for name, t in results.items()}
+
+
+def assert_computes(
+    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float, fixed: bool
+) -> None:
+    for key, want in expected.items():
+        scale = max(float(want.abs().max()), 1.0)
+        # fixed point is less than float64's own precision
+        allowed = max(tolerance, 4e-6) if fixed and key == "grad_value" else tolerance
+        assert float((actual[key] - want).abs().max()) <= allowed * scale, key
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["atomic", "deterministic"])
@@ -73,21 +107,72 @@ def emulate(library: ctypes.CDLL, call: Any, dtype: torch.dtype, *, wide: bool, 
     ids=str,
 )
 def test_the_cuda_kernels_compute_the_definition(
-    library: ctypes.CDLL, make_call: Any, shape: dict[str, Any], wide: bool, dtype: torch.dtype, fixed: bool
+    libraries: dict[int, ctypes.CDLL],
+    make_call: Any,
+    shape: dict[str, Any],
+    wide: bool,
+    dtype: torch.dtype,
+    fixed: bool,
 ) -> None:
     call = make_call(**({"height": 5, "width": 4} | shape), dtype=dtype)
     # the same numbers in float64; locations this far from the integers fall into one cell in both
     shift = call.offset.unflatten(-1, (-1, 2))
     call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2)
     expected = call.run("reference", "cpu", torch.float64)
-    actual = emulate(library, call, dtype, wide=wide, fixed=fixed)
-    for key, want in expected.items():
-        tolerance = 1e-12 if dtype == torch.float64 and not (fixed and key == "grad_value") else 4e-6
-        scale = max(float(want.abs().max()), 1.0)
-        assert float((actual[key] - want).abs().max()) <= tolerance * scale, key
+    by_fours = wide and not fixed and dtype == torch.float32
+    for architecture in (800, 900) if by_fours else (800,):
+        actual = emulate(libraries[architecture], call, dtype, wide=wide, fixed=fixed)
+        assert_computes(actual, expected, TOLERANCE[dtype], fixed)
 
 
-def test_fixed_point_gives_nan_for_a_gradient_that_is_not_finite(library: ctypes.CDLL, make_call: Any) -> None:
+@pytest.mark.parametrize("fixed", [False, True], ids=["atomic", "deterministic"])
+@pytest.mark.parametrize("wide", [True, False], ids=["wide", "narrow"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_cuda_kernels_take_16_bit_types_and_slices(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, dtype: torch.dtype, wide: bool, fixed: bool
+) -> None:
+    call = make_call(height=4, width=3, group_channels=24, groups=2, dtype=dtype)
+    shift = call.offset.float().unflatten(-1, (-1, 2))
+    call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2).to(dtype)
+    expected = call.run("reference", "cpu", torch.float64)
+    for architecture in (800, 900) if wide and not fixed else (800,):
+        actual = emulate(libraries[architecture], call, dtype, wide=wide, fixed=fixed, gap=8)
+        assert_computes(actual, expected, TOLERANCE[dtype], fixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_emulated_16_bit_types_round_as_torch_does(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, dtype: torch.dtype
+) -> None:
+    """A one-point kernel of weight 1.5 at rest, on every number that the type has: widened, multiplied, narrowed."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    numbers = torch.where(numbers.isfinite(), numbers, 0)
+    call = make_call(
+        batch=1, height=64, width=64, groups=1, group_channels=16, kernel=(1, 1), padding=(0, 0), offset_amplitude=0.0
+    )
+    call.options["mask_activation"] = "none"
+    call.value, call.mask[:] = numbers.view(1, 64, 64, 16), 1.5
+    actual = emulate(libraries[800], call, dtype)["output"].to(dtype)
+    assert torch.equal(actual, (call.value.float() * 1.5).to(dtype))
+
+
+def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: dict[int, ctypes.CDLL]) -> None:
+    """By the launcher, before it would fail at the launch: -1, which the binding turns into words."""
+    pointers = (ctypes.c_void_p * 8)()
+    answers = {}
+    for size in (49, 51, 101, 201):
+        # no images: nothing is read
+        sizes = [0, size, size, 1, 1, 1, 16, size, size, 1, 1, 0, 0, 1, 1, 16, 2 * size**2, size**2]
+        for backward in (0, 1):
+            done = libraries[800].run((ctypes.c_int64 * 18)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0)
+            answers[size, backward] = done
+    refused = [key for key, done in answers.items() if done == -1]
+    assert refused == [(51, 1), (101, 1), (201, 0), (201, 1)]
+
+
+def test_fixed_point_gives_nan_for_a_gradient_that_is_not_finite(
+    libraries: dict[int, ctypes.CDLL], make_call: Any
+) -> None:
     call = make_call(height=4, width=3)
     call.cotangent[0, 0, 0, 0] = torch.inf
-    assert bool(emulate(library, call, torch.float32, wide=True, fixed=True)["grad_value"].isnan().all())
+    assert bool(emulate(libraries[800], call, torch.float32, fixed=True)["grad_value"].isnan().all())

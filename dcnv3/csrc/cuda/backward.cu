@@ -21,10 +21,11 @@ int log2_above(int64_t n) {
 // `Sum` is float or double (t.sum may be the gradient itself), or Fixed.
 template <typename S, int N, typename Sum>
 int run(const Problem& q, const Tensors& t, const float* bound, cudaStream_t stream) {
+  const Plan plan = make_plan(q, sizeof(Compute<S>), N, true);
+  if (plan.shared > kSharedBytes) return kTooManyPoints;
   const int64_t elements = q.batch * q.height * q.width * q.channels();
   cudaError_t error = cudaMemsetAsync(t.sum, 0, elements * sizeof(Sum), stream);
   if (error != cudaSuccess || elements == 0) return static_cast<int>(error);
-  const Plan plan = make_plan(q, sizeof(Compute<S>), N, true);
   Arguments a = make_arguments(q, t, plan);
   a.bound = bound;
   a.room_log2 = log2_above(q.pixels() * q.points);

@@ -1,5 +1,7 @@
 // Backward on a GPU, with the teams of forward.cuh. The gradients of a point's place and weight are sums over channels,
-// taken by warp shuffles. The gradient of the value is added to global memory by reductions of four floats (sm_90) or one.
+// taken by warp shuffles. The gradient of the value is added to global memory by reductions of four floats (sm_90) or one,
+// laid out so that the lanes of a team write next to each other: the cache then adds whole sectors. (Sums of 16-bit pairs
+// would lose the float32 arithmetic, and sums in shared memory are loops of compare-and-swap before sm_90.)
 // In the deterministic mode it is added up in 64-bit fixed point, where the order of additions does not matter.
 #pragma once
 
@@ -8,42 +10,44 @@
 namespace dcnv3 {
 namespace gpu {
 
-// Four neighbouring floats in one reduction, which sm_90 has.
-__device__ __forceinline__ void add_four(float* to, float a, float b, float c, float d) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int kFloats = 4;  // in one reduction
+__device__ __forceinline__ void add_four(float* to, const float* x) {
   asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
                :
-               : "l"(__cvta_generic_to_global(to)), "f"(a), "f"(b), "f"(c), "f"(d)
+               : "l"(__cvta_generic_to_global(to)), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
                : "memory");
-#endif
 }
-// Add N numbers; nobody reads the result meanwhile.
-template <int N>
-__device__ __forceinline__ void add(float* to, const float (&x)[N], double /*scale*/) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr int kFours = N / 4;
+#elif defined(DCNV3_EMULATION) && DCNV3_EMULATION >= 900
+constexpr int kFloats = 4;
+inline void add_four(float* to, const float* x) {
+  for (int i = 0; i < 4; ++i) to[i] += x[i];
+}
 #else
-  constexpr int kFours = 0;
+constexpr int kFloats = 1;
+__device__ __forceinline__ void add_four(float*, const float*) {}
 #endif
-#pragma unroll
-  for (int i = 0; i < kFours; ++i) add_four(to + 4 * i, x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
-#pragma unroll
-  for (int n = 4 * kFours; n < N; ++n) atomicAdd(to + n, x[n]);
-}
-template <int N>
-__device__ __forceinline__ void add(double* to, const double (&x)[N], double /*scale*/) {
-#pragma unroll
-  for (int n = 0; n < N; ++n) atomicAdd(to + n, x[n]);
-}
 
 // Fixed point, in two's complement.
 using Fixed = unsigned long long;
-template <int N, typename T>
-__device__ __forceinline__ void add(Fixed* to, const T (&x)[N], double scale) {
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    atomicAdd(to + n, static_cast<Fixed>(__double2ll_rn(static_cast<double>(x[n]) * scale)));
+
+// Add W numbers times `factor`; nobody reads the result meanwhile. `scale` is that of fixed point.
+template <int W>
+__device__ __forceinline__ void add(float* to, const float* x, float factor, double /*scale*/) {
+  if constexpr (W == 4) {
+    const float product[4] = {x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor};
+    add_four(to, product);
+  } else {
+    atomicAdd(to, x[0] * factor);
   }
+}
+template <int W>
+__device__ __forceinline__ void add(double* to, const double* x, double factor, double /*scale*/) {
+  atomicAdd(to, x[0] * factor);
+}
+template <int W, typename T>
+__device__ __forceinline__ void add(Fixed* to, const T* x, T factor, double scale) {
+  atomicAdd(to, static_cast<Fixed>(__double2ll_rn(static_cast<double>(x[0] * factor) * scale)));
 }
 
 template <typename A, typename B>
@@ -61,21 +65,25 @@ __device__ __forceinline__ double fixed_point_scale(const Arguments& a) {
   return ldexp(1.0, 61 - a.room_log2 - exponent);
 }
 
+// Blocks of a multiprocessor that the registers must allow: as many as each form can do without spilling.
+template <int N, typename Sum>
+constexpr int kBlocks = !kSame<Sum, float> ? 2 : N == 1 ? 4 : 3;
+
 // `Sum` is what the value's gradient is added up in: float, double or Fixed.
 template <typename S, int N, typename Sum>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, 2) backward_kernel(const Arguments a) {
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<N, Sum>) backward_kernel(const Arguments a) {
   using T = Compute<S>;
   const Team team(a);
-  const Weights<S> weights(a, team);
   const int points = static_cast<int>(a.q.points), channels = static_cast<int>(a.q.group_channels);
-  const int small = (a.chunk * 2 * int(sizeof(T)) + 15) / 16 * 16, results = (3 * points * int(sizeof(T)) + 15) / 16 * 16;
-  unsigned char* mine = shared_memory + team.slot * (a.chunk * int(sizeof(Four<T>) + sizeof(Corners)) + small + results);
-  Four<T>* axes = reinterpret_cast<Four<T>*>(mine);           // hw0, hw1, ww0, ww1
+  unsigned char* mine = shared_memory + team.slot * team_bytes(points, sizeof(T), a.chunk, true);
+  T* weight = reinterpret_cast<T*>(mine);
+  T *to_weight = weight + points, *to_h = to_weight + points, *to_w = to_h + points;
+  Four<T>* axes = reinterpret_cast<Four<T>*>(mine + (4 * points * int(sizeof(T)) + 15) / 16 * 16);  // hw0, hw1, ww0, ww1
   Corners* pixels = reinterpret_cast<Corners*>(axes + a.chunk);
-  T* weight = reinterpret_cast<T*>(pixels + a.chunk);         // the point's weight, then
-  T* inside = weight + a.chunk;                               // hs0 + 2 hs1 + 4 ws0 + 8 ws1
-  T* to_weight = reinterpret_cast<T*>(mine + a.chunk * int(sizeof(Four<T>) + sizeof(Corners)) + small);
-  T *to_h = to_weight + points, *to_w = to_h + points;
+  T* inside = reinterpret_cast<T*>(pixels + a.chunk);  // hs0 + 2 hs1 + 4 ws0 + 8 ws1
+  weigh<S>(a, team, weight);
+  // The value's gradient goes out in pieces of W channels, piece i of all lanes side by side.
+  constexpr int W = kSame<Sum, float> && N % kFloats == 0 ? kFloats : 1;
   double scale = 0;
   if constexpr (kSame<Sum, Fixed>) scale = fixed_point_scale(a);
 
@@ -93,19 +101,27 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) backward_kernel(const Arg
       place<S>(a, team, begin + k, y, x);
       axes[k] = {{y.w0, y.w1, x.w0, x.w1}};
       pixels[k] = corners(a, y, x);
-      weight[k] = weights.at(begin + k);
       inside[k] = y.s0 + T(2) * y.s1 + T(4) * x.s0 + T(8) * x.s1;
     }
     __syncwarp();
     for (int first = 0; first < channels; first += team.lanes * N) {
       const int c = first + team.member * N;
       const bool here = c < channels;
-      T g[N] = {};
+      T g[N] = {}, out[N] = {};
       if (here) load<N>(gradient + c, g);
+#pragma unroll
+      for (int i = 0; i < N / W; ++i) {
+        const int at = first + (i * team.lanes + team.member) * W;
+        if (at >= channels) continue;
+        T piece[W];
+        load<W>(gradient + at, piece);
+#pragma unroll
+        for (int w = 0; w < W; ++w) out[i * W + w] = piece[w];
+      }
       for (int k = 0; k < count; ++k) {
         const Four<T> axis = axes[k];
         const Corners pixel = pixels[k];
-        const T p = weight[k];
+        const T p = weight[begin + k];
         const int bits = static_cast<int>(inside[k]);
         const T share[4] = {p * axis.at[0] * axis.at[2], p * axis.at[0] * axis.at[3], p * axis.at[1] * axis.at[2],
                             p * axis.at[1] * axis.at[3]};
@@ -116,13 +132,17 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) backward_kernel(const Arg
           for (int i = 0; i < 4; ++i) load<N>(image + static_cast<int64_t>(pixel.at[i]) * all + c, v[i]);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            T spread[N];
 #pragma unroll
-            for (int n = 0; n < N; ++n) {
-              dot[i] += g[n] * v[i][n];
-              spread[n] = g[n] * share[i];
-            }
-            if (team.real && share[i] != T(0)) add<N>(sums + static_cast<int64_t>(pixel.at[i]) * all + c, spread, scale);
+            for (int n = 0; n < N; ++n) dot[i] += g[n] * v[i][n];
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (!team.real || share[i] == T(0)) continue;
+          Sum* to = sums + static_cast<int64_t>(pixel.at[i]) * all + first + team.member * W;
+#pragma unroll
+          for (int n = 0; n < N; n += W) {
+            if (first + n * team.lanes + team.member * W < channels) add<W>(to + n * team.lanes, out + n, share[i], scale);
           }
         }
         PointGradient<T> point =
@@ -141,7 +161,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) backward_kernel(const Arg
   }
   __syncwarp();
   T mean = 0;
-  for (int k = team.member; k < points; k += team.lanes) mean += weights.at(k) * to_weight[k];
+  for (int k = team.member; k < points; k += team.lanes) mean += weight[k] * to_weight[k];
   mean = team.sum(mean);
   if (!team.real) return;
   const int64_t point = (team.pixel * a.q.groups + team.group) * points;
@@ -149,7 +169,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) backward_kernel(const Arg
   for (int k = team.member; k < points; k += team.lanes) {
     const T pair[2] = {to_w[k] * offset_scale, to_h[k] * offset_scale};
     store<2>(static_cast<S*>(a.t.grad_offset) + (point + k) * 2, pair);
-    narrow(static_cast<S*>(a.t.grad_mask)[point + k], logit_gradient(a.q.activation, weights.at(k), to_weight[k], mean));
+    narrow(static_cast<S*>(a.t.grad_mask)[point + k], logit_gradient(a.q.activation, weight[k], to_weight[k], mean));
   }
 }
 

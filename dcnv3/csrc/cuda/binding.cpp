@@ -16,7 +16,11 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-void check(int error) { STD_TORCH_CHECK(error == 0, "dcnv3: CUDA error ", error, " at launch"); }
+void check(int error, const Problem& q) {
+  STD_TORCH_CHECK(error != gpu::kTooManyPoints, "dcnv3: a kernel of ", q.kernel_h, " by ", q.kernel_w,
+                  " has more points than the cuda backend's shared memory holds; use backend='reference'");
+  STD_TORCH_CHECK(error == 0, "dcnv3: CUDA error ", error, " at launch");
+}
 
 Tensor forward(Tensor value, Tensor offset, Tensor mask, DCNV3_ARGUMENTS) {
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
@@ -26,7 +30,7 @@ Tensor forward(Tensor value, Tensor offset, Tensor mask, DCNV3_ARGUMENTS) {
   Tensor output = torch::stable::new_empty(value, {q.batch, q.out_height, q.out_width, q.channels()});
   Tensors t{};
   t.value = value.data_ptr(), t.offset = offset.data_ptr(), t.mask = mask.data_ptr(), t.output = output.data_ptr();
-  check(gpu::launch_forward(type_of(value), q, t, current_stream(value.get_device_index())));
+  check(gpu::launch_forward(type_of(value), q, t, current_stream(value.get_device_index())), q);
   return output;
 }
 
@@ -52,7 +56,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor value, Te
   t.grad_value = grad_value.data_ptr(), t.grad_offset = grad_offset.data_ptr(), t.grad_mask = grad_mask.data_ptr();
   t.sum = sum.data_ptr();
   check(gpu::launch_backward(type, q, t, deterministic, static_cast<float*>(bound.data_ptr()),
-                             current_stream(value.get_device_index())));
+                             current_stream(value.get_device_index())),
+        q);
   return {grad_value, grad_offset, grad_mask};
 }
 

@@ -31,12 +31,10 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ void narrow(double& to, double x) { to = x; }
 __device__ __forceinline__ void narrow(float& to, float x) { to = x; }
-#if !defined(DCNV3_EMULATION)
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ void narrow(__nv_bfloat16& to, float x) { to = __float2bfloat16(x); }
 __device__ __forceinline__ void narrow(__half& to, float x) { to = __float2half(x); }
-#endif
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
@@ -101,35 +99,29 @@ struct Team {
   }
 };
 
-// The weights of a team's points from their logits: nothing is stored but the softmax's largest logit and its share.
+// The weights of a team's points, into its shared memory; each logit is read once. A lane works on points of its own here:
+// those of others are there after the next __syncwarp.
 template <typename S>
-struct Weights {
+__device__ __forceinline__ void weigh(const Arguments& a, const Team& team, Compute<S>* weight) {
   using T = Compute<S>;
-  const S* logits;
-  int activation;
-  T top, share;
-
-  __device__ __forceinline__ Weights(const Arguments& a, const Team& team)
-      : logits(static_cast<const S*>(a.t.mask) + team.pixel * a.q.mask_stride + team.group * a.q.points),
-        activation(a.q.activation),
-        top(0),
-        share(1) {
-    if (activation != kSoftmax) return;
-    const int points = static_cast<int>(a.q.points);
-    T most = -INFINITY;
-    for (int k = team.member; k < points; k += team.lanes) most = max(most, widen(logits[k]));
-    top = team.most(most);
-    T sum = 0;
-    for (int k = team.member; k < points; k += team.lanes) sum += exponential(widen(logits[k]) - top);
-    share = T(1) / team.sum(sum);
-  }
-
-  __device__ __forceinline__ T at(int k) const {
+  const int points = static_cast<int>(a.q.points), activation = a.q.activation;
+  const S* logits = static_cast<const S*>(a.t.mask) + team.pixel * a.q.mask_stride + team.group * a.q.points;
+  T top = -INFINITY;
+  for (int k = team.member; k < points; k += team.lanes) {
     const T x = widen(logits[k]);
-    if (activation == kNone) return x;
-    return activation == kSoftmax ? exponential(x - top) * share : T(1) / (T(1) + exponential(-x));
+    weight[k] = activation == kSigmoid ? T(1) / (T(1) + exponential(-x)) : x;
+    top = max(top, x);
   }
-};
+  if (activation != kSoftmax) return;
+  top = team.most(top);
+  T sum = 0;
+  for (int k = team.member; k < points; k += team.lanes) {
+    weight[k] = exponential(weight[k] - top);
+    sum += weight[k];
+  }
+  const T share = T(1) / team.sum(sum);
+  for (int k = team.member; k < points; k += team.lanes) weight[k] *= share;
+}
 
 // Where point k of a team lies: the two axes (sampling.h).
 template <typename S>

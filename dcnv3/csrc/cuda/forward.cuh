@@ -11,11 +11,12 @@ template <typename S, int N>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 4) forward_kernel(const Arguments a) {
   using T = Compute<S>;
   const Team team(a);
-  const Weights<S> weights(a, team);
   const int points = static_cast<int>(a.q.points), channels = static_cast<int>(a.q.group_channels);
-  unsigned char* mine = shared_memory + team.slot * (a.chunk * (sizeof(Four<T>) + sizeof(Corners)));
+  unsigned char* mine = shared_memory + team.slot * team_bytes(points, sizeof(T), a.chunk, false);
   Four<T>* shares = reinterpret_cast<Four<T>*>(mine);
   Corners* pixels = reinterpret_cast<Corners*>(shares + a.chunk);
+  T* weight = reinterpret_cast<T*>(pixels + a.chunk);
+  weigh<S>(a, team, weight);
   const int stride = static_cast<int>(a.q.value_stride);
   const S* image = static_cast<const S*>(a.t.value) + team.image * a.q.height * a.q.width * a.q.value_stride + team.group * channels;
   S* output = static_cast<S*>(a.t.output) + team.pixel * a.q.channels() + team.group * channels;
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 4) forward_kernel(const Argu
         for (int k = team.member; k < count; k += team.lanes) {
           Axis<T> y, x;
           place<S>(a, team, begin + k, y, x);
-          const T p = weights.at(begin + k), top = p * y.w0, bottom = p * y.w1;
+          const T p = weight[begin + k], top = p * y.w0, bottom = p * y.w1;
           shares[k] = {{top * x.w0, top * x.w1, bottom * x.w0, bottom * x.w1}};
           pixels[k] = corners(a, y, x);
         }

@@ -33,20 +33,20 @@ struct Plan {
   size_t shared;
 };
 
-// Bytes of shared memory of one team; `size` is that of the arithmetic's type. Every part is a multiple of 16.
-inline int64_t team_bytes(const Problem& q, int64_t size, int64_t chunk, bool backward) {
-  const int64_t stage = chunk * (4 * size + 16) + (backward ? (chunk * 2 * size + 15) / 16 * 16 : 0);
-  return stage + (backward ? (3 * q.points * size + 15) / 16 * 16 : 0);
+// Bytes of shared memory of one team, whose arithmetic is in numbers of `size` bytes; every part is a multiple of 16.
+DCNV3_BOTH inline int64_t team_bytes(int64_t points, int size, int chunk, bool backward) {
+  const int places = chunk * (4 * size + 16) + (backward ? (chunk * size + 15) / 16 * 16 : 0);
+  return places + ((backward ? 4 : 1) * points * size + 15) / 16 * 16;
 }
 
-inline Plan make_plan(const Problem& q, int64_t size, int64_t vector, bool backward) {
+inline Plan make_plan(const Problem& q, int size, int64_t vector, bool backward) {
   Plan plan{};
   const int64_t vectors = (q.group_channels + vector - 1) / vector;
   while ((int64_t(1) << plan.team_log2) < vectors && plan.team_log2 < 5) ++plan.team_log2;
   plan.chunk = static_cast<int>(q.points < 32 ? q.points : 32);
   plan.warps = kMaxWarps;
   auto bytes = [&] {
-    return plan.warps * (int64_t(kWarp) >> plan.team_log2) * team_bytes(q, size, plan.chunk, backward);
+    return plan.warps * (int64_t(kWarp) >> plan.team_log2) * team_bytes(q.points, size, plan.chunk, backward);
   };
   // Fewer warps of a block, then fewer points at a time, then fewer teams of a warp (with idle lanes).
   while (bytes() > kSharedBytes && plan.warps > 2) plan.warps /= 2;
@@ -59,7 +59,10 @@ inline Plan make_plan(const Problem& q, int64_t size, int64_t vector, bool backw
   return plan;
 }
 
-// 0, or CUDA's error code. `stream` is a cudaStream_t.
+// The error where one team's points are more than shared memory holds (with `plan.shared` above kSharedBytes).
+constexpr int kTooManyPoints = -1;
+
+// 0, CUDA's error code or kTooManyPoints. `stream` is a cudaStream_t.
 int launch_forward(Type, const Problem&, const Tensors&, void* stream);
 int launch_backward(Type, const Problem&, const Tensors&, bool deterministic, float* bound, void* stream);
 

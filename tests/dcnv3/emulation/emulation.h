@@ -102,6 +102,41 @@ inline unsigned __float_as_uint(float x) {
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
 }
+// The 16-bit types, by their bits; rounded to the nearest, ties to even.
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+struct __half {
+  uint16_t bits;
+};
+inline float __bfloat162float(__nv_bfloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline __nv_bfloat16 __float2bfloat16(float x) {
+  if (std::isnan(x)) return {0x7fff};
+  const uint32_t bits = __float_as_uint(x);
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline float __half2float(__half x) {
+  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  const float size = exponent == 31 ? (fraction != 0 ? NAN : INFINITY)
+                                    : std::ldexp(float(exponent == 0 ? fraction : fraction + 1024), std::max(exponent, 1) - 25);
+  return x.bits >> 15 ? -size : size;
+}
+inline __half __float2half(float x) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0, infinite = 31 << 10;
+  if (std::isnan(x)) return {0x7fff};
+  if (std::fabs(x) >= 65536) return {static_cast<uint16_t>(sign | infinite)};
+  if (x == 0) return {sign};
+  int exponent = 0;
+  std::frexp(x, &exponent);
+  const int unit = std::max(exponent - 11, -24);  // of the last place, as a power of two
+  const int count = static_cast<int>(std::nearbyint(std::ldexp(std::fabs(x), -unit)));
+  return {static_cast<uint16_t>(sign | (count + ((unit + 24) << 10)))};  // the leading bit, and a carry, are the exponent's
+}
 using std::isfinite;
 using std::max;
 using std::min;

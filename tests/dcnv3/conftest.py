@@ -26,6 +26,12 @@ def kernel(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
+@pytest.fixture(params=["cpu"] + ["cuda"] * (available_backends()["cuda"] is None))
+def device(request: pytest.FixtureRequest) -> str:
+    """The CPU, and a GPU where there is one with its kernels."""
+    return request.param
+
+
 @dataclass
 class Call:
     """Tensors and options of one call; `run` gives the output and the three gradients, as float64 on the CPU."""
@@ -36,8 +42,12 @@ class Call:
     cotangent: torch.Tensor
     options: dict[str, Any] = field(default_factory=dict)
 
+    def leaves(self, device: str = "cpu", dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        """Value, offset and mask anew, asking for gradients."""
+        return [t.detach().to(device, dtype).requires_grad_() for t in (self.value, self.offset, self.mask)]
+
     def run(self, backend: str, device: str = "cpu", dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        leaves = [t.detach().to(device, dtype).requires_grad_() for t in (self.value, self.offset, self.mask)]
+        leaves = self.leaves(device, dtype)
         output = dcnv3(*leaves, **self.options, backend=backend)
         output.backward(self.cotangent.to(device, dtype))
         names = ("output", "grad_value", "grad_offset", "grad_mask")

@@ -69,7 +69,8 @@ def evaluation_batches(
                         faults.append(
                             Fault(int(position), manifest.name, entry.name, key, row, bad.reason, bad.detail, ("", ""))
                         )
-            log.add(step, len(positions), faults)
+            log.add(step, positions, faults)
+            log.check()
             if found:
                 yield _batch(step, manifest, found, tokenizer)
     finally:

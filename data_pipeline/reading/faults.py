@@ -6,7 +6,9 @@ from typing import Any
 
 from data_pipeline.errors import BadDataError
 from data_pipeline.reading.assembly import Fault
+from data_pipeline.reading.hashing import Integers
 
+_NAMED = 8  # shards in a message
 Events = Callable[[dict[str, Any]], None]
 
 
@@ -20,36 +22,66 @@ def too_many(bad: int, seen: int, rate: float) -> bool:
 
 
 class FaultLog:
-    """What went wrong in the batches that were consumed. `events` gets one dictionary a fault."""
+    """What went wrong in the batches that were consumed. `events` gets one dictionary a fault.
 
-    def __init__(self, max_bad_rate: float, events: Events | None) -> None:
+    `repeats`: whether batches that are asked for again, after a return to an earlier step, are the same; each counts
+    and is recorded once then.
+    """
+
+    def __init__(self, max_bad_rate: float, events: Events | None, *, repeats: bool = True) -> None:
         self.seen = self.bad = 0
         self.reasons: Counter[str] = Counter()
+        self.replaced: Counter[str] = Counter()  # samples by source
         self._shards: Counter[tuple[str, str, str]] = Counter()
         self._rate = max_bad_rate
         self._events = events
+        self._repeats = repeats
+        self._last = -1  # highest position that was counted
 
-    def add(self, step: int, samples: int, faults: Iterable[Fault]) -> None:
-        """One consumed batch. Raises BadDataError above the allowed rate, naming the shards."""
-        self.seen += samples
+    def add(self, step: int, positions: Integers, faults: Iterable[Fault]) -> None:
+        """One consumed batch, of rising positions."""
+        if self._repeats:
+            if int(positions[-1]) <= self._last:
+                return
+            self._last = int(positions[-1])
+        self.seen += len(positions)
         for position, group in _by_position(faults):
             replaced = [fault for fault in group if fault.replaced_by is not None]
             self.bad += bool(replaced)
+            if replaced:
+                self.replaced[replaced[0].source] += 1
             for fault in group:
                 self.reasons[fault.reason] += 1
                 if fault.replaced_by is not None:
                     self._shards[fault.source, fault.shard, fault.reason] += 1
                 if self._events is not None:
                     self._events(_event(step, position, fault))
-        if self.bad and too_many(self.bad, self.seen, self._rate):
-            raise BadDataError(self._message())
 
-    def _message(self) -> str:
-        worst = "; ".join(
-            f"{source}/{shard}: {count} x {reason}" for (source, shard, reason), count in self._shards.most_common(8)
+    def check(self) -> None:
+        """Raises BadDataError above the allowed rate, naming the shards."""
+        if self.too_many(self.seen, self.bad):
+            raise self.error(self.seen, self.bad, [self.worst()])
+
+    def too_many(self, seen: float, bad: float) -> bool:
+        """Whether `bad` of `seen`, over all ranks, are above the allowed rate."""
+        return bad > 0 and too_many(int(bad), int(seen), self._rate)
+
+    def worst(self) -> list[tuple[tuple[str, str, str], int]]:
+        """(source, shard, reason) with the most bad samples."""
+        return self._shards.most_common(_NAMED)
+
+    def error(
+        self, seen: float, bad: float, worst: Iterable[Iterable[tuple[tuple[str, str, str], int]]]
+    ) -> BadDataError:
+        """`worst`: of each rank."""
+        shards: Counter[tuple[str, str, str]] = Counter()
+        for rank in worst:
+            shards.update(dict(rank))
+        named = "; ".join(
+            f"{source}/{shard}: {count} x {reason}" for (source, shard, reason), count in shards.most_common(_NAMED)
         )
-        return (
-            f"{self.bad} of {self.seen} samples read were bad, above data.max_bad_rate {self._rate}: {worst}. "
+        return BadDataError(
+            f"{int(bad)} of {int(seen)} samples read were bad, above data.max_bad_rate {self._rate}: {named}. "
             "Look at the shards with `internimage shards verify`, repair or drop them, or raise data.max_bad_rate"
         )
 

@@ -36,7 +36,8 @@ class Reader:
     once a node, into `config.cache.folder`; `beat` is called while that goes on.
 
     Raises UserError where sets are missing or the batch does not divide; BadDataError from `batches` above
-    `config.max_bad_rate`.
+    `config.max_bad_rate`. Ranks that meet in collectives must end together: with `judge` false the caller does so, from
+    `faults.seen` and `faults.bad` of all ranks.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Reader:
         world_size: int = 1,
         seed: int = 0,
         events: Events | None = None,
+        judge: bool = True,
         beat: Beat | None = None,
     ) -> None:
         self.config = config
@@ -72,7 +74,8 @@ class Reader:
         self._remote = dict(
             zip(remote, cache_shares(list(remote.values()), config.cache, config.block_shards), strict=True)
         )
-        self.faults = FaultLog(config.max_bad_rate, events)
+        self.faults = FaultLog(config.max_bad_rate, events, repeats=self._streams is None)
+        self._judge = judge
         self._assembler = Assembler(config, self.order, self.names, self._sets, labels, tokenizer, seed)
         self._shapes = Rows.shapes(self.share.rows, config.views, config.image_size, config.context_length)
         self._pool: WorkerPool | None = None
@@ -114,7 +117,9 @@ class Reader:
             for (step, micro), positions, rows, done in filled:
                 for source, fetching in ahead.items():
                     fetching.advance(self._consumed(step + 1)[source])
-                self.faults.add(step, len(positions), done.faults)
+                self.faults.add(step, positions, done.faults)
+                if self._judge:
+                    self.faults.check()
                 batch = self._batch(step, micro, positions, rows, done)
                 del rows
                 yield batch.pin() if torch.cuda.is_available() else batch

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from data_pipeline.errors import UserError
+from data_pipeline.reading.recorded import once
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
         config_text=config_text,
         environment=_mapping(_json(_text(folder / "environment.json"))),
         metrics=_one_a_step(_lines(folder / "metrics.jsonl")),
-        events=tuple(_lines(folder / "events.jsonl")),
+        events=tuple(once(_lines(folder / "events.jsonl"))),
         results=tuple(_results(folder / "evaluation")),
         validation=tuple(_validation(_json(_text(folder / "validation.json")))),
         parts=parts,

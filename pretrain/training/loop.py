@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.configuration import RunConfig
+from pretrain.training.account import Account
 from pretrain.training.checkpointer import Checkpointer
 from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine
@@ -43,12 +44,13 @@ class Job:
     observe: Callable[[int, dict[str, float]], None]  # step, metrics: log, progress
     tick: Callable[[int], None]  # after every step: profiler
     rewind: Callable[[int], None]  # after a return to an earlier step: the log
+    account: Account  # of samples
 
 
 def train(job: Job, step: int) -> bool:
     """Train from `step` to the end. True: the end was reached; False: stopped on request. Saved in either case.
 
-    Raises GaveUpError by the policy.
+    Raises GaveUpError by the policy, BadDataError above data.max_bad_rate, on all ranks.
     """
     total = job.plan.total_steps
     batches = job.batches(step)
@@ -106,7 +108,8 @@ def _one_step(job: Job, step: int, batches: Iterator[Any]) -> Verdict:
         job.events("step_not_applied", step=step, loss=loss, grad_norm=norm, verdict=verdict.value)
     job.meter.end_step()
     if logged:
-        job.observe(step + 1, job.meter.collect(loss, rate, norm, engine.flops_per_sample))
+        values = job.meter.collect(loss, rate, norm, engine.flops_per_sample)
+        job.observe(step + 1, values | job.account.metrics(step + 1))
     return verdict
 
 
@@ -127,14 +130,16 @@ def _roll_back(job: Job, step: int) -> int:
 
 
 def _stop_agreed(job: Job, step: int) -> bool:
-    """A request that reached any rank stops all of them at the same step."""
+    """A request that reached any rank stops all of them at the same step; so does bad data."""
     if job.processes.leader:
         job.interruption.read_stop_file(job.checkpointer.run)
     limit = job.config.training.stop_after
     if limit is not None and step >= limit:
         job.interruption.request("training.stop_after")
     asked = job.interruption.reason is not None
-    if job.processes.sum([float(asked)])[0] == 0:
+    any_asked, *samples = job.processes.sum([float(asked), *job.account.mine()])
+    job.account.judge(samples)
+    if any_asked == 0:
         return False
     job.interruption.request("request on another rank")
     job.watchdog.stopping()

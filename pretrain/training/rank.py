@@ -17,6 +17,7 @@ from torch import nn
 
 from data_pipeline.errors import GaveUpError, UserError
 from pretrain.configuration import RunConfig, dump_config
+from pretrain.training.account import Account
 from pretrain.training.building import build
 from pretrain.training.checkpointer import Checkpointer
 from pretrain.training.checkpoints import complete_checkpoints
@@ -63,6 +64,7 @@ def standard_factories(still_starting: Callable[[], None] | None = None) -> Fact
             world_size=processes.world_size,
             seed=config.training.seed,
             events=events,
+            judge=False,
             beat=still_starting,
         )
 
@@ -220,6 +222,7 @@ def _build(
         observe=lambda step, values: None,
         tick=lambda step: None,
         rewind=lambda step: None,
+        account=Account(reader, processes, output, start),
     )
     return job, start
 

@@ -16,6 +16,7 @@ from reading_sets import tokenize
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading.faults import FaultLog
 
 
 def read_case(folder: Path, rank: int, max_bad_rate: float) -> dict:
@@ -28,7 +29,7 @@ def read_case(folder: Path, rank: int, max_bad_rate: float) -> dict:
     seen: dict = {"events": events, "steps": 0, "samples": [], "error": "", "exit_code": 0}
     try:
         with Reader(
-            settings, tokenizer=tokenize, batch_size=16, rank=rank, world_size=2, events=events.append
+            settings, tokenizer=tokenize, batch_size=16, rank=rank, world_size=2, events=events.append, judge=False
         ) as reader:
             steps = -(-2 * reader.epoch_samples // 16)
             for batch in reader.batches(0):
@@ -42,11 +43,22 @@ def read_case(folder: Path, rank: int, max_bad_rate: float) -> dict:
                     for sample, text in zip(batch.samples, batch.has_text, strict=True)
                 ]
                 seen["steps"] = batch.step + 1
+                judge_together(reader.faults)
                 if batch.step + 1 == steps:
                     break
     except UserError as error:
         seen |= {"error": str(error), "exit_code": error.exit_code}
     return seen
+
+
+def judge_together(faults: FaultLog) -> None:
+    """As training does at each step boundary."""
+    sums = torch.tensor([faults.seen, faults.bad], dtype=torch.float64)
+    dist.all_reduce(sums)
+    if faults.too_many(*sums.tolist()):
+        worst: list = [None, None]
+        dist.all_gather_object(worst, faults.worst())
+        raise faults.error(*sums.tolist(), worst)
 
 
 def main() -> None:

@@ -153,6 +153,11 @@ def all_text(folder: Path) -> None:
     )
 
 
+def few_truncated(folder: Path) -> None:
+    """Three of the thirty."""
+    foreign(folder, lambda n, m: with_image(n, picture(10 + n)[:-200])(n, m) if n in (2, 5, 8) else m)
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory) -> list[dict]:
     """What the two ranks saw of every case."""
@@ -161,6 +166,7 @@ def seen(tmp_path_factory) -> list[dict]:
         make(folder / name)
     png_named_jpg(folder / "png_named_jpg")
     missing(folder / "limit_missing")
+    few_truncated(folder / "limit_few")
     all_text(folder / "limit_text")
     command = [sys.executable, str(Path(__file__).with_name("damage_rank.py"))]
     root = Path(__file__).resolve().parents[2]
@@ -209,11 +215,21 @@ def test_an_image_of_another_format_than_its_name_is_read_all_the_same(seen):
     assert not any(rank["png_named_jpg"]["events"] or rank["png_named_jpg"]["error"] for rank in seen)
 
 
-@pytest.mark.parametrize("case", ["limit_missing", "limit_text"])
-def test_above_the_allowed_rate_every_rank_ends_with_code_3_naming_the_shard(seen, case):
+@pytest.mark.parametrize("case", ["limit_missing", "limit_few", "limit_text"])
+def test_above_the_allowed_rate_all_ranks_end_together_with_code_3_naming_the_shard(seen, case):
     for rank in seen:
         assert rank[case]["exit_code"] == 3
         assert "00001.tar: " in rank[case]["error"] and "max_bad_rate 0.01" in rank[case]["error"]
+    assert seen[0][case]["steps"] == seen[1][case]["steps"] and seen[0][case]["error"] == seen[1][case]["error"]
+
+
+def test_ranks_that_would_end_alone_would_not_end_together(seen):
+    """What makes the case of few bad samples one: by its own counts, only one rank has too many at the end."""
+    from data_pipeline.reading.faults import too_many
+
+    bad = [len({event["position"] for event in rank["limit_few"]["events"]}) for rank in seen]
+    steps = seen[0]["limit_few"]["steps"]
+    assert not all(too_many(count, 8 * steps, 0.01) for count in bad)
 
 
 def test_the_count_of_bad_samples_is_of_samples(tmp_path):

@@ -1,0 +1,35 @@
+"""What a run has recorded about its samples, read back. A run that resumes or rolls back reads samples again and says
+the same of them again: each thing counts once."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_SAMPLE = ("bad_sample", "incomplete_sample")
+_WHAT = {kind: ("step", "position", "source", "shard", "key", "row", "reason") for kind in _SAMPLE}
+_WHAT["damaged_shard"] = ("source", "shard", "reason", "samples")
+
+
+def once(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The lines of events.jsonl without those that say of a sample or shard what an earlier one said."""
+    told: set[tuple[Any, ...]] = set()
+    for event in events:
+        what = _WHAT.get(str(event.get("kind")))
+        if what is not None:
+            identity = (event["kind"], *(str(event.get(name)) for name in what))
+            if identity in told:
+                continue
+            told.add(identity)
+        yield event
+
+
+def replaced(events: Iterable[Mapping[str, Any]], before_step: int) -> dict[str, int]:
+    """Samples that were replaced before a step, by source: positions, however many tries each took."""
+    places = {
+        (str(event.get("source")), event.get("position"))
+        for event in events
+        if event.get("kind") == "bad_sample" and isinstance(event.get("step"), int) and event["step"] < before_step
+    }
+    found: dict[str, int] = {}
+    for source, _ in places:
+        found[source] = found.get(source, 0) + 1
+    return found

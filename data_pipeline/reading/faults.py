@@ -94,6 +94,9 @@ def _by_position(faults: Iterable[Fault]) -> list[tuple[int, list[Fault]]]:
 
 
 def _event(step: int, position: int, fault: Fault) -> dict[str, Any]:
+    if fault.reason == "stream_damaged":
+        shard = {"shard": fault.shard, "reason": fault.reason, "detail": fault.detail, "samples": 1}
+        return {"kind": "damaged_shard", "step": step, "source": fault.source, **shard}
     event: dict[str, Any] = {
         "kind": "bad_sample" if fault.replaced_by else "incomplete_sample",
         "step": step,

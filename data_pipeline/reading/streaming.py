@@ -22,7 +22,7 @@ from data_pipeline.reading.mixture import Mixture
 from data_pipeline.reading.views import UNIFORMS
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-_PURPOSE, _MOST_IN_A_ROW, _BUFFER = 6, 1000, 1000
+_PURPOSE, _MOST_IN_A_ROW, _MOST_SHARDS_IN_A_ROW, _BUFFER = 6, 1000, 100, 1000
 LOST = (
     "pipe: sources cannot seek: shards are drawn with replacement, batches depend on the number of ranks, "
     "and a resumed run goes on with other samples"
@@ -59,12 +59,13 @@ class Streams:
         self._mixture = Mixture([source.weight for source in config.sources], seed=seed)
         self._seeds = (seed, rank, world_size)
         self._stream = view_stream(seed)
+        self._damage = [_Damage(source) for source in config.sources]
 
     def fill(self, shapes: Any, start: int, tasks: Iterator[tuple[Any, Integers]]) -> Iterator[Any]:
         """(name, positions) -> (name, positions, rows, what goes with them), for tasks that begin with step `start`."""
         sources = [
-            iter(self._open(source, key(*self._seeds, _PURPOSE, number, start)))
-            for number, source in enumerate(self._config.sources)
+            iter(_open(source, key(*self._seeds, _PURPOSE, number, start), damage))
+            for number, (source, damage) in enumerate(zip(self._config.sources, self._damage, strict=True))
         ]
         for name, positions in tasks:
             rows = Rows(*(np.empty(shape, dtype) for shape, dtype in shapes))
@@ -75,13 +76,6 @@ class Streams:
                 self._fill_row(i, position, int(chosen[i]), sources[chosen[i]], chances, rows, done)
             write_tokens(self._tokenizer, done.captions, rows)
             yield name, positions, rows, done
-
-    def _open(self, source: SourceConfig, seed: int) -> Any:
-        return webdataset.DataPipeline(
-            webdataset.ResampledShards(source.path, seed=seed, deterministic=True),
-            webdataset.tarfile_to_samples(handler=webdataset.warn_and_continue),
-            webdataset.shuffle(_BUFFER, rng=random.Random(seed)),
-        )
 
     def _fill_row(
         self,
@@ -94,7 +88,9 @@ class Streams:
         done: Assembled,
     ) -> None:
         failed: list[tuple[str, str, BadSample]] = []
+        damage = self._damage[source]
         for sample in samples:
+            damage.in_a_row = 0
             shard, name = str(sample["__url__"]), str(sample["__key__"])
             data = next((sample[kind] for kind in IMAGES if kind in sample), None)
             try:
@@ -119,6 +115,42 @@ class Streams:
             Fault(position, self.names[source], bad_shard, bad_name, -1, bad.reason, bad.detail, (shard, name))
             for bad_shard, bad_name, bad in failed
         ]
+        # Of shards, not of this sample, but noticed since the one before it was read.
+        done.faults += [
+            Fault(position, self.names[source], shard, "", -1, "stream_damaged", detail, None)
+            for shard, detail in damage.noticed
+        ]
+        damage.noticed.clear()
+
+
+class _Damage:
+    """What webdataset could not read of a source; it goes on with the next shard."""
+
+    def __init__(self, source: SourceConfig) -> None:
+        self._path = source.path
+        self.noticed: list[tuple[str, str]] = []  # shard, what was wrong
+        self.in_a_row = 0
+
+    def __call__(self, error: Exception) -> bool:
+        """webdataset's handler. Raises UserError where nothing can be read: shards drawn with replacement never end."""
+        if not (error.args and isinstance(error.args[-1], str) and error.args[-1].startswith("pipe:")):
+            return True  # it comes again, with its shard
+        self.noticed.append((error.args[-1], f"{type(error).__name__}: {error.args[0]}"))
+        self.in_a_row += 1
+        if self.in_a_row > _MOST_SHARDS_IN_A_ROW:
+            raise UserError(
+                f"{self._path} gives no samples ({self.in_a_row} shards in a row, the last: {self.noticed[-1][1]}): "
+                "run its command by hand"
+            )
+        return True
+
+
+def _open(source: SourceConfig, seed: int, damage: _Damage) -> Any:
+    return webdataset.DataPipeline(
+        webdataset.ResampledShards(source.path, seed=seed, deterministic=True),
+        webdataset.tarfile_to_samples(handler=damage),
+        webdataset.shuffle(_BUFFER, rng=random.Random(seed)),
+    )
 
 
 def _caption(sample: dict[str, Any]) -> str | None:

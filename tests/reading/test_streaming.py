@@ -1,5 +1,7 @@
 """Sources that cannot seek: a batch at every step, and the loss of exactness said."""
 
+import os
+import tarfile
 from itertools import islice
 
 import pytest
@@ -37,6 +39,31 @@ def test_a_stream_gives_batches_and_says_what_is_lost(url):
         assert caption == f"picture {10 * int(key[:5]) + int(key[5:])}"
     with Reader(config(url), tokenizer=tokenize, batch_size=8, events=events.append):
         assert [event["kind"] for event in events] == ["inexact_order"]
+
+
+def test_a_stream_that_is_cut_is_recorded_and_read_on_elsewhere(tmp_path):
+    write_set(tmp_path / "set", [10, 10])
+    cut = tmp_path / "set/00001.tar"
+    with tarfile.open(cut) as archive:
+        inside = archive.getmember("000010005.jpg").offset_data + 100
+    os.truncate(cut, inside)
+    events: list[dict] = []
+    url = f"pipe:cat {tmp_path}/set/{{00000..00001}}.tar"
+    with Reader(config(url), tokenizer=tokenize, batch_size=8, events=events.append, seed=1) as reader:
+        assert all(len(batch) == 8 for batch in islice(reader.batches(0), 4))
+    told = [event for event in events if event["kind"] == "damaged_shard"]
+    assert told and {event["shard"] for event in told} == {f"pipe:cat {cut}"}
+    assert {event["reason"] for event in told} == {"stream_damaged"}
+    assert all("unexpected end of data" in event["detail"] for event in told)
+
+
+def test_a_stream_that_gives_nothing_ends_the_run_instead_of_trying_for_ever(tmp_path):
+    url = f"pipe:cat {tmp_path}/nowhere.tar"
+    with (
+        Reader(config(url), tokenizer=tokenize, batch_size=8) as reader,
+        pytest.raises(UserError, match=r"gives no samples.*exit 1.*by hand"),
+    ):
+        next(reader.batches(0))
 
 
 def test_streams_neither_mix_with_sets_nor_guess_their_size(url, tmp_path):

@@ -5,8 +5,10 @@
 
 A peer is a function (value, offset, mask_logits, groups) -> output, for 3 by 3 kernels, that autograd can go through;
 build the public operator in your own environment and wrap it in one line. Contenders take turns; a ratio is the median
-over the rounds, with quartiles. A forward pass's floor is every tensor moved once, at the measured copy bandwidth.
-Results: benchmarks/results/operator_gpu.json.
+over the rounds, with quartiles. A turn is some 10 ms of calls between two events, replayed from a CUDA graph so that
+Python's dispatch is no part of the time; what cannot be captured is called from Python, and its row says "calls".
+A floor is every tensor moved once, at the measured copy bandwidth; a backward pass's time is that of both passes less
+that of the forward. Results: benchmarks/results/operator_gpu.json.
 """
 
 from __future__ import annotations
@@ -52,61 +54,109 @@ def by_deform_conv2d(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tens
     ).permute(0, 2, 3, 1)
 
 
-def milliseconds(run: Callable[[], Any]) -> float:
+def milliseconds(run: Callable[[], Any], calls: int) -> float:
+    """Of one call, from `calls` of them between two events."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    run()
+    for _ in range(calls):
+        run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    return start.elapsed_time(end) / calls
+
+
+def calls_for(one: float, turn: float = 10.0) -> int:
+    """Calls that fill a turn of so many milliseconds where one takes `one`."""
+    return max(1, min(1000, round(turn / max(one, 1e-3))))
+
+
+def bytes_moved(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> dict[str, int]:
+    """The least bytes of each pass, at stride 1: every input read and every output written once."""
+    inputs = sum(t.numel() * t.element_size() for t in (value, offset, mask))
+    output = value.numel() * value.element_size()
+    forward, backward = inputs + output, 2 * inputs + output
+    return {"forward": forward, "backward": backward, "forward_backward": forward + backward}
 
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second of a large copy on the device, read and written."""
     source = torch.empty(1 << 28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    times = [milliseconds(lambda: target.copy_(source)) for _ in range(20)]
+    times = [milliseconds(lambda: target.copy_(source), 10) for _ in range(20)]
     return 2 * source.numel() / statistics.median(times[5:]) * 1e3
+
+
+def captured(run: Callable[[], Any]) -> tuple[Callable[[], Any], str]:
+    """(a replay of `run`, "graph"), or (`run`, "calls") where capture fails. RuntimeError where it cannot run."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return run, "calls"
+    return graph.replay, "graph"
 
 
 def compare(run: Callable[[Operator], None], contenders: dict[str, Operator], rounds: int) -> dict[str, Any]:
     """Times by turns. A contender that fails (no such type, no memory) is recorded with its error and dropped."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    errors: dict[str, str] = {}
-    for turn in range(rounds + 3):
-        for name, function in contenders.items():
-            if name in errors:
-                continue
-            try:
-                spent = milliseconds(lambda function=function: run(function))
-            except RuntimeError as error:
-                errors[name] = str(error).splitlines()[0]
-                continue
-            if turn >= 3:
+    result: dict[str, Any] = {}
+    ready: dict[str, tuple[Callable[[], Any], int]] = {}
+    for name, function in contenders.items():
+        try:
+            call, result[f"{name}_timed"] = captured(lambda function=function: run(function))
+            milliseconds(call, 3)
+            ready[name] = call, calls_for(milliseconds(call, 3))
+        except RuntimeError as error:
+            result[f"{name}_error"] = str(error).splitlines()[0]
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for turn in range(rounds + 1):
+        for name, (call, calls) in ready.items():
+            spent = milliseconds(call, calls)
+            if turn > 0:
                 times[name].append(spent)
-    result: dict[str, Any] = {f"{n}_ms": round(statistics.median(t), 4) for n, t in times.items() if t}
-    result |= {f"{name}_error": error for name, error in errors.items()}
-    for name in contenders:
-        if name != "ours" and name not in errors and "ours" not in errors:
+    result |= {f"{name}_ms": round(statistics.median(spent), 4) for name, spent in times.items()}
+    for name in times:
+        if name != "ours" and "ours" in times:
             low, middle, high = statistics.quantiles([b / a for a, b in zip(times["ours"], times[name], strict=True)])
             result[f"over_{name}"] = round(middle, 2)
             result[f"over_{name}_quartiles"] = [round(low, 2), round(high, 2)]
     return result
 
 
-def measure(contenders: dict[str, Operator], tensors: list[torch.Tensor], groups: int, rounds: int) -> dict[str, Any]:
+def measure(
+    contenders: dict[str, Operator], tensors: list[torch.Tensor], groups: int, rounds: int, bandwidth: float
+) -> dict[str, Any]:
+    """Each pass's times, and the share of the copy bandwidth (bytes a second) that ours comes to."""
+
     def forward(function: Operator) -> None:
         with torch.no_grad():
             function(tensors[0], tensors[1], tensors[2], groups)
 
-    def both(function: Operator) -> None:
-        value, offset, mask = (t.detach().requires_grad_() for t in tensors)
-        function(value, offset, mask, groups).backward(tensors[0])
+    leaves = [t.detach().requires_grad_() for t in tensors]
 
-    return {
+    def both(function: Operator) -> None:
+        torch.autograd.grad(function(leaves[0], leaves[1], leaves[2], groups), leaves, tensors[0])
+
+    found: dict[str, dict[str, Any]] = {
         "forward": compare(forward, contenders, rounds),
         "forward_backward": compare(both, contenders, rounds),
     }
+    spent = {name: numbers.get("ours_ms") for name, numbers in found.items()}
+    if spent["forward"] and spent["forward_backward"]:
+        found["backward"] = {"ours_ms": round(spent["forward_backward"] - spent["forward"], 4)}
+    for name, moved in bytes_moved(tensors[0], tensors[1], tensors[2]).items():
+        if found.get(name, {}).get("ours_ms", 0) > 0:
+            rate = moved / found[name]["ours_ms"] * 1e3
+            found[name]["share_of_copy_bandwidth"] = round(rate / bandwidth, 3)
+    return found
 
 
 def peer(text: str) -> tuple[str, Operator]:
@@ -144,11 +194,7 @@ def main() -> None:
                     tensors = [torch.randn(batch, size, size, w, device=device).to(TYPES[dtype]) for w in widths]
                     row: dict[str, Any] = {"model": model, "image": image, "stage": stage + 1, "dtype": dtype}
                     row |= {"batch": batch, "map": size, "groups": groups, "group_channels": group_channels}
-                    row |= measure(contenders, tensors, groups, options.rounds)
-                    moved = sum(t.numel() * t.element_size() for t in (*tensors, tensors[0]))
-                    if "ours_ms" in row["forward"]:
-                        rate = moved / row["forward"]["ours_ms"] * 1e3
-                        row["forward"]["share_of_copy_bandwidth"] = round(rate / bandwidth, 3)
+                    row |= measure(contenders, tensors, groups, options.rounds, bandwidth)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()

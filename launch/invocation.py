@@ -12,6 +12,7 @@ _OPTIONS_WITH_A_VALUE = frozenset(
         "-o",
         "--from",
         "--processes",
+        "--profile",
         "--head-rows",
         "--validation",
         "--segment-steps",

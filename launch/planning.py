@@ -94,6 +94,8 @@ def plan_run(
             ema=training.ema.enabled,
             offload_optimizer=training.offload_optimizer,
             offload_parameters=training.offload_parameters,
+            offload_folder=training.offload_folder is not None,
+            asynchronous=config.checkpoint.asynchronous,
             activations=per_sample * training.batch_size // (gpus * accumulation),
         )
 
@@ -188,7 +190,12 @@ def as_text(result: dict[str, Any]) -> str:
         for stage in result["stages"]
     ]
     table = columns(rows, ("", *names, "", "largest micro-batch"))
-    return "\n".join([*head, table, "* configured", "", _advice(result), _time(result)])
+    configured = next(stage for stage in result["stages"] if stage["stage"] == result["configured_stage"])
+    beside = (
+        f"Beside that, a rank as configured: {configured['host'] / 1e9:.2f} GB of the machine's memory (what is "
+        f"offloaded, the copy for asynchronous checkpoints), {configured['files'] / 1e9:.2f} GB of files"
+    )
+    return "\n".join([*head, table, "* configured", beside, "", _advice(result), _time(result)])
 
 
 def _advice(result: dict[str, Any]) -> str:

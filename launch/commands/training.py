@@ -36,9 +36,15 @@ def pretrain(
     overrides: Overrides = None,
     output: Output = None,
     processes: Processes = "auto",
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST:LAST", help="Trace these steps of every rank for Chrome, as 10:13 or steps=10:13."),
+    ] = None,
     print_config: PrintConfig = False,
 ) -> int:
     """Pretrain from CONFIG; the same command resumes."""
+    if profile is not None:
+        overrides = [*(overrides or []), f"training.profile={profile.removeprefix('steps=')}"]
     resolved = _load(config, overrides)
     if print_config:
         return _show(resolved)

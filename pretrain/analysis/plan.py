@@ -11,7 +11,10 @@ Memory Optimizations Toward Training Trillion Parameter Models", SC 2020, sectio
     average      4 / n       4 / n       4 / n       4 / n          fp32, each rank its share
     teacher      p           p           p           p / n          of the parameters that the teacher has
 
-Buckets are what a collective has in flight; at stage 3 also the parameters gathered for the layers at hand.
+Buckets are what a collective has in flight; at stage 3 also the parameters gathered for the layers at hand. Of them,
+what stands between the last backward pass and the update is one at stages 2 and 3 (`standing`); at stage 2 it is where
+the gradients lie as long as the model fits into it. Where training.offload_folder is set, Adam's moments and the
+average are in files; an asynchronous checkpoint keeps a copy of what it writes on the host, 16 / n a parameter.
 """
 
 from collections.abc import Callable
@@ -35,7 +38,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device. `host` is what offloading moves to the machine's memory."""
+    """Bytes on one rank's device. `host` is what it holds in the machine's memory beside that, for offloading and for
+    checkpoints; `files` is what lies in mapped files.
+    """
 
     stage: int
     parameters: float
@@ -46,6 +51,8 @@ class Memory:
     buckets: float
     activations: float = 0.0
     host: float = 0.0
+    files: float = 0.0
+    standing: float = 0.0  # of the buckets, between the backward pass and the update; without overlap
 
     @property
     def states(self) -> float:
@@ -67,11 +74,14 @@ def rank_memory(
     ema: bool = True,
     offload_optimizer: bool = False,
     offload_parameters: bool = False,
+    offload_folder: bool = False,
+    asynchronous: bool = False,
     activations: float = 0.0,
 ) -> Memory:
     """Bytes of one of `ranks` ranks. activations: of its micro-batch (`pretrain.analysis.costs`).
 
-    offload_*: as in the configuration: the optimizer's states or the parameters go to the host.
+    offload_*: as in the configuration: the optimizer's states and the average, or the parameters, go to the host, or
+    the former into files. asynchronous: checkpoints are; with files they are not, whatever is asked for.
     """
     half = precision != "fp32"
     p = 2.0 if half else 4.0
@@ -87,12 +97,22 @@ def rank_memory(
     teacher = p * sizes.teacher * cut[2] if ema else 0.0
     bucket = min(LARGEST_BUCKET, trainable)
     buckets = 0.0 if stage == 0 else p * bucket * (3.0 if stage == 3 else 2.0)
-    host = 0.0
+    standing = p * bucket if stage >= 2 else 0.0
+    if stage == 2 and bucket == trainable and not fp32_gradients:
+        standing -= gradients
+    host = files = 0.0
+    if offload_folder:
+        files = 8.0 * trainable * cut[0] + average
+        optimizer, average = optimizer - 8.0 * trainable * cut[0], 0.0
+    elif asynchronous:
+        host = (16.0 if ema else 12.0) * trainable * share
     if offload_optimizer and stage > 0:
-        host, optimizer = host + optimizer, 0.0
+        host, optimizer, average = host + optimizer + average, 0.0, 0.0
     if offload_parameters and stage == 3:
         host, parameters = host + parameters, 0.0
-    return Memory(stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host)
+    return Memory(
+        stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host, files, standing
+    )
 
 
 def smallest_stage(memory_of: Callable[[int], Memory], device_bytes: float) -> int | None:

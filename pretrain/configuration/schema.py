@@ -5,7 +5,7 @@ Sections: `model`, `objective`, `data`, `optimizer`, `schedule`, `training`, `ch
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.reading.config import DataConfig, Section
 
@@ -125,6 +125,12 @@ class TrainingConfig(Section):
     wandb: str | None = Field(None, description="Weights & Biases project; needs the extra `wandb`")
     profile: str | None = Field(None, pattern=r"^\d+:\d+$", description="steps FIRST:LAST to trace")
     stop_after: int | None = Field(None, ge=1, description="stop (75) after this step, as a signal would")
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _minutes_and_seconds(cls, value: Any) -> Any:
+        """YAML reads 10:13 without quotes as 10 * 60 + 13."""
+        return f"{value // 60}:{value % 60}" if type(value) is int else value
 
 
 class CheckpointConfig(Section):

@@ -81,6 +81,7 @@ def test_every_command_says_what_it_is_for_and_shows_an_example(
         (["pretrain", "internimage_t_in1k", "optimizer.lrr=1"], "Did you mean 'optimizer.lr'?"),
         (["pretrain", "internimage_t_in1k", "training.batch_size=0"], "training.batch_size"),
         (["pretrain", "internimage_t_in1k", "--processes", "some"], "expected `auto` or a number"),
+        (["pretrain", "internimage_t_in1k", "--profile", "10"], "training.profile"),
         (["pretrain", "internimage_t_in1k", "data.sources.0.path=/nowhere"], "'/nowhere' does not exist"),
         (["finetune", "finetune_in1k", "--from", "/nowhere"], "--from /nowhere: does not exist"),
         (["launch", "local", "--first-rank", "3", "--world-size", "2", "true"], "more than --world-size 2"),
@@ -136,6 +137,14 @@ def test_print_config_shows_the_resolved_whole(capsys: pytest.CaptureFixture[str
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["optimizer"]["lr"] == 3e-4
     assert shown["checkpoint"]["asynchronous"] is True  # a default
+
+
+@pytest.mark.parametrize("words", [["--profile", "steps=10:13"], ["--profile", "10:13"], ["training.profile=10:13"]])
+def test_a_window_of_steps_to_trace_may_be_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    assert run(["pretrain", "demo", "--print-config", *words]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["training"]["profile"] == "10:13"
 
 
 class Refusal(Exception):

@@ -38,8 +38,18 @@ def test_a_billion_parameters_in_bf16_over_eight_ranks(
 
 def test_offloading_moves_bytes_and_loses_none() -> None:
     here, away = gigabytes(3), gigabytes(3, offload_optimizer=True, offload_parameters=True)
-    assert away.host == pytest.approx(here.optimizer + here.parameters)
+    assert away.host == pytest.approx(here.optimizer + here.parameters + here.average)
     assert away.total + away.host == pytest.approx(here.total)
+    filed = gigabytes(3, offload_optimizer=True, offload_parameters=True, offload_folder=True)
+    assert filed.files / 1e9 == pytest.approx((4 + 4 + 4) / 8), "two moments and the average, over eight ranks"
+    assert filed.total + filed.host + filed.files == pytest.approx(here.total)
+
+
+def test_an_asynchronous_checkpoint_keeps_a_copy_on_the_host_unless_the_states_are_in_files() -> None:
+    assert gigabytes(1, asynchronous=True).host / 1e9 == pytest.approx(16 / 8)
+    assert gigabytes(1, asynchronous=True, ema=False).host / 1e9 == pytest.approx(12 / 8)
+    assert gigabytes(1, asynchronous=True).total == gigabytes(1).total
+    assert gigabytes(1, asynchronous=True, offload_optimizer=True, offload_folder=True).host / 1e9 == pytest.approx(0.5)
 
 
 def test_more_ranks_never_need_more_memory() -> None:

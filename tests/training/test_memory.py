@@ -1,8 +1,7 @@
 """What a rank's live tensors weigh, against the plan's formula: 1, 2 and 4 ranks, every stage, fp32 and bf16.
 
 Weighed between the last backward pass and the update, when gradients, weights, optimizer, average and teacher are all
-there. Of the buckets (here as large as the model) one stands then: at stage 2 it holds the gradients, of which the
-rank's share is a part; at stage 3 it lies beside them.
+there, and those buckets that the plan calls `standing`. Asynchronous checkpoints' copy is weighed after one was saved.
 """
 
 import json
@@ -23,25 +22,26 @@ def test_live_tensors_weigh_what_the_formula_says_within_a_tenth(tmp_path: Path,
     task = FakeTask(WIDTH)
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     sizes = Sizes(trainable, task.frozen.numel(), sum(p.numel() for p in task.body.parameters()))
-    bucket = -(-trainable // 64) * 64
     work = {
-        tmp_path / f"{stage}-{precision}": configuration(
+        tmp_path / f"{stage}-{precision}-{saving}": configuration(
             training__zero_stage=stage,
             training__precision=precision,
             schedule__steps=3,
             schedule__warmup_steps=0,
-            checkpoint__every_steps=None,
+            checkpoint__every_steps=1 if saving else None,  # once, before the step that is weighed
         )
         for stage in STAGES
         for precision in PRECISIONS
+        for saving in (False, True)
+        if not saving or precision == "fp32"
     }
     assert run_ranks(work, tmp_path / "all", ranks, 400, script=SCRIPT) == [0] * ranks, logs(tmp_path / "all")[-3000:]
     off, table = {}, []
     for output, config in work.items():
         stage, precision = config.training.zero_stage, config.training.precision
-        formula = rank_memory(sizes, stage=stage, ranks=ranks, precision=precision)
-        standing = (4 if precision == "fp32" else 2) * bucket
-        expected = formula.states + {2: standing - formula.gradients, 3: standing}.get(stage, 0)
+        saved = config.checkpoint.every_steps is not None
+        formula = rank_memory(sizes, stage=stage, ranks=ranks, precision=precision, asynchronous=saved)
+        expected = formula.states + formula.standing + formula.host
         for rank in range(ranks):
             weighed = json.loads((output / f"memory-{rank}.json").read_text())["before"]
             table.append(f"stage {stage} {precision} rank {rank}: {weighed} weighed, {expected:.0f} expected")

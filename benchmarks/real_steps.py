@@ -1,19 +1,25 @@
 """Does the recipe for 427M pairs run, whole, where memory is short? InternImage-H, or B, on one machine's CPU.
 
-    python benchmarks/real_steps.py h|b [--image-size 64] [--batch 4] [--steps 2] [--folder FOLDER] [KEY=VALUE ...]
+    python benchmarks/real_steps.py h|b [--image-size 64] [--batch 4] [--steps 2] [--unbroken] [--folder FOLDER]
+                                    [KEY=VALUE ...]
 
 Runs the ordinary command with configs/internimage_h_m3i_427m.yaml (B: the same with model.name=internimage_b): 2 ranks,
 ZeRO-3, bf16, activation checkpointing, the whole M3I-style objective with its text tower, AdamW, fp32 average and
 teacher. Adam's moments and the average lie in mapped files (training.offload_folder). The run makes `--steps` steps,
-saves and stops; the same command goes on from there for as many again. Data: OpenMoji drawings.
+saves and stops; the same command goes on from there for as many again; --unbroken makes all of them in one go too, and
+compares the losses. The rate is RATE, unscaled: the recipe's, scaled from its batch of thousands to 4, is below half a
+bf16 ulp of the weights, so that they would hardly move and the comparison would show little. Data: OpenMoji drawings.
 
 Memory is sampled every second over all processes together, from their proportional shares (smaps_rollup): anonymous,
 which must fit, and mapped files, which the system may drop. A watchdog ends the run, not the machine, below
-FLOOR of available memory; the ranks offer themselves first to the system's killer. The checkpoint is deleted at the
-end. Results: benchmarks/results/real_steps_{h,b}.json.
+FLOOR of available memory; the ranks offer themselves first to the system's killer. The folder must lie on a disk, not
+in memory (tmpfs), with room for the files and two checkpoints, one of them being written: about 55 GB for H, 10 GB for
+B. It is deleted at the end. Results: benchmarks/results/real_steps_{h,b}.json, written only where every start ended as
+it should; otherwise the exit code is 1.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -34,6 +40,8 @@ from pretrain.training.record import environment
 
 CONFIG, STOPPED, RANKS = "internimage_h_m3i_427m", 75, 2
 FLOOR = 1.2e9  # bytes of available memory below which the run is ended
+RATE = 1e-4
+DISK_GB = {"h": 55.0, "b": 10.0}  # 12 bytes a parameter in files, twice 16 in checkpoints, and what both round up to
 GIGABYTE = 1e9
 
 
@@ -75,7 +83,8 @@ class Memory:
             if available < FLOOR:
                 self.ended = True
                 for process in family:
-                    process.kill()
+                    with contextlib.suppress(psutil.Error):  # it has just ended by itself
+                        process.kill()
                 return
 
     def _family(self) -> list[psutil.Process]:
@@ -108,6 +117,8 @@ def command(chosen: argparse.Namespace, shards: Path, run: Path, offload: Path, 
         "data.image_size": chosen.image_size,
         "data.workers": 0,
         "schedule.warmup_steps": 0,  # the recipe's 5,000 would leave these few steps without a rate
+        "optimizer.lr": RATE,
+        "optimizer.lr_batch": "null",
         "training.batch_size": chosen.batch,
         "training.zero_stage": 3,
         "training.offload_folder": offload,
@@ -118,7 +129,6 @@ def command(chosen: argparse.Namespace, shards: Path, run: Path, offload: Path, 
         "checkpoint.every_minutes": "null",
         "checkpoint.every_steps": "null",
         "checkpoint.keep": 1,
-        "checkpoint.asynchronous": "false",  # its copy in memory is 16 bytes a parameter
         # Small pieces: what is gathered, and the fp32 gradients of one piece, at a time.
         "deepspeed.zero_optimization.sub_group_size": 50_000_000,
         "deepspeed.zero_optimization.stage3_max_live_parameters": 50_000_000,
@@ -168,6 +178,17 @@ def go(argv: list[str], run: Path, log: Path) -> dict[str, Any]:
     return result
 
 
+def check_disk(folder: Path, model: str) -> None:
+    """Ends the program with a word where `folder` cannot hold what a run leaves there."""
+    kinds = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    within = [parent for parent in (folder.resolve(), *folder.resolve().parents) if str(parent) in kinds]
+    if within and kinds[str(within[0])] in ("tmpfs", "ramfs"):
+        sys.exit(f"{folder} lies in memory ({kinds[str(within[0])]}), which this benchmark measures; give a --folder")
+    free = shutil.disk_usage(folder).free / GIGABYTE
+    if free < DISK_GB[model]:
+        sys.exit(f"{folder} has {free:.1f} GB free, {DISK_GB[model]:.0f} GB are needed; give another --folder")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("h", "b"))
@@ -178,6 +199,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where shards, run and files go; a temporary one by default")
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args()
+    check_disk(chosen.folder or Path(tempfile.gettempdir()), chosen.model)
     place = Path(tempfile.mkdtemp(prefix="real-steps-", dir=chosen.folder))
     result: dict[str, Any] = {}
     try:
@@ -194,15 +216,22 @@ def main() -> None:
             found = describe(run)
             result["checkpoint"] = {k: found[k] for k in ("step", "parameters", "averaged", "tensors", "bytes")}
             result["checkpoint"]["adam_steps"] = find_checkpoint(run).state["adam_steps"]
-        if chosen.unbroken:
+        if chosen.unbroken and halves[-1]["exit_code"] == STOPPED:
+            shutil.rmtree(run / "checkpoints")  # described above; the disk has no room for one run's more
             other = place / "unbroken"
             whole = go(command(chosen, shards, other, place / "offload", 2 * chosen.steps), other, place / "log")
-            pieces = [row["loss"] for half in halves for row in half["steps"]]
+            halves.append(whole)
+            pieces = [row["loss"] for half in halves[:2] for row in half["steps"]]
             result["unbroken"] = whole | {"losses_equal": pieces == [row["loss"] for row in whole["steps"]]}
+            print(json.dumps(result["unbroken"], indent=1), flush=True)
         argv = command(chosen, Path("SHARDS"), Path("RUN"), Path("OFFLOAD"), chosen.steps)
         result |= {"argv": ["internimage", *argv[3:]], "recipe": recipe(argv)}
     finally:
         shutil.rmtree(place, ignore_errors=True)
+    if any(half["exit_code"] != STOPPED for half in halves):
+        sys.exit("a start did not stop as asked, after saving (its log is above): no result was written")
+    if chosen.unbroken and not result["unbroken"]["losses_equal"]:
+        sys.exit("the unbroken run's losses are others: no result was written")
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     result["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     about = environment(RANKS, "cpu")
@@ -223,8 +252,7 @@ def recipe(argv: list[str]) -> dict[str, Any]:
         "objective": f"{config.objective.preset}: intra, inter, text, category, weights {config.objective.weights}",
         "text_tower": config.objective.text.model_dump(),
         "decoder": config.objective.decoder.model_dump(),
-        "optimizer": f"AdamW {adam.betas}, weight decay {adam.weight_decay}, clip {adam.clip_grad}, lr {adam.lr} at "
-        f"batch {adam.lr_batch}",
+        "optimizer": f"AdamW {adam.betas}, weight decay {adam.weight_decay}, clip {adam.clip_grad}, lr {adam.lr}",
         "average": f"fp32, momentum {training.ema.teacher_start} to {training.ema.teacher_end}",
         "teacher": "image encoder and projector, run every step in bf16, partitioned",
         "precision": training.precision,

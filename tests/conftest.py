@@ -1,7 +1,60 @@
 """What every test stands on."""
 
 import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 # A shell starts background commands with SIGINT ignored, children inherit that, and tests that send it wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> Callable[..., Path]:
+    """A configuration that two CPU ranks train in seconds, over 24 small pictures with captions; takes overrides."""
+
+    def make(*overrides: str) -> Path:
+        import numpy
+        import yaml
+        from PIL import Image
+
+        from data_pipeline.preparation import pack
+        from pretrain.configuration.loading import dump_config, load_config
+
+        source, shards = tmp_path / "pictures", tmp_path / "shards"
+        source.mkdir()
+        for number in range(24):
+            pixels = numpy.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=numpy.uint8)
+            Image.fromarray(pixels).save(source / f"{number:02d}.png")
+            (source / f"{number:02d}.txt").write_text(f"picture number {number}")
+        pack(source, shards, rows_per_shard=12, workers=1)
+        body = {
+            "model": {
+                "name": "custom",
+                "overrides": {
+                    "channels": 16,
+                    "depths": [1, 1, 1, 1],
+                    "groups": [1, 2, 4, 8],
+                    "clip_embed_dim": 32,
+                    "clip_heads": 2,
+                },
+            },
+            "objective": {
+                "embed_dim": 32,
+                "decoder": {"dim": 32, "layers": 1, "heads": 2},
+                "text": {"width": 32, "layers": 1, "heads": 2},
+            },
+            "data": {"image_size": 64, "context_length": 16, "workers": 0, "sources": [{"path": str(shards)}]},
+            "schedule": {"steps": 12},
+            "training": {"batch_size": 8, "precision": "fp32", "log_every": 2},
+            "checkpoint": {"every_steps": 5},
+        }
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(body))
+        if overrides:
+            path.write_text(dump_config(load_config(str(path), overrides)))
+        return path
+
+    return make

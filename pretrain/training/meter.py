@@ -1,8 +1,9 @@
 """The numbers of a step, from where they arise to the log: losses, rates, times, memory."""
 
+import math
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -121,10 +122,21 @@ def _peak_here(device: torch.device, precision: str) -> float | None:
 def count_flops(call: Any, samples: int) -> tuple[Any, float]:
     """Run `call()` once; (its result, its FLOPs a sample).
 
-    Matrix products and convolutions are counted, as torch's flop counter knows them; the sampling of DCNv3 is not.
+    Matrix products, attention and convolutions are counted, as torch's flop counter knows them; the sampling of DCNv3
+    is not.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    def attention(*shapes: Any, **_: Any) -> int:
+        return sdpa_flop_count(*shapes[:3])
+
+    def linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    # What a CPU fuses, which the counter does not know in every version.
+    unknown: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        unknown[torch.ops.mkldnn._linear_pointwise] = linear
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         result = call()
     return result, counter.get_total_flops() / max(1, samples)

@@ -1,15 +1,21 @@
 """A run that is killed, anywhere, ends bit for bit where an unbroken one ends."""
 
+import itertools
 import random
+import subprocess
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from training_fakes import configuration, events, finish, lineage, logs, metrics, run_ranks, start_ranks
 
+from pretrain.configuration import load_config
 from pretrain.training.checkpoints import OpenFiles, complete_checkpoints, find_checkpoint, load_weights
 
+Ranks = list[subprocess.Popen[str]]
 STEPS, BATCH, WIDTH = 24, 16, "257"  # wide enough that a checkpoint takes a while to write
 
 
@@ -49,37 +55,55 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def kill_until_done(output: Path, seed: int, kills: int) -> int:
-    """Kill -9 one rank or both at random instants of training, `kills` times, then let it end; how many hit a write."""
-    chance, inside = random.Random(seed), 0
-    for _ in range(kills):
-        started = len(events(output)) if (output / "events.jsonl").exists() else 0
-        ranks = start_ranks(config(), output, 2, FAKE_WIDTH=WIDTH, FAKE_LINEAGE=str(output.parent / "lineage"),
-                            FAKE_SLEEP="0.01")  # fmt: skip
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and all(r.poll() is None for r in ranks):
-            if (output / "events.jsonl").exists() and len(events(output)) > started:
-                break
-            time.sleep(0.01)
-        wait = chance.random() * 1.2
-        aim_at_write = chance.random() < 0.5
-        until = time.monotonic() + wait
-        while time.monotonic() < until and all(r.poll() is None for r in ranks):
-            time.sleep(0.001)
-        while aim_at_write and time.monotonic() < until + 2 and all(r.poll() is None for r in ranks):
-            if list((output / "checkpoints").glob(".writing-*")):
-                inside += 1
-                break
-        for rank in ranks if chance.random() < 0.5 else [chance.choice(ranks)]:
+def starts(output: Path) -> int:
+    path = output / "events.jsonl"
+    return sum(event["kind"] in ("start", "resume") for event in events(output)) if path.exists() else 0
+
+
+def kill_until_done(start: Callable[..., Ranks], output: Path, seed: int, kills: int) -> Counter[str]:
+    """Kill -9 one rank or both at random instants until that has hit `kills` times, or until the run has ended first;
+    then let it end. Where it hit, and how often: "start-up" (meeting, loading, restoring), "training", "write".
+    """
+    chance, hit, start_up = random.Random(seed), Counter[str](), 6.0
+    trace = {"FAKE_LINEAGE": str(output.parent / "lineage")}
+
+    def writing() -> bool:
+        return bool(list((output / "checkpoints").glob(".writing-*")))
+
+    while hit.total() < kills:
+        before, began, aim = starts(output), time.monotonic(), chance.choice(("start-up", "training", "write"))
+        ranks = start(output, FAKE_SLEEP="0.03", **trace)
+
+        def wait(seconds: float, until: Callable[[], bool] = lambda: False, ranks: Ranks = ranks) -> None:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and not until() and all(rank.poll() is None for rank in ranks):
+                time.sleep(0.001)
+
+        if aim == "start-up":
+            wait(chance.random() * start_up)
+        else:
+            wait(60, lambda before=before: starts(output) > before)
+            start_up = time.monotonic() - began
+            wait(chance.random() * 1.2)
+            wait(2 if aim == "write" else 0, writing)
+        where = "start-up" if starts(output) == before else "write" if writing() else "training"
+        chosen = ranks if chance.random() < 0.5 else [chance.choice(ranks)]
+        for rank in chosen:
             rank.kill()
         codes = finish(ranks, timeout=30)
         for checkpoint in complete_checkpoints(output):
             checkpoint.verify()  # whatever has a manifest is whole
+        if any(rank.returncode == -9 for rank in chosen):
+            hit[where] += 1
         if codes == [0, 0]:
             break
-    codes = run_ranks(config(), output, 2, FAKE_WIDTH=WIDTH, FAKE_LINEAGE=str(output.parent / "lineage"))
+    codes = finish(start(output, **trace), timeout=400)
     assert codes == [0, 0], logs(output)[-3000:]
-    return inside
+    return hit
+
+
+def start_small(output: Path, **environment: str) -> Ranks:
+    return start_ranks(config(), output, 2, FAKE_WIDTH=WIDTH, **environment)
 
 
 def assert_no_sample_repeated_or_missed(lineage_path: Path) -> None:
@@ -93,28 +117,57 @@ def assert_no_sample_repeated_or_missed(lineage_path: Path) -> None:
 def test_killed_at_random_instants_it_ends_bit_for_bit_where_the_unbroken_run_ends(
     unbroken: Path, tmp_path: Path
 ) -> None:
-    kill_until_done(tmp_path / "run", seed=1, kills=3)
+    hit = kill_until_done(start_small, tmp_path / "run", seed=1, kills=3)
+    assert hit.total() == 3, hit
     assert_same_end(tmp_path / "run", unbroken)
     assert_no_sample_repeated_or_missed(tmp_path / "lineage")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_killed_40_times_it_ends_bit_for_bit_where_the_unbroken_run_ends(unbroken: Path, tmp_path: Path) -> None:
-    inside = killed = 0
-    for seed in range(10):
+    hit: Counter[str] = Counter()
+    for seed in itertools.count(100):
+        if hit.total() >= 40:
+            break
         folder = tmp_path / str(seed)
-        inside += kill_until_done(folder / "run", seed=100 + seed, kills=4)
-        killed += 4
+        hit += kill_until_done(start_small, folder / "run", seed=seed, kills=min(4, 40 - hit.total()))
         assert_same_end(folder / "run", unbroken)
         assert_no_sample_repeated_or_missed(folder / "lineage")
-    assert killed == 40 and inside > 0
+    assert hit.total() == 40 and set(hit) == {"start-up", "training", "write"}, hit
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_real_task_over_the_real_reader_killed_ends_bit_for_bit_where_the_unbroken_run_ends(
+    tiny_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = ("data.workers=1", "training.zero_stage=2", "training.log_every=1", "checkpoint.every_steps=2")
+    real = load_config(str(tiny_run(*settings, "training.accumulation=2", "schedule.steps=16")))
+
+    def start(output: Path, **environment: str) -> Ranks:
+        return start_ranks(real, output, 2, script=str(Path(__file__).with_name("real_rank.py")), **environment)
+
+    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
+    assert finish(start(whole, FAKE_LINEAGE=str(whole.parent / "lineage")), timeout=400) == [0, 0], logs(whole)[-3000:]
+    hit = kill_until_done(start, broken, seed=7, kills=5)
+    assert hit.total() == 5, hit
+    assert_same_end(broken, whole)
+    expected = {key: rows for *key_, rows in lineage(whole.parent / "lineage") for key in [tuple(key_)]}
+    positions = sorted(position for rows in expected.values() for position, _ in rows)
+    assert positions == list(range(16 * 8)), "every position once: five epochs of 24 samples and a third"
+    for *key, rows in lineage(broken.parent / "lineage"):
+        assert expected[tuple(key)] == rows, "the same pictures, changed in the same way"
 
 
 def test_other_numbers_of_ranks_and_other_stages_continue_the_same_run(tmp_path: Path) -> None:
     def part(stage: int, until: int | None):
         return configuration(
-            schedule__steps=STEPS, training__zero_stage=stage, training__batch_size=12, training__stop_after=until
+            schedule__steps=STEPS,
+            training__zero_stage=stage,
+            training__batch_size=24,
+            training__accumulation=2,
+            training__stop_after=until,
         )
 
     whole = tmp_path / "whole"
@@ -131,7 +184,7 @@ def test_other_numbers_of_ranks_and_other_stages_continue_the_same_run(tmp_path:
     for _, step, _, positions in lineage(Path(trace)):
         rows.setdefault(step, []).extend(positions)
     assert {step: sorted(r) for step, r in rows.items()} == {
-        step: list(range(step * 12, step * 12 + 12)) for step in range(STEPS)
+        step: list(range(step * 24, step * 24 + 24)) for step in range(STEPS)
     }
     assert [(e["ranks"], e["stage"], e["step"]) for e in events(output) if e["kind"] in ("start", "resume")] == [
         (2, 1, 0), (1, 3, 8), (3, 2, 16),

@@ -1,0 +1,56 @@
+"""A rank of the real task over the real reader; a script, given pairs of configuration and output, run one by one.
+
+FAKE_LINEAGE and FAKE_SLEEP mean what they mean in training_fakes.py, at the moment when training takes a batch.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.configuration import RunConfig, parse_config
+from pretrain.training import run
+from pretrain.training.processes import leave
+from pretrain.training.rank import Factories, standard_factories
+
+
+class Watched:
+    """The reader; it writes down every batch that it gives: step, micro, (position, sum of the pixels) of each row."""
+
+    def __init__(self, reader: Any, rank: int) -> None:
+        self._reader, self._rank = reader, rank
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def batches(self, start: int) -> Iterator[Any]:
+        for batch in self._reader.batches(start):
+            if lineage := os.environ.get("FAKE_LINEAGE"):
+                rows = zip(batch.positions.tolist(), batch.views.sum((1, 2, 3, 4)).tolist(), strict=True)
+                with open(f"{lineage}.{self._rank}", "a") as file:
+                    file.write(json.dumps([batch.step, batch.micro, list(rows)]) + "\n")
+            time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
+            yield batch
+
+
+def watched() -> Factories:
+    standard = standard_factories()
+
+    def reader(config: RunConfig, processes: Any, events: Any, folder: Path) -> Watched:
+        return Watched(standard.reader(config, processes, events, folder), processes.rank)
+
+    return replace(standard, reader=reader)
+
+
+if __name__ == "__main__":
+    for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        code = run(parse_config(yaml.safe_load(Path(described).read_text())), where, factories=watched())
+        if code:
+            leave(code)
+    leave(0)

@@ -96,5 +96,5 @@ DCNV3_HD PointGradient<T> point_gradient(
 // From the gradient `g` of an activated weight `p` to that of its logit; `mean` = sum over the group of p * g.
 template <typename T>
 DCNV3_HD T logit_gradient(int activation, T p, T g, T mean) {
-  return activation == kSoftmax ? p * (g - mean) : activation == kSigmoid ? g * p * (1 - p) : g;
+  return activation == kSoftmax ? p * (g - mean) : activation == kSigmoid ? g * p * (as<T>(1) - p) : g;
 }

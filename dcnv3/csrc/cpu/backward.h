@@ -2,10 +2,10 @@
 // threads write apart, and each group's sum is taken in pixel order: the same bits for any number of threads.
 // Here the value is contiguous, so that its gradient has the same places.
 
-// For one point of weight p and B vectors of L channels: the products of the output's gradient with the four pixels,
+// For one point and B vectors of L channels: the products of the output's gradient with the four pixels,
 // summed over channels, and its spread onto the four pixels' gradients.
 template <int L, int B, typename S, typename T>
-DCNV3_HD Vec<T, 4> scatter(const S* image, T* sum, const int64_t (&at)[4], const T (&w)[4], T p, const Vec<T, L>* grad) {
+DCNV3_HD Vec<T, 4> scatter(const S* image, T* sum, const int64_t (&at)[4], const T (&w)[4], const Vec<T, L>* grad) {
   Vec<T, L> d[4] = {};
 #pragma GCC unroll 4
   for (int corner = 0; corner < 4; ++corner) {
@@ -14,42 +14,68 @@ DCNV3_HD Vec<T, 4> scatter(const S* image, T* sum, const int64_t (&at)[4], const
   }
 #pragma GCC unroll 4
   for (int corner = 0; corner < 4; ++corner) {
-    const T weight = w[corner] * p;
 #pragma GCC unroll 16
     for (int b = 0; b < B; ++b) {
       T* to = sum + at[corner] + b * L;
-      store<L, T>(to, load<L>(to) + grad[b] * weight);
+      store<L, T>(to, load<L>(to) + grad[b] * w[corner]);
     }
   }
-  return sums<T>(d[0], d[1], d[2], d[3]);
+  return across<Plus, T>(d[0], d[1], d[2], d[3]);
 }
 
-// Write the gradients of one pixel's offsets and logits from the points' products with the four pixels, dots[corner][k].
+template <int L, typename S>
+DCNV3_HD void write_row(S* to, const Compute<S>* from, int64_t count) {
+  int64_t k = 0;
+  for (; k + L <= count; k += L) store<L, S>(to + k, load<L>(from + k));
+  for (; k < count; ++k) narrow(to + k, from[k]);
+}
+
+// What the gradients of one pixel's points are computed in.
+template <typename T>
+struct Scratch {
+  T* dots;               // of each point, the products with its four pixels
+  T *weight, *product;   // the gradient of each point's weight, and that times the weight
+  T *offset, *mask;      // the results, before they are narrowed; the mask's a vector longer
+};
+
+// Write the gradients of one pixel's offsets and logits from the points' products with the four pixels.
 template <typename S, typename P, typename T>
-void write_point_gradients(const Problem& q, const P& points, const T* const (&dots)[4], T* weight, T* loc_h, T* loc_w,
-                           S* grad_offset, S* grad_mask) {
+void write_point_gradients(const Problem& q, const P& points, const Scratch<T>& s, S* grad_offset, S* grad_mask) {
   constexpr int L = P::L;
+  using V = Vec<T, L>;
   const T scale = T(q.offset_scale);
   for (int64_t k = 0; k < points.padded; k += L) {
+    const V a = load<L>(s.dots + 4 * k), b = load<L>(s.dots + 4 * k + L);
+    const V c = load<L>(s.dots + 4 * k + 2 * L), d = load<L>(s.dots + 4 * k + 3 * L), p = load<L>(points.p + k);
+    const V even_ab = even(a, b), even_cd = even(c, d), odd_ab = odd(a, b), odd_cd = odd(c, d);
     const auto g = point_gradient(
-        load<L>(dots[0] + k), load<L>(dots[1] + k), load<L>(dots[2] + k), load<L>(dots[3] + k), load<L>(points.p + k),
+        even(even_ab, even_cd), even(odd_ab, odd_cd), odd(even_ab, even_cd), odd(odd_ab, odd_cd), p,
         load<L>(points.hw0 + k), load<L>(points.hw1 + k), load<L>(points.hs0 + k), load<L>(points.hs1 + k),
         load<L>(points.ww0 + k), load<L>(points.ww1 + k), load<L>(points.ws0 + k), load<L>(points.ws1 + k));
-    store<L, T>(weight + k, g.weight);
-    store<L, T>(loc_h + k, g.loc_h * scale);
-    store<L, T>(loc_w + k, g.loc_w * scale);
+    store<L, T>(s.weight + k, g.weight);
+    store<L, T>(s.product + k, g.weight * p);
+    store<L, T>(s.offset + 2 * k, first_half(g.loc_w * scale, g.loc_h * scale));
+    store<L, T>(s.offset + 2 * k + L, second_half(g.loc_w * scale, g.loc_h * scale));
   }
-  for (int64_t k = 0; k < points.count; ++k) {
-    narrow(grad_offset + 2 * k, loc_w[k]);
-    narrow(grad_offset + 2 * k + 1, loc_h[k]);
-  }
-  for (int64_t first = 0; first < points.count; first += points.points) {
-    T mean = 0;
-    for (int64_t k = first; k < first + points.points; ++k) mean += points.p[k] * weight[k];
-    for (int64_t k = first; k < first + points.points; ++k) {
-      narrow(grad_mask + k, logit_gradient(q.activation, points.p[k], weight[k], mean));
+  write_row<L>(grad_offset, s.offset, 2 * points.count);
+  // Four groups at a time, as in Points; a group's last vector is written past its end, before the next group is.
+  for (int64_t group = 0; group < points.groups; group += 4) {
+    int64_t first[4];
+    for (int i = 0; i < 4; ++i) first[i] = (group + i < points.groups ? group + i : points.groups - 1) * points.points;
+    V sum[4] = {};
+    for (int64_t k = 0; k < points.points; k += L) {
+      const auto counts = P::counted(points.points - k);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sum[i] += choose(counts, load<L>(s.product + first[i] + k), as<V>(0));
+    }
+    const Vec<T, 4> mean = across<Plus, T>(sum[0], sum[1], sum[2], sum[3]);
+    for (int i = 0; i < 4; ++i) {
+      for (int64_t k = first[i]; k < first[i] + points.points; k += L) {
+        store<L, T>(s.mask + k, logit_gradient(q.activation, load<L>(points.p + k), load<L>(s.weight + k), as<V>(mean[i])));
+      }
     }
   }
+  write_row<L>(grad_mask, s.mask, points.count);
 }
 
 template <typename S, int CP>
@@ -60,12 +86,16 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
   const int64_t channels = CP == 0 ? q.group_channels : CP, groups = last_group - first_group, step = late_step<CP>(q);
   const int64_t all = q.channels(), width = groups * channels, area = q.height * q.width;
 
-  Points<S, true> points(q, groups, early_step<CP>(q));
-  Arena arena(7 * points.padded * sizeof(T));
-  T* const dots[4] = {arena.take<T>(points.padded), arena.take<T>(points.padded), arena.take<T>(points.padded),
-                      arena.take<T>(points.padded)};
-  const T* const done[4] = {dots[0], dots[1], dots[2], dots[3]};
-  T *weight = arena.take<T>(points.padded), *loc_h = arena.take<T>(points.padded), *loc_w = arena.take<T>(points.padded);
+  using P = Points<S, true>;
+  P points(q, groups, early_step<CP>(q));
+  const int64_t right = points.right * step, down = points.down * step;
+  const int64_t room = points.padded + P::L;
+  Arena arena(9 * room * sizeof(T));
+  Scratch<T> scratch;
+  scratch.dots = arena.take<T>(4 * room);
+  scratch.offset = arena.take<T>(2 * room);
+  for (T** array : {&scratch.weight, &scratch.product, &scratch.mask}) *array = arena.take<T>(room);
+  T* const dots = scratch.dots;
 
   const int64_t places = groups * q.points * int64_t(sizeof(S)), lead = image_lead(q), ahead = page_lead(2 * places);
   const int64_t corner = image * area * all + first_group * channels;  // the first element of these groups
@@ -93,28 +123,28 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
 #pragma GCC unroll 16
         for (int b = 0; b < B; ++b) grad[b] = load<L>(grad_from + c + b * L);
         for (int64_t k = g * q.points; k < (g + 1) * q.points; ++k) {
-          const int64_t at[4] = {points.i00[k] * step + c, points.i01[k] * step + c, points.i10[k] * step + c,
-                                 points.i11[k] * step + c};
+          const int64_t at = points.corner[k] * step + c;
+          const int64_t corners[4] = {at, at + right, at + down, at + down + right};
           const T w[4] = {points.w00[k], points.w01[k], points.w10[k], points.w11[k]};
-          const Vec<T, 4> d = scatter<L, B, S, T>(from, to, at, w, points.p[k], grad);
-          for (int i = 0; i < 4; ++i) dots[i][k] = (CP == 0 && c > 0) ? dots[i][k] + d[i] : d[i];
+          const Vec<T, 4> d = scatter<L, B, S, T>(from, to, corners, w, grad);
+          store<4, T>(dots + 4 * k, (CP == 0 && c > 0) ? load<4>(dots + 4 * k) + d : d);
         }
       }
       for (; c < channels; ++c) {
         const T grad = widen(grad_from[c]);
         for (int64_t k = g * q.points; k < (g + 1) * q.points; ++k) {
-          const int64_t at[4] = {points.i00[k] * step + c, points.i01[k] * step + c, points.i10[k] * step + c,
-                                 points.i11[k] * step + c};
+          const int64_t at = points.corner[k] * step + c;
+          const int64_t corners[4] = {at, at + right, at + down, at + down + right};
           const T w[4] = {points.w00[k], points.w01[k], points.w10[k], points.w11[k]};
           for (int i = 0; i < 4; ++i) {
-            const T product = grad * widen(from[at[i]]);
-            dots[i][k] = c == 0 ? product : dots[i][k] + product;
-            to[at[i]] += grad * (w[i] * points.p[k]);
+            const T product = grad * widen(from[corners[i]]);
+            dots[4 * k + i] = c == 0 ? product : dots[4 * k + i] + product;
+            to[corners[i]] += grad * w[i];
           }
         }
       }
     }
-    write_point_gradients<S>(q, points, done, weight, loc_h, loc_w,
+    write_point_gradients<S>(q, points, scratch,
                              static_cast<S*>(t.grad_offset) + (pixel * q.groups * q.points + first_point) * 2,
                              static_cast<S*>(t.grad_mask) + pixel * q.groups * q.points + first_point);
   }

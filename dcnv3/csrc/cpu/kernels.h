@@ -30,22 +30,25 @@ DCNV3_HD void prefetch(const void* from, int64_t bytes) {
 DCNV3_HD int64_t image_lead(const Problem& q) { return (q.dilation_h * (q.kernel_h - 1) - q.padding_h + 2) * q.width; }
 DCNV3_HD int64_t page_lead(int64_t bytes) { return 4096 / bytes + 1; }
 
-// Sum over the points of weight * share * pixel, for B vectors of L channels.
+// Sum over the points of weight * share * pixel, for B vectors of L channels. The four pixels are summed apart: no product
+// waits for the one before it.
 template <int L, int B, typename S, typename P>
 DCNV3_HD void gather(const S* image, const P& points, int64_t first, int64_t last, int64_t step, S* to) {
-  Vec<Compute<S>, L> sum[B] = {};
+  const S *v00 = image, *v01 = v00 + points.right * step, *v10 = v00 + points.down * step, *v11 = v10 + points.right * step;
+  Vec<Compute<S>, L> s00[B] = {}, s01[B] = {}, s10[B] = {}, s11[B] = {};
   for (int64_t k = first; k < last; ++k) {
-    const S *v00 = image + points.i00[k] * step, *v01 = image + points.i01[k] * step;
-    const S *v10 = image + points.i10[k] * step, *v11 = image + points.i11[k] * step;
+    const int64_t at = points.corner[k] * step;
     const Compute<S> w00 = points.w00[k], w01 = points.w01[k], w10 = points.w10[k], w11 = points.w11[k];
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
-      sum[b] += points.p[k] * ((load<L>(v00 + b * L) * w00 + load<L>(v01 + b * L) * w01) +
-                               (load<L>(v10 + b * L) * w10 + load<L>(v11 + b * L) * w11));
+      s00[b] += load<L>(v00 + at + b * L) * w00;
+      s01[b] += load<L>(v01 + at + b * L) * w01;
+      s10[b] += load<L>(v10 + at + b * L) * w10;
+      s11[b] += load<L>(v11 + at + b * L) * w11;
     }
   }
 #pragma GCC unroll 8
-  for (int b = 0; b < B; ++b) store<L, S>(to + b * L, sum[b]);
+  for (int b = 0; b < B; ++b) store<L, S>(to + b * L, (s00[b] + s01[b]) + (s10[b] + s11[b]));
 }
 
 template <typename S, int CP>
@@ -73,11 +76,10 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
       for (; c < channels; ++c) {
         T sum = 0;
         for (int64_t k = first; k < last; ++k) {
-          const S* pixel_c = from + c;
-          sum += points.p[k] * (points.w00[k] * widen(pixel_c[points.i00[k] * step]) +
-                                points.w01[k] * widen(pixel_c[points.i01[k] * step]) +
-                                points.w10[k] * widen(pixel_c[points.i10[k] * step]) +
-                                points.w11[k] * widen(pixel_c[points.i11[k] * step]));
+          const S* pixel = from + points.corner[k] * step + c;
+          sum += points.w00[k] * widen(pixel[0]) + points.w01[k] * widen(pixel[points.right * step]) +
+                 points.w10[k] * widen(pixel[points.down * step]) +
+                 points.w11[k] * widen(pixel[(points.down + points.right) * step]);
         }
         narrow(to + c, sum);
       }

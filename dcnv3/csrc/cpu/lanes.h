@@ -38,20 +38,21 @@ DCNV3_HD void assign(Doubles& to, int x) { to = Doubles{} + static_cast<double>(
 DCNV3_HD void assign(Doubles& to, Longs x) { to = __builtin_convertvector(x, Doubles); }
 DCNV3_HD void assign(Longs& to, int x) { to = Longs{} + static_cast<int64_t>(x); }
 
-// exp in every lane: range reduction and a polynomial (Cephes' coefficients), about 1 ulp. NaN stays NaN.
+// exp in every lane: range reduction and a polynomial (Cephes' coefficients), about 1 ulp. NaN stays NaN; below -80 it is
+// too small to count, but what it is multiplied by later keeps it from the slow denormal numbers; x is at most 88.
 DCNV3_HD Floats exponential(Floats x) {
   const Floats none = {};
-  x = choose(x < none - 87.0f, none - 87.0f, x);
-  x = choose(x > none + 88.0f, none + 88.0f, x);
-  const Ints n = truncate(x * 1.44269504088896341f + choose(x < none, none - 0.5f, none + 0.5f));
-  const Floats whole = __builtin_convertvector(n, Floats);
+  x = choose(x < none - 80.0f, none - 80.0f, x);
+  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the lowest bits.
+  const Floats shifted = x * 1.44269504088896341f + 12582912.0f, whole = shifted - 12582912.0f;
   const Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
   Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
-  return (y * r * r + r + 1.0f) * reinterpret_cast<Floats>((n + 127) << 23);
+  y = y * (r * r) + (r + 1.0f);
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(y) + (reinterpret_cast<Ints>(shifted) << 23));
 }
 DCNV3_HD Doubles exponential(Doubles x) {
   for (int i = 0; i < int(DCNV3_VECTOR_BYTES / 8); ++i) x[i] = __builtin_exp(x[i]);

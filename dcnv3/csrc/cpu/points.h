@@ -36,17 +36,20 @@ class Points {
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
   const int64_t groups, points, count, padded;       // padded: count to whole blocks of Arena::kAlign
+  const int64_t right, down;                         // from one pixel to the next, and to the next row, times `step`
   T *p;                                              // weights of the points, after the activation
-  T *w00, *w01, *w10, *w11;                          // shares of the four pixels
+  T *w00, *w01, *w10, *w11;                          // those times the shares of the four pixels
   T *hw0, *hw1, *hs0, *hs1, *ww0, *ww1, *ws0, *ws1;  // the two axes (sampling.h), with kGradient
-  Index *i00, *i01, *i10, *i11;                      // numbers of the four pixels in the image, times `step`
+  Index* corner;                                     // number of the first of the four pixels in the image, times `step`
 
   Points(const Problem& q, int64_t groups_here, int64_t step)
       : groups(groups_here),
         points(q.points),
         count(groups_here * q.points),
         padded((count + kBlock - 1) / kBlock * kBlock),
-        arena_((19 * padded + kBlock) * sizeof(T)),
+        right(q.width > 1 ? step : 0),
+        down(q.height > 1 ? q.width * step : 0),
+        arena_((16 * padded + kBlock) * sizeof(T)),
         q_(q),
         step_(static_cast<Index>(step)),
         radius_h_((q.dilation_h * (q.kernel_h - 1)) >> 1),
@@ -54,7 +57,7 @@ class Points {
     for (T** array : {&w00, &w01, &w10, &w11, &hw0, &hw1, &hs0, &hs1, &ww0, &ww1, &ws0, &ws1, &cell_h_, &cell_w_}) {
       *array = arena_.template take<T>(padded);
     }
-    for (Index** array : {&i00, &i01, &i10, &i11}) *array = arena_.template take<Index>(padded);
+    corner = arena_.template take<Index>(padded);
     p = arena_.template take<T>(padded + kBlock);  // a group's last vector reaches past its end
     int64_t k = 0;
     for (int64_t i = 0; i < q.kernel_w; ++i) {
@@ -74,16 +77,29 @@ class Points {
   void prepare(int64_t h, int64_t w, const S* offset, const S* mask, int64_t pixels_left) {
     const int64_t readable = pixels_left * q_.mask_stride + count;
     if (q_.activation == kSoftmax) {
-      for (int64_t first = 0; first < count; first += points) softmax(mask + first, readable - first, p + first);
+      if (points <= L) {
+        for (int64_t group = 0; group < groups; group += 4) softmax_of_four<1>(group, mask, readable);
+      } else if (points <= 2 * L) {
+        for (int64_t group = 0; group < groups; group += 4) softmax_of_four<2>(group, mask, readable);
+      } else {
+        for (int64_t first = 0; first < count; first += points) softmax(mask + first, readable - first, p + first);
+      }
     } else {
       const bool sigmoid = q_.activation == kSigmoid;
       for (int64_t k = 0; k < count; k += L) {
         const V x = read(mask + k, readable - k);
-        store<L, T>(p + k, sigmoid ? as<V>(1) / (as<V>(1) + exponential(-x)) : x);
+        store<L, T>(p + k, sigmoid ? as<V>(1) / (as<V>(1) + exponential(choose(x < as<V>(-88), as<V>(88), -x))) : x);
       }
     }
     place(T(h * q_.stride_h - q_.padding_h + radius_h_), T(w * q_.stride_w - q_.padding_w + radius_w_), offset,
           pixels_left * q_.offset_stride + 2 * count);
+  }
+
+  // Which lanes of a vector stand for the `left` points that a group still has; the others count for nothing.
+  static Int counted(int64_t left) {
+    V lane;
+    for (int i = 0; i < L; ++i) lane[i] = T(i);
+    return lane < as<V>(T(left));
   }
 
  private:
@@ -97,24 +113,55 @@ class Points {
     return v;
   }
 
-  // In registers, for as many points as a vector holds at a time; the lanes past the group's end count for nothing.
-  void softmax(const S* logits, int64_t readable, T* to) const {
-    V lane;
-    for (int i = 0; i < L; ++i) lane[i] = T(i);
-    const V none = as<V>(0), lowest = none - std::numeric_limits<T>::infinity();
-    V most = lowest;
-    for (int64_t k = 0; k < points; k += L) {
-      const V x = choose(lane < as<V>(T(points - k)), read(logits + k, readable - k), lowest);
-      most = choose(x > most, x, most);
+  static V lowest() { return as<V>(0) - std::numeric_limits<T>::infinity(); }
+
+  // Four groups from `group`, in registers, each in N vectors: their sums over lanes share the work. Past the last group,
+  // that one again. A group's last vector is written past its end, before the next group is.
+  template <int N>
+  void softmax_of_four(int64_t group, const S* logits, int64_t readable) const {
+    const Int whole = counted(L), counts = counted(points - (N - 1) * L);
+    V e[N][4], most[4], sum[4];
+    int64_t first[4];
+    for (int i = 0; i < 4; ++i) first[i] = (group + i < groups ? group + i : groups - 1) * points;
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const int64_t at = first[i] + n * L;
+        e[n][i] = choose(n == N - 1 ? counts : whole, read(logits + at, readable - at), lowest());
+        most[i] = n == 0 ? e[n][i] : larger(e[n][i], most[i]);
+      }
     }
-    const T top = largest<T>(most);
-    V sum = none;
+    const Vec<T, 4> top = across<Larger, T>(most[0], most[1], most[2], most[3]);
+#pragma GCC unroll 2
+    for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        e[n][i] = choose(n == N - 1 ? counts : whole, exponential(e[n][i] - top[i]), as<V>(0));
+        sum[i] = n == 0 ? e[n][i] : sum[i] + e[n][i];
+      }
+    }
+    const Vec<T, 4> share = T(1) / across<Plus, T>(sum[0], sum[1], sum[2], sum[3]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 2
+      for (int n = 0; n < N; ++n) store<L, T>(p + first[i] + n * L, e[n][i] * share[i]);
+    }
+  }
+
+  // One group of any size.
+  void softmax(const S* logits, int64_t readable, T* to) const {
+    V most = lowest(), sum = {};
     for (int64_t k = 0; k < points; k += L) {
-      const V e = choose(lane < as<V>(T(points - k)), exponential(read(logits + k, readable - k) - top), none);
+      most = larger(choose(counted(points - k), read(logits + k, readable - k), lowest()), most);
+    }
+    const T top = across<Larger, T>(most, most, most, most)[0];
+    for (int64_t k = 0; k < points; k += L) {
+      const V e = choose(counted(points - k), exponential(read(logits + k, readable - k) - top), as<V>(0));
       sum += e;
       store<L, T>(to + k, e);
     }
-    const T share = T(1) / total<T>(sum);
+    const T share = T(1) / across<Plus, T>(sum, sum, sum, sum)[0];
     for (int64_t k = 0; k < points; k += L) store<L, T>(to + k, load<L>(to + k) * share);
   }
 
@@ -123,19 +170,30 @@ class Points {
     const int height = static_cast<int>(q_.height), width = static_cast<int>(q_.width);
     for (int64_t k = 0; k < padded; k += L) {
       const V one = read(offset + 2 * k, readable - 2 * k), two = read(offset + 2 * k + L, readable - 2 * k - L);
-      const Axis<V> y = axis(location(start_h, load<L>(cell_h_ + k), odd(one, two), scale), height);
-      const Axis<V> x = axis(location(start_w, load<L>(cell_w_ + k), even(one, two), scale), width);
-      store<L, T>(w00 + k, y.w0 * x.w0), store<L, T>(w01 + k, y.w0 * x.w1);
-      store<L, T>(w10 + k, y.w1 * x.w0), store<L, T>(w11 + k, y.w1 * x.w1);
-      const Int top_row = y.i0 * (width * step_), bottom_row = y.i1 * (width * step_);
-      const Int left = x.i0 * step_, right = x.i1 * step_;
-      put(i00 + k, top_row + left), put(i01 + k, top_row + right);
-      put(i10 + k, bottom_row + left), put(i11 + k, bottom_row + right);
+      const Beside y = beside(axis(location(start_h, load<L>(cell_h_ + k), odd(one, two), scale), height), height);
+      const Beside x = beside(axis(location(start_w, load<L>(cell_w_ + k), even(one, two), scale), width), width);
+      const V top = load<L>(p + k) * y.w0, bottom = load<L>(p + k) * y.w1;
+      store<L, T>(w00 + k, top * x.w0), store<L, T>(w01 + k, top * x.w1);
+      store<L, T>(w10 + k, bottom * x.w0), store<L, T>(w11 + k, bottom * x.w1);
+      put(corner + k, y.i0 * (width * step_) + x.i0 * step_);
       if constexpr (kGradient) {
         store<L, T>(hw0 + k, y.w0), store<L, T>(hw1 + k, y.w1), store<L, T>(hs0 + k, y.s0), store<L, T>(hs1 + k, y.s1);
         store<L, T>(ww0 + k, x.w0), store<L, T>(ww1 + k, x.w1), store<L, T>(ws0 + k, x.s0), store<L, T>(ws1 + k, x.s1);
       }
     }
+  }
+
+  // An axis whose second pixel is the one after the first, so that one number says where both are. Where an Axis has both
+  // at an edge, only one of them counts: it takes its weight along, and its slope, which is -s0 here and +s1 there.
+  using Beside = Axis<V>;
+  static Beside beside(Axis<V> a, int size) {
+    const Int last = as<Int>(size > 1 ? size - 2 : 0);
+    const Int edge = a.i0 == a.i1;
+    Beside b;
+    b.i0 = choose(a.i0 < last, a.i0, last), b.i1 = b.i0 + 1;
+    b.w0 = choose(edge, a.w1, a.w0), b.w1 = choose(edge, a.w0, a.w1);
+    b.s0 = choose(edge, -a.s1, a.s0), b.s1 = choose(edge, -a.s0, a.s1);
+    return b;
   }
 
   static void put(Index* to, Int i) { __builtin_memcpy(to, &i, sizeof(i)); }

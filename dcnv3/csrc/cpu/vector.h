@@ -129,100 +129,102 @@ DCNV3_HD void store(S* to, Vec<Compute<S>, L> v) {
   }
 }
 
-// The sums of four vectors, side by side. Pairs are interleaved and added, so that the work is shared.
-template <typename T>
-DCNV3_HD Vec<T, 4> sums(Vec<T, 4> a, Vec<T, 4> b, Vec<T, 4> c, Vec<T, 4> d) {
-  const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+// Lanes of two vectors by their numbers, those of b after those of a.
+#if defined(__clang__) || __GNUC__ >= 12
+#define DCNV3_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+template <int... I, typename V>
+DCNV3_HD auto shuffled(V a, V b) {
+  using T = std::remove_reference_t<decltype(a[0])>;
+  constexpr int L = sizeof(V) / sizeof(T);
+  return Vec<T, sizeof...(I)>{(I < L ? a[I % L] : b[I % L])...};
 }
-template <typename T>
-DCNV3_HD Vec<T, 4> sums(Vec<T, 8> a, Vec<T, 8> b, Vec<T, 8> c, Vec<T, 8> d) {
-  const Vec<T, 8> ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
-                       __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-  const Vec<T, 8> cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13) +
-                       __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
-  const Vec<T, 8> all = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
-                        __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
-  return __builtin_shufflevector(all, all, 0, 1, 2, 3) + __builtin_shufflevector(all, all, 4, 5, 6, 7);
-}
-template <typename T>
-DCNV3_HD Vec<T, 4> sums(Vec<T, 16> a, Vec<T, 16> b, Vec<T, 16> c, Vec<T, 16> d) {
-  const Vec<T, 16> ab =
-      __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
-      __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-  const Vec<T, 16> cd =
-      __builtin_shufflevector(c, d, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
-      __builtin_shufflevector(c, d, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
-  const Vec<T, 16> all =
-      __builtin_shufflevector(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-      __builtin_shufflevector(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  const Vec<T, 8> half = __builtin_shufflevector(all, all, 0, 1, 2, 3, 4, 5, 6, 7) +
-                         __builtin_shufflevector(all, all, 8, 9, 10, 11, 12, 13, 14, 15);
-  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-}
-template <typename T>
-DCNV3_HD Vec<T, 4> sums(Vec<T, 2> a, Vec<T, 2> b, Vec<T, 2> c, Vec<T, 2> d) {
-  return Vec<T, 4>{a[0] + a[1], b[0] + b[1], c[0] + c[1], d[0] + d[1]};
-}
+#define DCNV3_SHUFFLE(a, b, ...) shuffled<__VA_ARGS__>(a, b)
+#endif
 
-// The sum and the largest of a vector's lanes, and the even and odd places of two vectors in a row.
-template <typename T>
-DCNV3_HD T total(Vec<T, 2> v) {
-  return v[0] + v[1];
-}
-template <typename T>
-DCNV3_HD T total(Vec<T, 4> v) {
-  return (v[0] + v[1]) + (v[2] + v[3]);
-}
-template <typename T>
-DCNV3_HD T total(Vec<T, 8> v) {
-  return total<T>(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
-}
-template <typename T>
-DCNV3_HD T total(Vec<T, 16> v) {
-  return total<T>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-}
 template <typename V>
 DCNV3_HD V larger(V a, V b) {
   return a > b ? a : b;
 }
-template <typename T>
-DCNV3_HD T largest(Vec<T, 2> v) {
-  return v[0] > v[1] ? v[0] : v[1];
+struct Plus {
+  template <typename V>
+  DCNV3_HD static V of(V a, V b) {
+    return a + b;
+  }
+};
+struct Larger {
+  template <typename V>
+  DCNV3_HD static V of(V a, V b) {
+    return larger(a, b);
+  }
+};
+
+// The sums (or the largest) over the lanes of four vectors, side by side. Pairs are interleaved first, so that the work
+// is shared.
+template <typename Op, typename T>
+DCNV3_HD Vec<T, 4> across(Vec<T, 2> a, Vec<T, 2> b, Vec<T, 2> c, Vec<T, 2> d) {
+  return Op::of(Vec<T, 4>{a[0], b[0], c[0], d[0]}, Vec<T, 4>{a[1], b[1], c[1], d[1]});
 }
-template <typename T>
-DCNV3_HD T largest(Vec<T, 4> v) {
-  return largest<T>(larger(__builtin_shufflevector(v, v, 0, 1), __builtin_shufflevector(v, v, 2, 3)));
+template <typename Op, typename T>
+DCNV3_HD Vec<T, 4> across(Vec<T, 4> a, Vec<T, 4> b, Vec<T, 4> c, Vec<T, 4> d) {
+  const Vec<T, 4> ab = Op::of(DCNV3_SHUFFLE(a, b, 0, 4, 1, 5), DCNV3_SHUFFLE(a, b, 2, 6, 3, 7));
+  const Vec<T, 4> cd = Op::of(DCNV3_SHUFFLE(c, d, 0, 4, 1, 5), DCNV3_SHUFFLE(c, d, 2, 6, 3, 7));
+  return Op::of(DCNV3_SHUFFLE(ab, cd, 0, 1, 4, 5), DCNV3_SHUFFLE(ab, cd, 2, 3, 6, 7));
 }
-template <typename T>
-DCNV3_HD T largest(Vec<T, 8> v) {
-  return largest<T>(larger(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7)));
+template <typename Op, typename T>
+DCNV3_HD Vec<T, 4> across(Vec<T, 8> a, Vec<T, 8> b, Vec<T, 8> c, Vec<T, 8> d) {
+  const Vec<T, 8> ab =
+      Op::of(DCNV3_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13), DCNV3_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15));
+  const Vec<T, 8> cd =
+      Op::of(DCNV3_SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13), DCNV3_SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15));
+  const Vec<T, 8> all =
+      Op::of(DCNV3_SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13), DCNV3_SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15));
+  return Op::of(DCNV3_SHUFFLE(all, all, 0, 1, 2, 3), DCNV3_SHUFFLE(all, all, 4, 5, 6, 7));
 }
-template <typename T>
-DCNV3_HD T largest(Vec<T, 16> v) {
-  return largest<T>(larger(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
-                           __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)));
+template <typename Op, typename T>
+DCNV3_HD Vec<T, 4> across(Vec<T, 16> a, Vec<T, 16> b, Vec<T, 16> c, Vec<T, 16> d) {
+  const Vec<T, 16> ab = Op::of(DCNV3_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29),
+                               DCNV3_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31));
+  const Vec<T, 16> cd = Op::of(DCNV3_SHUFFLE(c, d, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29),
+                               DCNV3_SHUFFLE(c, d, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31));
+  const Vec<T, 16> all = Op::of(DCNV3_SHUFFLE(ab, cd, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+                                DCNV3_SHUFFLE(ab, cd, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31));
+  const Vec<T, 8> half = Op::of(DCNV3_SHUFFLE(all, all, 0, 1, 2, 3, 4, 5, 6, 7),
+                                DCNV3_SHUFFLE(all, all, 8, 9, 10, 11, 12, 13, 14, 15));
+  return Op::of(DCNV3_SHUFFLE(half, half, 0, 1, 2, 3), DCNV3_SHUFFLE(half, half, 4, 5, 6, 7));
 }
 
+// The even and the odd places of two vectors in a row, and the way back: the first and the second half of a and b in turns.
+#define DCNV3_PLACES(V, EVEN, ODD, FIRST, SECOND)                        \
+  DCNV3_HD V even(V a, V b) { return DCNV3_SHUFFLE(a, b, EVEN); }        \
+  DCNV3_HD V odd(V a, V b) { return DCNV3_SHUFFLE(a, b, ODD); }          \
+  DCNV3_HD V first_half(V a, V b) { return DCNV3_SHUFFLE(a, b, FIRST); } \
+  DCNV3_HD V second_half(V a, V b) { return DCNV3_SHUFFLE(a, b, SECOND); }
+#define DCNV3_LIST(...) __VA_ARGS__
+#define DCNV3_PLACES_2(V) DCNV3_PLACES(V, DCNV3_LIST(0, 2), DCNV3_LIST(1, 3), DCNV3_LIST(0, 2), DCNV3_LIST(1, 3))
+#define DCNV3_PLACES_4(V)                                                                                      \
+  DCNV3_PLACES(V, DCNV3_LIST(0, 2, 4, 6), DCNV3_LIST(1, 3, 5, 7), DCNV3_LIST(0, 4, 1, 5), DCNV3_LIST(2, 6, 3, 7))
+#define DCNV3_PLACES_8(V)                                                                          \
+  DCNV3_PLACES(V, DCNV3_LIST(0, 2, 4, 6, 8, 10, 12, 14), DCNV3_LIST(1, 3, 5, 7, 9, 11, 13, 15),    \
+               DCNV3_LIST(0, 8, 1, 9, 2, 10, 3, 11), DCNV3_LIST(4, 12, 5, 13, 6, 14, 7, 15))
+#define DCNV3_PLACES_16(V)                                                                         \
+  DCNV3_PLACES(V, DCNV3_LIST(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),           \
+               DCNV3_LIST(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31),              \
+               DCNV3_LIST(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),                 \
+               DCNV3_LIST(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31))
 #if DCNV3_VECTOR_BYTES == 64
-DCNV3_HD Floats even(Floats a, Floats b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-}
-DCNV3_HD Floats odd(Floats a, Floats b) {
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-}
-DCNV3_HD Doubles even(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
-DCNV3_HD Doubles odd(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
+DCNV3_PLACES_16(Floats)
+DCNV3_PLACES_8(Doubles)
 #elif DCNV3_VECTOR_BYTES == 32
-DCNV3_HD Floats even(Floats a, Floats b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14); }
-DCNV3_HD Floats odd(Floats a, Floats b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15); }
-DCNV3_HD Doubles even(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
-DCNV3_HD Doubles odd(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+DCNV3_PLACES_8(Floats)
+DCNV3_PLACES_4(Doubles)
 #else
-DCNV3_HD Floats even(Floats a, Floats b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
-DCNV3_HD Floats odd(Floats a, Floats b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
-DCNV3_HD Doubles even(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 0, 2); }
-DCNV3_HD Doubles odd(Doubles a, Doubles b) { return __builtin_shufflevector(a, b, 1, 3); }
+DCNV3_PLACES_4(Floats)
+DCNV3_PLACES_2(Doubles)
 #endif
+#undef DCNV3_PLACES_16
+#undef DCNV3_PLACES_8
+#undef DCNV3_PLACES_4
+#undef DCNV3_PLACES_2
+#undef DCNV3_LIST
+#undef DCNV3_PLACES

@@ -15,10 +15,14 @@ from dcnv3 import DCNv3
 from pretrain.handoff.backbone import METADATA_KEY, Backbone
 
 OPSET = 18
+LARGEST_FILE = 2**31 - 2**26  # bytes of weights in one file: protobuf holds 2 GB, the graph among them
 
 
 def write_onnx(backbone: Backbone, out: Path) -> Path:
-    """Write `out` (model.onnx in it, where it is a folder). UserError where the extra is not installed."""
+    """Write `out` (model.onnx in it, where it is a folder); weights beyond LARGEST_FILE go to OUT.data beside it.
+
+    Raises UserError where the extra is not installed.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401  torch.onnx needs it
@@ -46,9 +50,11 @@ def write_onnx(backbone: Backbone, out: Path) -> Path:
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
     temporary = out.with_name(out.name + ".partial")
-    large = sum(parameter.numel() * 4 for parameter in model.parameters()) > 2**31 - 2**26  # protobuf's 2 GB
-    if large:
-        onnx.save(proto, str(temporary), save_as_external_data=True, location=out.name + ".data")
+    if sum(parameter.numel() * 4 for parameter in model.parameters()) > LARGEST_FILE:
+        weights = out.with_name(out.name + ".data")
+        for old in (out, weights):  # onnx appends to a file that is there, and an older graph must not find new weights
+            old.unlink(missing_ok=True)
+        onnx.save(proto, str(temporary), save_as_external_data=True, location=weights.name)
     else:
         onnx.save(proto, str(temporary))
     temporary.replace(out)

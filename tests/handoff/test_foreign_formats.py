@@ -97,7 +97,7 @@ with torch.no_grad():
         assert (torch.load(tmp_path / "logits.pt") - model(images)).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["t_like", pytest.param("h_like", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["t_like", "l_like", "h_like"])
 def test_onnxruntime_runs_the_classifier_and_agrees_for_any_batch(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -111,6 +111,23 @@ def test_onnxruntime_runs_the_classifier_and_agrees_for_any_batch(name, tmp_path
         (logits,) = session.run(None, {"images": images[:batch].numpy()})
         with torch.no_grad():
             assert np.abs(logits - model(images[:batch]).numpy()).max() <= 1e-4
+
+
+def test_weights_too_large_for_one_onnx_file_lie_beside_it_also_when_written_again(tmp_path, monkeypatch):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    monkeypatch.setattr("pretrain.handoff.onnx.LARGEST_FILE", 1 << 16)
+    backbone, model, images = golden("t_like")
+    sizes = []
+    for _ in range(2):
+        path = write_onnx(backbone, tmp_path / "model.onnx")
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+        sizes.append((tmp_path / "model.onnx.data").stat().st_size)
+    assert sizes[0] == sizes[1] > 0.9 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        assert np.abs(logits - model(images).numpy()).max() <= 1e-4
 
 
 def test_a_run_is_exported_to_a_hugging_face_folder_in_one_call(fake_run, tmp_path):

@@ -89,12 +89,42 @@ def test_hugging_faces_segmenters_over_the_timm_backbone(kind):
     step_moves_the_backbone(model, loss.sum(), "")
 
 
-def test_segmentation_models_pytorchs_calling_convention():
-    """smp's timm encoders call features_only with out_indices and in_chans, and read channels and reductions off
-    feature_info.
-    """
-    model = timm.create_model(
-        "internimage_t", in_chans=4, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False
+def test_a_unet_of_segmentation_models_pytorch():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    model = smp.Unet(
+        "tu-internimage_t",
+        encoder_weights=None,
+        in_channels=4,
+        classes=3,
+        decoder_channels=(16, 16, 16, 8, 8),
+        drop_path_rate=0.0,
+    ).train()
+    logits = model(torch.rand(2, 4, 64, 64))
+    assert logits.shape == (2, 3, 64, 64)
+    loss = nn.functional.cross_entropy(logits, torch.randint(0, 3, (2, 64, 64)))
+    step_moves_the_backbone(model, loss, "encoder.")
+
+
+def test_hugging_faces_detr_over_the_timm_backbone():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.DetrConfig(
+        backbone_config=transformers.TimmBackboneConfig(backbone="internimage_t", out_indices=[0, 1, 2, 3]),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=5,
+        num_labels=3,
     )
-    assert model.feature_info.reduction() == [4, 8, 16, 32]
-    assert [f.shape[1] for f in model(torch.rand(1, 4, 64, 64))] == model.feature_info.channels()
+    model = transformers.DetrForObjectDetection(config).train()
+    # DETR freezes what its names do not call a ResNet's later stages
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    target = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6]])}
+    loss = model(torch.rand(1, 3, 64, 64), labels=[target]).loss
+    step_moves_the_backbone(model, loss, "")

@@ -39,6 +39,38 @@ def test_all_seven_are_listed_with_their_tags():
         assert cfg.input_size[1] == VARIANTS[name.split(".")[0]].image_size or name.endswith("in22k")
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_description_of_each_is_true_of_the_model(name):
+    """What timm's test_model_default_cfgs asks, of a narrowed copy at a quarter of the size, in eval mode."""
+    cfg = timm.get_pretrained_cfg(name)
+    clip_head = VARIANTS[name].arguments.get("use_clip_projector", False)
+    model = timm.create_model(name, **(SMALL_H if clip_head else SMALL)).eval()
+    size = cfg.input_size[1] // 4
+    x = torch.rand(1, 3, size, size)
+    state = model.state_dict()
+    with torch.no_grad():
+        features, logits = model.forward_features(x), model(x)
+        assert logits.shape == (1, cfg.num_classes) and cfg.num_classes == model.num_classes
+        stride = cfg.input_size[1] // cfg.pool_size[0]
+        assert cfg.pool_size == (cfg.input_size[1] // stride, cfg.input_size[2] // stride)
+        assert features.shape == (1, model.num_features, -(-size // stride), -(-size // stride))
+        if not clip_head:  # its map is fused and pooled by attention, so that it takes no classifier
+            model.reset_classifier(cfg.num_classes, "")
+            assert model(x).shape == (1, cfg.num_classes, *features.shape[2:])
+            model.reset_classifier(0, "")
+        else:
+            model.reset_classifier(0, "")
+            assert model(x).shape == features.shape
+        model.reset_classifier(0, "avg")
+        assert model(x).shape == (1, model.head_hidden_size)
+    for key in (cfg.classifier, cfg.first_conv):
+        assert f"{key}.weight" in state, key
+    assert not any(key.startswith("head.") for key in model.state_dict())
+    assert state[f"{cfg.first_conv}.weight"].shape[1] == cfg.input_size[0]
+    assert state[f"{cfg.classifier}.weight"].shape[0] == cfg.num_classes
+    assert len(cfg.mean) == len(cfg.std) == 3 and cfg.crop_pct == 1.0 and cfg.interpolation == "bicubic"
+
+
 def test_the_same_model_through_create_model_timm_and_the_configuration_file(golden, tmp_path):
     arguments = {k: v for k, v in golden.arguments.items() if k != "num_classes"}
     file = tmp_path / "run.yaml"

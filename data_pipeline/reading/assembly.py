@@ -17,6 +17,7 @@ from data_pipeline.reading.views import UNIFORMS, Crop, enlarged, on_reduced, ra
 
 Tokenizer = Callable[[list[str]], Any]
 _AUGMENT = 5  # purpose of hash keys
+_CAPTIONS_KEPT = 8192
 _NEAR, _FAR = 8, 24  # replacements tried in the same block, then in the whole source
 
 
@@ -90,7 +91,7 @@ class Assembler:
         self._order = order
         self._sets = sets
         self._labels = labels  # per source: its label -> label of the mixture
-        self._tokenizer = tokenizer
+        self._tokenizer = None if tokenizer is None else Remembered(tokenizer)
         self._stream = view_stream(seed)
         self._names = names
 
@@ -213,6 +214,24 @@ def draw_views(
         render(pixels, box, views[v])
         crops[v] = enlarged(box, reduce) if reduce > 1 else box
         augment(views[v], augmentation, stream, position, v)
+
+
+class Remembered:
+    """A tokenizer that keeps the tokens of the last few thousand captions: a small set says the same in every epoch."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(self, captions: list[str]) -> np.ndarray:
+        """int64 [len(captions), L]."""
+        new = list(dict.fromkeys(caption for caption in captions if caption not in self._kept))
+        if len(self._kept) + len(new) > _CAPTIONS_KEPT:
+            self._kept.clear()
+            new = list(dict.fromkeys(captions))
+        if new:
+            self._kept.update(zip(new, np.asarray(self._tokenizer(new)), strict=True))
+        return np.stack([self._kept[caption] for caption in captions])
 
 
 def write_tokens(tokenizer: Tokenizer | None, captions: list[str | None], rows: Rows) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 from data_pipeline.reading import randaugment
 from data_pipeline.reading.config import AugmentationConfig
 from data_pipeline.reading.decode import Pixels
-from data_pipeline.reading.hashing import key, uniforms
+from data_pipeline.reading.hashing import key, uniforms, uniforms_at
 
 _COLOUR, _RANDOM, _ERASE = 1, 2, 3
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def augment(view: Pixels, config: AugmentationConfig, stream: int, position: int, number: int) -> None:
@@ -24,23 +24,27 @@ def augment(view: Pixels, config: AugmentationConfig, stream: int, position: int
 
 
 def _draw(count: int, stream: int, purpose: int, position: int, number: int) -> list[float]:
-    found: list[float] = uniforms(key(stream, purpose, number), np.array([position], dtype=np.int64), count)[0].tolist()
-    return found
+    return uniforms_at(key(stream, purpose, number), position, count)
 
 
 def jitter_colours(view: Pixels, strength: float, u: list[float]) -> None:
-    """Brightness, contrast and saturation, each scaled by 1 +- strength, in random order. `u`: 6 numbers in [0, 1)."""
-    image = view.astype(np.float32)
+    """Brightness, contrast and saturation, each scaled by 1 +- strength, in random order. `u`: 6 numbers in [0, 1).
+
+    Each is an affine map of a pixel's colours, so all three are one; colours are rounded and cut to 0..255 at its end.
+    """
+    whole = np.eye(3, 4)  # the last column is added
+    mean = cv2.mean(view)[:3]
     for operation in sorted(range(3), key=lambda n: u[3 + n]):
         factor = max(0.0, 1 + strength * (2 * u[operation] - 1))
-        if operation == 0:
-            image *= factor
+        if operation == 1:  # away from the mean grey
+            grey = _LUMA @ (whole[:, :3] @ mean + whole[:, 3])
+            whole *= factor
+            whole[:, 3] += (1 - factor) * grey
+        elif operation == 2:  # away from the pixel's own grey
+            whole = factor * whole + (1 - factor) * (_LUMA @ whole)
         else:
-            grey = image @ _LUMA
-            pivot = np.full_like(grey, grey.mean()) if operation == 1 else grey
-            image = (pivot[..., None] + factor * (image - pivot[..., None])).astype(np.float32)
-        np.clip(image, 0, 255, out=image)
-    np.copyto(view, cv2.convertScaleAbs(image))
+            whole *= factor
+    cv2.transform(view, whole, dst=view)
 
 
 def erase(view: Pixels, probability: float, u: list[float], stream: int) -> None:

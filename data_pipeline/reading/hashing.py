@@ -55,6 +55,12 @@ def uniforms(stream: int, positions: Integers, count: int) -> NDArray[np.float64
     return np.asarray((_mix(own[:, None] + steps[None, :]) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
+def uniforms_at(stream: int, position: int, count: int) -> list[float]:
+    """`uniforms` of one position: without arrays, which take longer than so few numbers."""
+    own = _mix_integer((stream ^ _mix_integer((position + _GOLDEN) & _MASK)) & _MASK)
+    return [(_mix_integer((own + n * _GOLDEN) & _MASK) >> 11) * 2.0**-53 for n in range(1, count + 1)]
+
+
 def integer_below(bound: int, *parts: int) -> int:
     """One integer in [0, bound) from what it is for."""
     return key(*parts) % bound

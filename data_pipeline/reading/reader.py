@@ -10,13 +10,14 @@ import torch
 
 from data_pipeline.errors import UserError
 from data_pipeline.format.sets import Beat
-from data_pipeline.reading.assembly import Assembled, Assembler, Rows, Tokenizer
+from data_pipeline.reading.assembly import Assembled, Assembler, Fault, Rows, Tokenizer
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import Events, FaultLog
 from data_pipeline.reading.hashing import Integers
 from data_pipeline.reading.lineage import describe, find
 from data_pipeline.reading.order import Order, Share, SourceOrder
+from data_pipeline.reading.pinning import pinned_ahead
 from data_pipeline.reading.pool import WorkerPool
 from data_pipeline.reading.remote import Ahead, RemoteFiles, cache_shares
 from data_pipeline.reading.shards import ShardSet
@@ -113,22 +114,33 @@ class Reader:
         else:
             filled = self._filled_here(start_step) if pool is None else pool.run(self._tasks(start_step))
         ahead = self._fetch_ahead(start_step)
+        made = self._made(filled)
+        pinning = pinned_ahead(made, _pin) if torch.cuda.is_available() and pool is not None else None
         try:
-            for (step, micro), positions, rows, done in filled:
+            for batch, faults in pinning or made:
                 for source, fetching in ahead.items():
-                    fetching.advance(self._consumed(step + 1)[source])
-                self.faults.add(step, positions, done.faults)
+                    fetching.advance(self._consumed(batch.step + 1)[source])
+                self.faults.add(batch.step, batch.positions.numpy(), faults)
                 if self._judge:
                     self.faults.check()
-                batch = self._batch(step, micro, positions, rows, done)
-                del rows
-                yield batch.pin() if torch.cuda.is_available() else batch
+                yield batch.pin() if torch.cuda.is_available() and pinning is None else batch
                 del batch
         finally:
+            if pinning is not None:
+                pinning.close()
             if pool is not None:
                 pool.close()
             for fetching in ahead.values():
                 fetching.close()
+
+    def _made(
+        self, filled: Iterator[tuple[tuple[int, int], Integers, Rows, Assembled]]
+    ) -> Iterator[tuple[Batch, list[Fault]]]:
+        for (step, micro), positions, rows, done in filled:
+            batch = self._batch(step, micro, positions, rows, done)
+            del rows  # what the batch keeps, it keeps itself
+            yield batch, done.faults
+            del batch
 
     def progress(self, step: int) -> dict[str, dict[str, float]]:
         """What each source has given before `step`: samples and epochs."""
@@ -244,6 +256,10 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _pin(made: tuple[Batch, list[Fault]]) -> tuple[Batch, list[Fault]]:
+    return made[0].pin(), made[1]
 
 
 def _check_tokenizer(tokenizer: Tokenizer | None, length: int) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _SAMPLE = ("bad_sample", "incomplete_sample")
-_WHAT = {kind: ("step", "position", "source", "shard", "key", "row", "reason") for kind in _SAMPLE}
-_WHAT["damaged_shard"] = ("source", "shard", "reason", "samples")
+_WHAT: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_SAMPLE, ("step", "position", "source", "shard", "key", "row", "reason")),
+    "damaged_shard": ("source", "shard", "reason", "samples"),
+}
 
 
 def once(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

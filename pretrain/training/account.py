@@ -39,7 +39,7 @@ class Account:
         """
         if self._faults is None:
             return {}
-        found = {}
+        found: dict[str, float] = {}
         progress = self._reader.progress(step)
         bad = self._processes.sum([float(self._faults.replaced[source]) for source in progress])
         for (source, given), count in zip(progress.items(), bad, strict=True):

@@ -11,7 +11,7 @@ from reading_sets import picture
 
 from data_pipeline.reading.augmentation import erase, jitter_colours
 from data_pipeline.reading.decode import BadSample, decode, read_header
-from data_pipeline.reading.hashing import uniforms
+from data_pipeline.reading.hashing import key, uniforms, uniforms_at
 from data_pipeline.reading.views import (
     UNIFORMS,
     Crop,
@@ -171,6 +171,29 @@ def test_reduced_decoding_keeps_the_crops_geometry():
 def test_the_centre_crop_is_the_middle_square():
     assert centre_crop(100, 60, 1.0) == Crop(0, 20, 60, 60, False, 100)
     assert centre_crop(60, 100, 0.5) == Crop(35, 15, 30, 30, False, 60)
+
+
+def test_colour_jitter_is_its_three_changes_one_after_the_other():
+    """Against each done by itself in floating point, on colours far enough from black and white that none is cut."""
+    rng = np.random.default_rng(0)
+    luma = np.array([0.299, 0.587, 0.114])
+    for _ in range(20):
+        view, u = rng.integers(90, 150, (16, 16, 3), dtype=np.uint8), rng.random(6).tolist()
+        expected = view.astype(np.float64)
+        for operation in sorted(range(3), key=lambda n: u[3 + n]):
+            factor = 1 + 0.4 * (2 * u[operation] - 1)
+            grey = (expected @ luma)[..., None]
+            pivot = [0.0, grey.mean(), grey][operation]
+            expected = pivot + factor * (expected - pivot)
+        jitter_colours(view, 0.4, u)
+        assert np.abs(view - expected).max() < 1  # rounding, and OpenCV counts factors in 1/1024
+
+
+def test_numbers_of_one_position_are_those_of_many():
+    for stream in (0, key(1, 2, 3), 2**64 - 1):
+        for position in (0, 7, 10**12):
+            many = uniforms(stream, np.array([position, 3]), 9)[0].tolist()
+            assert uniforms_at(stream, position, 9) == many
 
 
 def test_colour_jitter_changes_colours_by_its_strength():

@@ -10,6 +10,7 @@ from reading_sets import tokenize, write_set
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import DataConfig, Reader, normalize
+from data_pipeline.reading.assembly import Remembered
 from data_pipeline.reading.batch import TENSORS
 
 
@@ -234,3 +235,18 @@ def test_normalising_makes_its_constants_once_a_device(monkeypatch):
 
     monkeypatch.setattr(torch, "tensor", refuse)
     assert torch.equal(normalize(views, list(mean), list(std)), before)
+
+
+def test_a_caption_is_tokenised_once_while_it_is_remembered(monkeypatch):
+    monkeypatch.setattr("data_pipeline.reading.assembly._CAPTIONS_KEPT", 4)
+    asked = []
+
+    def counting(texts):
+        asked.append(texts)
+        return tokenize(texts)
+
+    remembered = Remembered(counting)
+    for captions in (["a", "b", "a"], ["b", "c"], ["c", "d", "e", "f"], ["a", "e", "a", "g", "h", "i"]):
+        assert np.array_equal(remembered(captions), tokenize(captions).numpy())
+    assert asked == [["a", "b"], ["c"], ["c", "d", "e", "f"], ["a", "e", "g", "h", "i"]]
+    assert len(remembered._kept) == 5  # one batch may be larger than what is kept

@@ -9,7 +9,7 @@ from data_pipeline.reading.decode import Pixels
 from data_pipeline.reading.hashing import key, uniforms, uniforms_at
 
 _COLOUR, _RANDOM, _ERASE = 1, 2, 3
-_LUMA = np.array([0.299, 0.587, 0.114])
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(view: Pixels, config: AugmentationConfig, stream: int, position: int, number: int) -> None:
@@ -30,21 +30,20 @@ def _draw(count: int, stream: int, purpose: int, position: int, number: int) -> 
 def jitter_colours(view: Pixels, strength: float, u: list[float]) -> None:
     """Brightness, contrast and saturation, each scaled by 1 +- strength, in random order. `u`: 6 numbers in [0, 1).
 
-    Each is an affine map of a pixel's colours, so all three are one; colours are rounded and cut to 0..255 at its end.
+    Each makes a x + b grey(x) + c of a colour x, so all three together do: one pass, rounded and cut to 0..255 at last.
     """
-    whole = np.eye(3, 4)  # the last column is added
-    mean = cv2.mean(view)[:3]
+    a, b, c = 1.0, 0.0, 0.0
+    mean = sum(weight * value for weight, value in zip(_LUMA, cv2.mean(view), strict=False))
     for operation in sorted(range(3), key=lambda n: u[3 + n]):
         factor = max(0.0, 1 + strength * (2 * u[operation] - 1))
-        if operation == 1:  # away from the mean grey
-            grey = _LUMA @ (whole[:, :3] @ mean + whole[:, 3])
-            whole *= factor
-            whole[:, 3] += (1 - factor) * grey
-        elif operation == 2:  # away from the pixel's own grey
-            whole = factor * whole + (1 - factor) * (_LUMA @ whole)
-        else:
-            whole *= factor
-    cv2.transform(view, whole, dst=view)
+        if operation == 2:  # away from the pixel's own grey, which is (a + b) grey(x) + c by now
+            a, b = factor * a, factor * b + (1 - factor) * (a + b)
+            continue
+        pivot = (a + b) * mean + c if operation == 1 else 0.0  # contrast: away from the mean grey
+        a, b, c = factor * a, factor * b, factor * c + (1 - factor) * pivot
+    red, green, blue = (b * weight for weight in _LUMA)
+    rows = [[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]]
+    cv2.transform(view, np.array(rows), dst=view)
 
 
 def erase(view: Pixels, probability: float, u: list[float], stream: int) -> None:

@@ -32,6 +32,11 @@ class Account:
             worst = self._processes.gather(self._faults.worst())
             raise self._faults.error(*sums, worst)
 
+    def judge_together(self) -> None:
+        """The same, where nothing else is summed. Collective."""
+        if self._faults is not None:
+            self.judge(self._processes.sum(self.mine()))
+
     def metrics(self, step: int) -> dict[str, float]:
         """By source, before `step`: samples given, epochs, and samples replaced. Collective.
 

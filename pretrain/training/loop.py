@@ -75,7 +75,9 @@ def train(job: Job, step: int) -> bool:
         job.watchdog.beat()
         job.tick(step)
     job.checkpointer.save(step, {"policy": job.policy.state()})
-    return job.checkpointer.wait_or_raise() and step >= total
+    saved = job.checkpointer.wait_or_raise()
+    job.account.judge_together()  # the last step's samples
+    return saved and step >= total
 
 
 def _one_step(job: Job, step: int, batches: Iterator[Any]) -> Verdict:

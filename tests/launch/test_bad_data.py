@@ -66,8 +66,10 @@ def test_below_the_rate_a_run_ends_0_and_says_what_was_replaced_by_what(tiny_run
     assert used["caption"].startswith("picture number ") and used["caption"] != found["caption"]
 
 
-def test_a_removed_shard_ends_every_rank_with_3_and_is_named(tiny_run: Callable[..., Path]) -> None:
-    config = tiny_run()
+@pytest.mark.parametrize("steps", [12, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_removed_shard_ends_every_rank_with_3_and_is_named(tiny_run: Callable[..., Path], steps: int) -> None:
+    """Also where the samples of the last step are what is too much."""
+    config = tiny_run(f"schedule.steps={steps}")
     (config.parent / "shards/00001.tar").unlink()
     done = pretrain(config)
     assert done.returncode == 3, done.stderr

@@ -1,12 +1,14 @@
 """What the training loop costs over bare DeepSpeed, and how long a checkpoint holds up a step.
 
-    python benchmarks/training_overhead.py [CONFIG] [--blocks 12] [--steps 4] [KEY=VALUE ...]
+    python benchmarks/training_overhead.py [CONFIG] [--blocks 12] [--steps 5] [--result FILE] [KEY=VALUE ...]
 
 Two engines of one configuration take turns, in blocks of a few steps, so that a change of the load meets both:
-ours is the whole loop (schedule, agreement of the ranks, judgement, average, teacher, metrics); bare is DeepSpeed's
-forward, backward and step on the same batch with the same targets of a teacher that stands still. `average off` is the
-same without EMA, for the share of it. Batches are made up beforehand; nothing is decoded. Run it with RANK, WORLD_SIZE
-and the rest set for more than one process. Results: benchmarks/results/training_overhead.json.
+ours is the whole loop (schedule, agreement of the ranks, judgement, average, teacher, metrics, logging as often as the
+configuration says); bare is DeepSpeed's forward, backward and step on the same batch with the same targets of a teacher
+that stands still. `average off` is the same without EMA, for the share of it. Batches are made up beforehand; nothing
+is decoded. A checkpoint is made in every other block, after its first step: `stall` is the time inside the call,
+`extra` what blocks with one take longer than those before and after them, the writing in the background included. Run
+it with RANK, WORLD_SIZE and the rest set for more than one process. Results: benchmarks/results/training_overhead.json.
 """
 
 import argparse
@@ -78,12 +80,14 @@ class Bare:
 
 
 class Interleaving:
-    """A reader that, at every block of our loop, lets the bare engine run one, and keeps both times."""
+    """A reader that, at every block of our loop, lets the bare engine run one, and keeps both times. A block begins
+    `lead` steps before a multiple of its length.
+    """
 
     epoch_samples, num_classes = 10**6, CLASSES
 
-    def __init__(self, config: RunConfig, processes: Processes, steps: int) -> None:
-        self.processes, self.steps = processes, steps
+    def __init__(self, config: RunConfig, processes: Processes, steps: int, lead: int = 0) -> None:
+        self.processes, self.steps, self.lead = processes, steps, lead
         self.batch, self.bare = made_up_batch(config, processes.world_size), Bare(config, processes)
         self.accumulation = config.training.accumulation
         self.ours: list[float] = []
@@ -92,7 +96,7 @@ class Interleaving:
     def batches(self, start: int) -> Iterator[Batch]:
         step, mark = start, None
         while True:
-            if step % self.steps == 0:
+            if (step + self.lead) % self.steps == 0:
                 self._synchronize()
                 if mark is not None:
                     self.ours.append((time.perf_counter() - mark) / self.steps)
@@ -115,14 +119,16 @@ class Interleaving:
         pass
 
 
-def interleaved(config: RunConfig, steps: int, output: Path) -> tuple[Interleaving, list[dict[str, float]], list[Any]]:
+def interleaved(
+    config: RunConfig, steps: int, output: Path, lead: int = 0
+) -> tuple[Interleaving, list[dict[str, float]], list[Any]]:
     """Run; the reader with its times, what each save took of the loop, and the processes."""
     kept: list[Any] = []
     saves: list[dict[str, float]] = []
     save = Checkpointer.save
 
     def reader(config: RunConfig, processes: Processes, events: Any, folder: Path) -> Interleaving:
-        kept.extend([Interleaving(config, processes, steps), processes])
+        kept.extend([Interleaving(config, processes, steps, lead), processes])
         return kept[0]
 
     def timed(self: Checkpointer, step: int, state: dict[str, Any]) -> None:
@@ -142,7 +148,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", default="demo")
     parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=4, help="of a block")
+    parser.add_argument("--steps", type=int, default=5, help="of a block")
+    parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "training_overhead.json")
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args()
     total = chosen.blocks * chosen.steps + 1
@@ -155,7 +162,7 @@ def main() -> None:
             ("whole", []),
             ("average off", ["training.ema.enabled=false", "objective.preset=clip"]),
         ):
-            config = load_config(chosen.config, [*common, f"training.log_every={total + 1}", *extra])
+            config = load_config(chosen.config, [*common, *extra])
             config.checkpoint.every_steps = None
             reader, _, _ = interleaved(config, chosen.steps, shared / name.replace(" ", "-"))
             ours, bare = reader.ours[WARM_BLOCKS:], reader.theirs[WARM_BLOCKS : len(reader.ours)]
@@ -169,14 +176,21 @@ def main() -> None:
         config = load_config(
             chosen.config, [*common, f"checkpoint.every_steps={2 * chosen.steps}", "checkpoint.keep=2"]
         )
-        reader, saves, kept = interleaved(config, chosen.steps, shared / "saving")
-        step = statistics.median(reader.ours)
+        reader, saves, kept = interleaved(config, chosen.steps, shared / "saving", lead=1)
+        # Block k runs from step (k + 1) * steps - 1 on, so that every second one holds a save, after its first step.
+        blocks = [chosen.steps * seconds for seconds in reader.ours]
+        extras = [
+            blocks[k] - (blocks[k - 1] + blocks[k + 1]) / 2 for k in range(1, len(blocks) - 1, 2) if k >= WARM_BLOCKS
+        ]
+        step = statistics.median(reader.ours[0::2])
         stalls = [entry["seconds"] for entry in saves[1:-1]]  # the first makes the buffers, the last ends the run
         result["checkpoint"] = {
             "stall_ms": 1e3 * statistics.median(stalls),
             "first_stall_ms": 1e3 * saves[0]["seconds"],
             "step_ms": 1e3 * step,
             "stall_steps": statistics.median(stalls) / step,
+            "extra_steps": statistics.median(extras) / step,
+            "extra_steps_blocks": [extra / step for extra in extras],
             "megabytes": sum(
                 f.stat().st_size for f in (shared / "saving" / "checkpoints").glob(f"step-{total:08d}/*")
             ) / 1e6,
@@ -187,15 +201,15 @@ def main() -> None:
     print(f"overhead over bare DeepSpeed: {result['whole']['overhead_percent']:+.1f} %  "
           f"(average off: {result['average off']['overhead_percent']:+.1f} %)")  # fmt: skip
     print(f"a checkpoint holds a step up for {result['checkpoint']['stall_steps']:.2f} steps "
-          f"({result['checkpoint']['stall_ms']:.0f} ms of {result['checkpoint']['step_ms']:.0f} ms)")  # fmt: skip
+          f"({result['checkpoint']['stall_ms']:.0f} ms of {result['checkpoint']['step_ms']:.0f} ms); "
+          f"with the writing it costs {result['checkpoint']['extra_steps']:+.2f} steps")  # fmt: skip
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     result["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     about = environment(processes.world_size, processes.device.type)
     result["machine"] = {key: about[key] for key in ("cpus", "ranks", "device", "packages")}
     result["threads"], result["load_average"] = torch.get_num_threads(), os.getloadavg()[0]
-    target = Path(__file__).parent / "results" / "training_overhead.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    chosen.result.parent.mkdir(exist_ok=True)
+    chosen.result.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

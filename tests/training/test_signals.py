@@ -10,6 +10,7 @@ import torch
 from training_fakes import configuration, events, finish, logs, metrics, run_ranks, start_ranks
 
 from pretrain.training.checkpoints import complete_checkpoints, load_weights
+from pretrain.training.interruption import Interruption
 
 Ranks = list[subprocess.Popen[str]]
 
@@ -74,3 +75,38 @@ def test_every_kind_of_request_saves_and_exits_75_and_the_end_is_the_unbroken_on
         one, other = load_weights(output, which)[0], load_weights(quiet, which)[0]
         assert all(torch.equal(one[name], other[name]) for name in other)
     assert [e["loss"] for e in metrics(output)] == [e["loss"] for e in metrics(quiet)]
+
+
+def test_a_stop_that_takes_longer_than_its_grace_ends_in_143_and_the_checkpoint_before_holds(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    short = configuration(training__policy={"grace_seconds": 2.0}, checkpoint__every_steps=2)
+    ranks = start_ranks(short, output, 2, FAKE_STALL="5")  # in the step, so that no boundary comes
+    wait_until(lambda: (output / "checkpoints" / "step-00000004").is_dir(), ranks)
+    time.sleep(0.5)
+    for rank in ranks:
+        rank.send_signal(signal.SIGTERM)
+    assert finish(ranks) == [143, 143], logs(output)[-3000:]
+    assert {event["rank"] for event in events(output, "grace_exceeded")} == {0, 1}
+    assert "_misbehave" in (output / "stacks-rank-00001.txt").read_text()
+    assert run_ranks(configuration(checkpoint__every_steps=2), output, 2) == [0, 0], logs(output)[-3000:]
+    assert events(output, "resume")[-1]["step"] == 4
+
+
+def test_only_a_late_second_ctrl_c_leaves_at_once() -> None:
+    now, left = [0.0], []
+    interruption = Interruption(clock=lambda: now[0], leave=left.append)
+    interruption._handle(signal.SIGINT, None)
+    now[0] = 0.5  # the launcher's copy of the same key press
+    interruption._handle(signal.SIGINT, None)
+    assert left == [] and interruption.reason == "SIGINT"
+    now[0] = 2.5
+    interruption._handle(signal.SIGINT, None)
+    assert left == [130]
+
+
+def test_usr1_followed_by_term_is_one_request() -> None:
+    left: list[int] = []
+    interruption = Interruption(clock=lambda: 0.0, leave=left.append)
+    interruption._handle(signal.SIGUSR1, None)
+    interruption._handle(signal.SIGTERM, None)
+    assert interruption.reason == "SIGUSR1" and left == []

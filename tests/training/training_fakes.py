@@ -174,6 +174,8 @@ def _misbehave(batch: FakeBatch, keys: FakeKeys) -> None:
             file.write(json.dumps([keys.step, keys.micro, batch.positions.tolist()]) + "\n")
     if sleep := os.environ.get("FAKE_SLEEP"):
         time.sleep(float(sleep))
+    if _happens("stall", keys.step):
+        time.sleep(1000)
     if rank == 1 and _happens("hang", keys.step):
         time.sleep(1000)
     if rank == 1 and _happens("death", keys.step):

@@ -1,5 +1,7 @@
 """Changes to a view after its crop: colours, RandAugment, erasing. Each draws hashed numbers of its own."""
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -24,7 +26,10 @@ def augment(view: Pixels, config: AugmentationConfig, stream: int, position: int
 
 
 def _draw(count: int, stream: int, purpose: int, position: int, number: int) -> list[float]:
-    return uniforms_at(key(stream, purpose, number), position, count)
+    return uniforms_at(_key(stream, purpose, number), position, count)
+
+
+_key = functools.lru_cache(key)  # of few views and purposes, asked for with each image
 
 
 def jitter_colours(view: Pixels, strength: float, u: list[float]) -> None:

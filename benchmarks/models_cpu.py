@@ -3,8 +3,8 @@
     python benchmarks/models_cpu.py [--batch 8] [--rounds 9] [--threads 2] [--out benchmarks/results/models_cpu.json]
 
 The models take turns, so that a slow minute of the machine meets all of them; the figure is the median of the rounds,
-the ratio the median of the rounds' ratios. Offsets are not zero (at initialisation they would be, and the sampling
-would be an aligned copy).
+the ratio the median of the rounds' ratios, with their quartiles. The load average is that before the first round.
+Offsets are not zero (at initialisation they would be, and the sampling would be an aligned copy).
 """
 
 import argparse
@@ -82,36 +82,48 @@ def machine() -> dict[str, object]:
         "timm": timm.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "commit": commit.strip(),
-        "load_average": round(os.getloadavg()[0], 1),
+        "load_average_before": round(os.getloadavg()[0], 1),
     }
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    if arguments.rounds < 2:
+        parser.error("--rounds: quartiles need two or more")
     torch.set_num_threads(arguments.threads)
+    about = machine()
     reason = available_backends()["cpu"]
     if reason:
         raise SystemExit(f"the compiled CPU operator is not here: {reason}")
     models = {name: build(name) for name in NAMES}
-    images = torch.randn(arguments.batch, 3, 224, 224)
-    results: dict[str, object] = {"machine": machine(), "batch": arguments.batch, "rounds": arguments.rounds}
+    images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
+    results: dict[str, object] = {
+        "machine": about,
+        "batch": arguments.batch,
+        "size": arguments.size,
+        "rounds": arguments.rounds,
+    }
     for kind, run in (("forward", forward), ("step", step)):
         seconds = interleaved(models, run, images, arguments.rounds)
         ours = seconds["internimage_t"]
         result: dict[str, object] = {}
         for name, times in seconds.items():
-            ratio = statistics.median(a / b for a, b in zip(ours, times, strict=True))
+            low, ratio, high = statistics.quantiles([a / b for a, b in zip(ours, times, strict=True)])
             result[name] = {
                 "ms_an_image": round(statistics.median(times) * 1e3 / arguments.batch, 2),
                 "internimage_t_takes": round(ratio, 3),
+                "quartiles": [round(low, 3), round(high, 3)],
             }
             cost = statistics.median(times) * 1e3 / arguments.batch
-            print(f"{kind:8} internimage_t / {name:14} {ratio:5.2f}   {cost:7.2f} ms an image")
+            print(
+                f"{kind:8} internimage_t / {name:14} {ratio:5.2f} ({low:.2f} to {high:.2f})   {cost:7.2f} ms an image"
+            )
         result["limit_over_convnext_tiny"] = LIMITS[kind]
         results[kind] = result
     if arguments.out:

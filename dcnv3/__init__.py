@@ -3,6 +3,7 @@
 geometry    sizes, point order, checks          reference   the definition, in plain PyTorch
 operator    `dcnv3`, the function               module      `DCNv3`, the layer
 backends    what is available, and why not      csrc/       the CPU and CUDA kernels
+                                                triton_kernels   for GPUs where those were not built
 """
 
 from dcnv3.backends import available_backends, default_backend

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import warnings
 from types import ModuleType
 
 import torch
 
 from dcnv3 import registration  # the operators must be defined before the extensions add kernels to them
+from dcnv3.geometry import BACKENDS, check_backend
 
-NAMES = ("cpu", "cuda", "reference")
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # whose tensors each takes, the best first
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:
@@ -39,26 +42,42 @@ def _reason(name: str) -> str | None:
     return None
 
 
-_REASONS = {name: _reason(name) for name in NAMES}
+_REASONS = {name: _reason(name) for name in BACKENDS if name != "triton"}
+
+
+def _triton_reason() -> str | None:
+    """Why the Triton kernels do not serve the CUDA devices here; None where they now do."""
+    if _REASONS["cuda"] is None:
+        return "the compiled cuda backend is here, in its place"
+    if not torch.cuda.is_available():
+        return "no CUDA device is visible"
+    if not (os.environ.get("CC") or any(shutil.which(name) for name in ("gcc", "clang", "cc", "cl"))):
+        return "Triton needs a C compiler at its first call"
+    kernels, error = _load("triton_kernels")
+    if kernels is None:
+        return f"Triton cannot be imported ({error}); pip install triton"
+    registration.register("CUDA", kernels.forward, kernels.backward)
+    return None
+
+
+_REASONS["triton"] = _triton_reason()
 
 
 def available_backends() -> dict[str, str | None]:
     """Backend name -> None when it can be used here, else the reason why not.
 
-    `cpu` and `cuda` are the compiled kernels, `reference` is plain PyTorch on any device.
+    `cpu` and `cuda` are the compiled kernels, `triton` takes the place of `cuda` where that was not built, `reference`
+    is plain PyTorch on any device.
     """
-    return dict(_REASONS)
+    return {name: _REASONS[name] for name in BACKENDS}
 
 
 def default_backend(device: str = "cpu") -> str:
-    """The backend of `auto` for tensors on `device` ("cpu", "cuda", ...): the compiled one, else `reference`."""
-    return device if device in _REASONS and _REASONS[device] is None else "reference"
-
-
-def check_name(backend: str | None) -> None:
-    """ValueError where `backend` is none of the names, `auto` and None."""
-    if not (backend is None or (isinstance(backend, str) and backend in ("auto", *NAMES))):
-        raise ValueError(f"backend: expected auto or one of {', '.join(NAMES)}, got {backend!r}")
+    """The backend of `auto` for tensors on `device` ("cpu", "cuda", ...): the best that is here."""
+    for name, its in _DEVICES.items():
+        if its == device and _REASONS[name] is None:
+            return name
+    return "reference"
 
 
 def choose(backend: str | None, device: str) -> str:
@@ -69,16 +88,16 @@ def choose(backend: str | None, device: str) -> str:
     Raises:
         ValueError: an unknown backend, one that is not available, or one for another device.
     """
-    check_name(backend)
+    check_backend(backend)
     if backend is None or backend == "auto":
         best = default_backend(device)
-        if best == "reference" and device in _REASONS and not torch.compiler.is_compiling():
+        if best == "reference" and device in _DEVICES.values() and not torch.compiler.is_compiling():
             _warn_of_reference(device)
         return best
     reason = _REASONS[backend]
     if reason is not None:
         raise ValueError(f"backend: {backend} is not available: {reason}")
-    if backend not in (device, "reference"):
+    if _DEVICES.get(backend, device) != device:
         raise ValueError(f"backend: {backend} cannot take tensors on {device}")
     return backend
 
@@ -90,11 +109,12 @@ def _warn_of_reference(device: str) -> None:
     if device in _WARNED:
         return
     _WARNED.add(device)
+    reasons = "; ".join(f"{name}: {_REASONS[name]}" for name, its in _DEVICES.items() if its == device)
     warnings.warn(
-        f"dcnv3: tensors on {device} go through the slow reference backend: {device} is not available: "
-        f'{_REASONS[device]}. backend="reference" asks for it without this warning.',
+        f"dcnv3: tensors on {device} go through the slow reference backend ({reasons}). "
+        'backend="reference" asks for it without this warning.',
         stacklevel=4,
     )
 
 
-__all__ = ["NAMES", "available_backends", "check_name", "choose", "default_backend", "registration"]
+__all__ = ["available_backends", "choose", "default_backend", "registration"]

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+BACKENDS = ("cpu", "cuda", "triton", "reference")
 LARGEST = 2**31 - 1  # the kernels' integers
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -81,6 +82,12 @@ def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
             f"got {value!r}"
         )
     return both[0], both[1]
+
+
+def check_backend(backend: str | None) -> None:
+    """ValueError where `backend` is none of the names, `auto` and None; whether it is here is for `dcnv3.backends`."""
+    if not (backend is None or (isinstance(backend, str) and backend in ("auto", *BACKENDS))):
+        raise ValueError(f"backend: expected auto or one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
 def make_geometry(

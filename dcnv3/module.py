@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcnv3.backends import check_name
-from dcnv3.geometry import Geometry, integer, make_geometry
+from dcnv3.geometry import Geometry, check_backend, integer, make_geometry
 from dcnv3.operator import dcnv3
 from dcnv3.reference import activate
 
@@ -57,7 +56,7 @@ class DCNv3(nn.Module):
             ValueError: a wrong option, or sizes that do not fit together; names the argument and what was expected.
         """
         super().__init__()
-        check_name(backend)
+        check_backend(backend)
         integer("channels", channels, 1)
         # one number each: the depthwise convolution that goes with them is square
         for name, size, least in (

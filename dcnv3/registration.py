@@ -3,12 +3,13 @@
     dcnv3::forward(value, offset, mask, <geometry>) -> output
     dcnv3::backward(grad_output, value, offset, mask, <geometry>, deterministic) -> (grad_value, grad_offset, grad_mask)
 
-The compiled extensions register the CPU and CUDA kernels over these; the fallback below serves every other device, so
-that an exported program loads anywhere. The activated mask is never stored: backward computes it again.
+The compiled extensions (or Triton) register the CPU and CUDA kernels over these; the fallback below serves every other
+device, so that an exported program loads anywhere. The activated mask is never stored: backward computes it again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def _forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *geo
     return dcnv3_reference(value, offset, mask, Geometry(*geometry))
 
 
-def _backward(
+def fallback_backward(
     grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *rest: Any
 ) -> Gradients:
     *geometry, _deterministic = rest
@@ -45,8 +46,13 @@ def _backward(
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
-_LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
+def register(key: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+    """Kernels in Python for a dispatch key, over the fallback; the extensions register theirs when they are loaded."""
+    _LIBRARY.impl("forward", forward, key)
+    _LIBRARY.impl("backward", backward, key)
+
+
+register("CompositeExplicitAutograd", _forward, fallback_backward)
 
 
 @torch.library.register_fake("dcnv3::forward", lib=_LIBRARY)
@@ -87,7 +93,7 @@ class _Backward(torch.autograd.Function):
 def _run_backward(grad_output: torch.Tensor, value: torch.Tensor, *rest: Any) -> Gradients:
     # The GPU's deterministic sum is in 64-bit fixed point: enough for float32, not for float64.
     exact = rest[-1] and value.is_cuda and value.dtype == torch.float64
-    return (_backward if exact else torch.ops.dcnv3.backward)(grad_output, value, *rest)
+    return (fallback_backward if exact else torch.ops.dcnv3.backward)(grad_output, value, *rest)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

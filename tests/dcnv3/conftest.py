@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from dcnv3 import available_backends, dcnv3
+from dcnv3 import available_backends, dcnv3, default_backend
 
-BACKENDS = [(name, name) for name in ("cpu", "cuda") if available_backends()[name] is None]
+BACKENDS = [("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda")]
+BACKENDS = [(name, device) for name, device in BACKENDS if available_backends()[name] is None]
 BACKENDS += [("reference", "cpu")] + ([("reference", "cuda")] if torch.cuda.is_available() else [])
 
 
@@ -26,7 +27,7 @@ def kernel(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
-@pytest.fixture(params=["cpu"] + ["cuda"] * (available_backends()["cuda"] is None))
+@pytest.fixture(params=["cpu"] + ["cuda"] * (default_backend("cuda") != "reference"))
 def device(request: pytest.FixtureRequest) -> str:
     """The CPU, and a GPU where there is one with its kernels."""
     return request.param

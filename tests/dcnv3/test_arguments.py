@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -59,11 +60,11 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"offset_scale": 10**400}, r"offset_scale: expected a finite number, got 10000"),
         ({"remove_center": "no"}, r"remove_center: expected True or False, got 'no'"),
         ({"mask_activation": ["softmax"]}, r"mask_activation: expected one of .*, got \['softmax'\]"),
-        ({"backend": ["cpu"]}, r"backend: expected auto or one of cpu, cuda, reference, got \['cpu'\]"),
+        ({"backend": ["cpu"]}, r"backend: expected auto or one of cpu, cuda, triton, reference, got \['cpu'\]"),
         ({"kernel_size": 9, "padding": 0}, r"value: a 6 by 7 map is smaller than the kernel 9 by 9"),
         ({"remove_center": True, "kernel_size": 2}, r"remove_center: needs an odd square kernel"),
         ({"mask_activation": "tanh"}, r"mask_activation: expected one of softmax, sigmoid, none, got 'tanh'"),
-        ({"backend": "tpu"}, r"backend: expected auto or one of cpu, cuda, reference, got 'tpu'"),
+        ({"backend": "tpu"}, r"backend: expected auto or one of cpu, cuda, triton, reference, got 'tpu'"),
     ],
 )
 def test_a_wrong_argument_is_named(changes: dict[str, Any], words: str) -> None:
@@ -83,7 +84,9 @@ def test_auto_says_once_why_it_takes_the_slow_backend(monkeypatch: pytest.Monkey
     monkeypatch.setitem(backends._REASONS, "cpu", "its extension cannot be imported; reinstall it")
     monkeypatch.setattr(backends, "_WARNED", set())
     assert default_backend("cpu") == "reference"
-    with pytest.warns(UserWarning, match="tensors on cpu go through the slow reference backend: .*; reinstall it"):
+    with pytest.warns(
+        UserWarning, match=r"tensors on cpu go through the slow reference backend \(cpu: .*; reinstall it\)"
+    ):
         dcnv3(**arguments(backend="auto"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -94,9 +97,12 @@ def test_auto_says_once_why_it_takes_the_slow_backend(monkeypatch: pytest.Monkey
         dcnv3(**meta)  # a device that no kernels are for
 
 
-def test_the_default_backend_is_the_compiled_one_that_is_available() -> None:
-    for device in ("cpu", "cuda"):
-        assert default_backend(device) == (device if available_backends()[device] is None else "reference")
+def test_the_default_backend_is_the_best_one_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu, cuda, triton in itertools.product([None, "not here"], repeat=3):
+        for name, reason in (("cpu", cpu), ("cuda", cuda), ("triton", triton)):
+            monkeypatch.setitem(backends._REASONS, name, reason)
+        assert default_backend("cpu") == ("reference" if cpu else "cpu")
+        assert default_backend("cuda") == ("reference" if cuda and triton else "triton" if cuda else "cuda")
     assert default_backend("meta") == default_backend("mps") == "reference"
 
 
@@ -106,6 +112,13 @@ def test_a_backend_refuses_tensors_of_another_device() -> None:
     meta = {key: t.to("meta") if isinstance(t, torch.Tensor) else t for key, t in arguments(backend="cpu").items()}
     with pytest.raises(ValueError, match="backend: cpu cannot take tensors on meta"):
         dcnv3(**meta)
+
+
+def test_triton_takes_tensors_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends._REASONS, "triton", None)
+    assert backends.choose("triton", "cuda") == "triton"
+    with pytest.raises(ValueError, match="backend: triton cannot take tensors on cpu"):
+        dcnv3(**arguments(backend="triton"))
 
 
 @pytest.mark.parametrize(
@@ -146,8 +159,8 @@ def test_the_raw_operator_refuses_what_the_function_would(position: int, replace
         ({"padding": None}, "padding: expected an integer of at least 0 .*, got None"),
         ({"dilation": 1.0}, "dilation: expected an integer of at least 1 .*, got 1.0"),
         ({"offset_scale": float("nan")}, "offset_scale: expected a finite number, got nan"),
-        ({"backend": "tpu"}, "backend: expected auto or one of cpu, cuda, reference, got 'tpu'"),
-        ({"backend": ["cpu"]}, r"backend: expected auto or one of cpu, cuda, reference, got \['cpu'\]"),
+        ({"backend": "tpu"}, "backend: expected auto or one of cpu, cuda, triton, reference, got 'tpu'"),
+        ({"backend": ["cpu"]}, r"backend: expected auto or one of cpu, cuda, triton, reference, got \['cpu'\]"),
         ({"dw_kernel_size": 4}, "dw_kernel_size: 4 cannot give the output size"),
         ({"center_feature_scale": True, "stride": 2}, "center_feature_scale: needs an output of the input's size"),
     ],

@@ -245,8 +245,9 @@ def test_views_and_transposes_give_what_copies_give(kernel: tuple[str, str], mak
     output = dcnv3(*leaves, **call.options, backend=name)
     output.backward(call.cotangent.to(device).transpose(1, 2).contiguous().transpose(1, 2))
     expected = call.run(name, device)
+    nearly = 0 if device == "cpu" else 1e-5  # a GPU adds up the value's gradient in any order
     for key, tensor in zip(expected, (output, *(leaf.grad for leaf in leaves)), strict=True):
-        assert torch.equal(tensor.detach().double().cpu(), expected[key]), key
+        torch.testing.assert_close(tensor.detach().double().cpu(), expected[key], atol=nearly, rtol=nearly)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

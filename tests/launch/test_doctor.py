@@ -28,8 +28,7 @@ def test_doctor_finds_the_libraries_that_are_imported_here(capsys: pytest.Captur
     found = json.loads(capsys.readouterr().out)
     assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert set(found["operator"]) == set(dcnv3.available_backends())
-    chosen = {device: device if found["operator"][device] == "ready" else "reference" for device in ("cpu", "cuda")}
-    assert found["operator_default"] == chosen
+    assert found["operator_default"] == {device: dcnv3.default_backend(device) for device in ("cpu", "cuda")}
     assert found["communication"]["gloo"] is True
     assert found["devices"]["ranks_of_auto"] == max(1, torch.cuda.device_count())
 

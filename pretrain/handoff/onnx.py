@@ -6,6 +6,7 @@ batch is free, the size is not. Needs the extra `onnx`.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ def write_onnx(backbone: Backbone, out: Path) -> Path:
     Raises UserError where the extra is not installed.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise UserError(f"export to onnx needs {error.name!r}: pip install 'internimage-pretrain[onnx]'") from None
@@ -49,8 +50,15 @@ def write_onnx(backbone: Backbone, out: Path) -> Path:
     for key, value in ((METADATA_KEY, json.dumps(backbone.description())), ("input_size", str(size))):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
+    return save_graph(proto, out)
+
+
+def save_graph(proto: Any, out: Path) -> Path:
+    """Write an onnx.ModelProto to `out`, its weights to OUT.data where they are beyond LARGEST_FILE."""
+    import onnx
+
     temporary = out.with_name(out.name + ".partial")
-    if sum(parameter.numel() * 4 for parameter in model.parameters()) > LARGEST_FILE:
+    if sum(len(weight.raw_data) for weight in proto.graph.initializer) > LARGEST_FILE:
         weights = out.with_name(out.name + ".data")
         for old in (out, weights):  # onnx appends to a file that is there, and an older graph must not find new weights
             old.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import torch
 from pretrain.handoff import export, read_backbone
 from pretrain.handoff.backbone import Backbone
 from pretrain.handoff.huggingface import write_huggingface
-from pretrain.handoff.onnx import write_onnx
+from pretrain.handoff.onnx import save_graph, write_onnx
 from pretrain.models import InternImage, official
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -115,19 +115,29 @@ def test_onnxruntime_runs_the_classifier_and_agrees_for_any_batch(name, tmp_path
 
 def test_weights_too_large_for_one_onnx_file_lie_beside_it_also_when_written_again(tmp_path, monkeypatch):
     runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
-    monkeypatch.setattr("pretrain.handoff.onnx.LARGEST_FILE", 1 << 16)
-    backbone, model, images = golden("t_like")
-    sizes = []
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setattr("pretrain.handoff.onnx.LARGEST_FILE", 1 << 12)
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    matrix = np.random.default_rng(0).random((64, 32), np.float32)
     for _ in range(2):
-        path = write_onnx(backbone, tmp_path / "model.onnx")
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "product",
+            [helper.make_tensor_value_info("x", kind, [None, 64])],
+            [helper.make_tensor_value_info("y", kind, [None, 32])],
+            [onnx.numpy_helper.from_array(matrix, "w")],
+        )
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        path = save_graph(proto, tmp_path / "model.onnx")
         assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-        sizes.append((tmp_path / "model.onnx.data").stat().st_size)
-    assert sizes[0] == sizes[1] > 0.9 * 4 * sum(parameter.numel() for parameter in model.parameters())
+        assert (tmp_path / "model.onnx.data").stat().st_size == matrix.nbytes
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": images.numpy()})
-    with torch.no_grad():
-        assert np.abs(logits - model(images).numpy()).max() <= 1e-4
+    x = np.ones((3, 64), np.float32)
+    (y,) = session.run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ matrix, rtol=1e-5)
+    monkeypatch.setattr("pretrain.handoff.onnx.LARGEST_FILE", 1 << 20)
+    save_graph(helper.make_model(helper.make_graph([], "nothing", [], [])), tmp_path / "small.onnx")
+    assert not (tmp_path / "small.onnx.data").exists()
 
 
 def test_a_run_is_exported_to_a_hugging_face_folder_in_one_call(fake_run, tmp_path):

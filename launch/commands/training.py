@@ -1,5 +1,6 @@
 """`internimage pretrain` and `internimage finetune`: start or resume, alone or as all ranks of this machine."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ def pretrain(
 ) -> int:
     """Pretrain from CONFIG; the same command resumes."""
     if profile is not None:
-        overrides = [*(overrides or []), f"training.profile={profile.removeprefix('steps=')}"]
+        overrides = [*(overrides or []), f"training.profile={json.dumps(profile.removeprefix('steps='))}"]
     resolved = _load(config, overrides)
     if print_config:
         return _show(resolved)

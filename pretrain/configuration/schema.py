@@ -129,8 +129,8 @@ class TrainingConfig(Section):
     @field_validator("profile", mode="before")
     @classmethod
     def _minutes_and_seconds(cls, value: Any) -> Any:
-        """YAML reads 10:13 without quotes as 10 * 60 + 13."""
-        return f"{value // 60}:{value % 60}" if type(value) is int else value
+        """YAML reads 10:13 without quotes as 10 * 60 + 13; below 60 a number is no such pair."""
+        return f"{value // 60}:{value % 60}" if type(value) is int and value >= 60 else value
 
 
 class CheckpointConfig(Section):

@@ -74,6 +74,7 @@ def reason_of_stop_after(run: Path) -> str | None:
         config=SimpleNamespace(training=SimpleNamespace(stop_after=3)),
         interruption=interruption,
         watchdog=SimpleNamespace(stopping=lambda: None),
+        account=SimpleNamespace(mine=list, judge=lambda samples: None),
     )
     assert _stop_agreed(play, 3)  # type: ignore[arg-type]
     return interruption.reason

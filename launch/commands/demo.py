@@ -1,5 +1,6 @@
 """`internimage demo`: the whole way on the embedded set."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,11 @@ def demo(
     ),
 ) -> int:
     """Shards, pretraining with a stop in the middle, fine-tuning, scores and a report, in minutes."""
+    from data_pipeline.errors import StoppedError
     from pretrain.demo import run
 
+    def stop(*_: object) -> None:
+        raise StoppedError("asked to stop; the same command goes on where it was")
+
+    signal.signal(signal.SIGTERM, stop)  # by default Python would end here and leave the stage's processes behind
     return int(run(output) or 0)

@@ -1,8 +1,10 @@
 """The demo's child processes: stopped at a step, run side by side, never left behind."""
 
 import json
+import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,32 @@ def test_a_job_tells_its_steps_and_its_best_validation_score(tmp_path: Path) -> 
 
 def test_the_batch_is_shared_in_whole_pairs_by_as_many_devices_as_can() -> None:
     assert [ranks_for(n, 128) for n in range(1, 9)] == [1, 2, 2, 4, 4, 4, 4, 8]
+
+
+def test_a_demo_that_is_asked_to_stop_stops_its_stage_too(tmp_path: Path) -> None:
+    child = tmp_path / "run.py"
+    child.write_text(textwrap.dedent(RUN))
+    parent = tmp_path / "demo.py"
+    parent.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            import pretrain.demo
+            from pretrain.demo import commands
+            commands.internimage = lambda arguments: [sys.executable, {str(child)!r}, *arguments]
+            pretrain.demo.run = lambda output: commands.run_and_stop([str(output), "3000"], output, stop_at=3000)
+            from launch.cli import run
+            sys.exit(run(["demo", "--output", sys.argv[1]]))
+            """
+        )
+    )
+    demo = subprocess.Popen([sys.executable, str(parent), str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    while commands.last_step(tmp_path) < 5:
+        assert demo.poll() is None
+        time.sleep(0.05)
+    demo.terminate()
+    said = demo.communicate()[1]
+    assert demo.returncode == commands.STOPPED and "the same command goes on" in said
+    reached = commands.last_step(tmp_path)
+    time.sleep(0.5)
+    assert commands.last_step(tmp_path) == reached

@@ -87,17 +87,17 @@ class Drawing:
 
     @cached_property
     def caption(self) -> str:
-        """What a web page might say: the words that name it, in half of the captions its skin tone, and tags: its kind
-        and, in half of them, its category. A name alone is mostly words that no other drawing's caption has.
+        """What a web page might say: the words that name it, a skin tone, and tags: in half of the captions its kind
+        and, apart from that, in half of them its category.
 
         A pure function of the code: SHA-256 chooses, so that every run and every machine writes the same words.
         """
-        toned, _, category = hashlib.sha256(f"caption:{self.code}".encode()).digest()[:3]
+        toned, kind, category = hashlib.sha256(f"caption:{self.code}".encode()).digest()[:3]
         parts = [self.plain_caption]
         tones = skin_tones(self.code)
         if tones and toned % 2:
             parts.append(f"{' and '.join(tones)} skin tone{'s' if len(tones) > 1 else ''}")
-        if self.kind:
+        if self.kind and kind % 2:
             parts.append(self.kind)
         if category % 2:
             parts.append(CLASSES[self.label].lower())

@@ -118,11 +118,11 @@ def test_about_half_of_the_captions_carry_their_own_category_and_no_other(built:
         assert 0.4 < sum(map(bool, carried)) / len(found) < 0.6
 
 
-def test_a_caption_names_the_drawing_first_and_then_its_kind_and_its_category_in_half_of_them() -> None:
+def test_a_caption_names_the_drawing_first_and_its_kind_in_half_of_them() -> None:
     found, _ = drawings()
     assert all(one.caption.startswith(one.plain_caption) for one in found)
     kinds = [one for one in found if one.kind]
-    assert all(f", {one.kind}" in one.caption for one in kinds) and len(kinds) > 0.9 * len(found)
+    assert 0.45 < sum(f", {one.kind}" in one.caption for one in kinds) / len(kinds) < 0.55
     koala = next(one for one in found if one.code == "1F428")
     assert (koala.kind, koala.plain_caption) == ("animal mammal", "koala")
 

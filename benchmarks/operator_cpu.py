@@ -2,7 +2,7 @@
 
     python benchmarks/operator_cpu.py                 # two threads, about four minutes; prints ratios, writes results/
 
-Contenders take turns, so that a noisy moment hits all of them; a ratio is the median over the rounds of theirs / ours
+Contenders take turns of TURN_MS of calls, so that a noisy moment hits all of them; a ratio is the median over the rounds of theirs / ours
 in a round, with its quartiles. All include the softmax; theirs take bfloat16 through float32.
 Results: benchmarks/results/operator_cpu.json.
 """
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from dcnv3 import available_backends, dcnv3
 
+TURN_MS = 25.0
 # InternImage-T and -H at 224 px: (map, groups, channels of a group)
 STAGES = {
     "T": [(56, 4, 16), (28, 8, 16), (14, 16, 16), (7, 32, 16)],
@@ -93,13 +94,19 @@ def forward_backward(function: Callable[..., torch.Tensor], tensors: list[torch.
 
 
 def compare(run: Callable[..., None], names: list[str], tensors: list[torch.Tensor], groups: int, rounds: int) -> Any:
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name in names:
-            start = time.perf_counter()
+    def turn(name: str, calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
             run(CONTENDERS[name], tensors, groups)
-            if turn:  # the first round warms up
-                times[name].append((time.perf_counter() - start) * 1e3)
+        return (time.perf_counter() - start) * 1e3 / calls
+
+    # The first round warms up and tells how many calls fill a turn: single calls of half a millisecond would measure
+    # the caches and the threads as the contender before left them.
+    calls = {name: max(1, round(TURN_MS / turn(name, 1))) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            times[name].append(turn(name, calls[name]))
     result: dict[str, Any] = {f"{name}_ms": round(statistics.median(t), 3) for name, t in times.items()}
     for name in names[1:]:
         ratios = sorted(theirs / ours for theirs, ours in zip(times[name], times["ours"], strict=True))

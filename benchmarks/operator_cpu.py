@@ -2,8 +2,8 @@
 
     python benchmarks/operator_cpu.py                 # two threads, about four minutes; prints ratios, writes results/
 
-Contenders take turns of TURN_MS of calls, so that a noisy moment hits all of them; a ratio is the median over the rounds of theirs / ours
-in a round, with its quartiles. All include the softmax; theirs take bfloat16 through float32.
+Contenders take turns of TURN_MS of calls, so that a noisy moment hits all of them; a ratio is the median over the
+rounds of theirs / ours in a round, with its quartiles. All include the softmax; theirs take bfloat16 through float32.
 Results: benchmarks/results/operator_cpu.json.
 """
 

@@ -1,7 +1,10 @@
 """What a run has recorded about its samples, read back. A run that resumes or rolls back reads samples again and says
 the same of them again: each thing counts once."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 _SAMPLE = ("bad_sample", "incomplete_sample")
@@ -9,6 +12,15 @@ _WHAT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_SAMPLE, ("step", "position", "source", "shard", "key", "row", "reason")),
     "damaged_shard": ("source", "shard", "reason", "samples"),
 }
+
+
+def objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a .jsonl file, one a line; of a line that a crash cut, or a file that is not there, none."""
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                if isinstance(found := json.loads(line), dict):
+                    yield found
 
 
 def once(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The samples of one step of a run: where they came from, and how training saw them (`internimage inspect batch`)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import Batch, Reader
+from data_pipeline.reading.recorded import objects
 from pretrain.configuration import RunConfig, load_config
 
 _SHOWN = 64
@@ -76,20 +76,13 @@ def _faults(events: Path, step: int) -> dict[int, dict[str, Any]]:
     """What the run recorded about the samples of `step`, by position: `bad`, its reasons, and `replaced_by`, of one
     that was not used; `incomplete`, of one that was used without something, which may be the one that replaced it."""
     found: dict[int, dict[str, Any]] = {}
-    if not events.is_file():
-        return found
-    with open(events, encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:  # a line cut by a crash
-                continue
-            word = {"bad_sample": "bad", "incomplete_sample": "incomplete"}.get(event.get("kind"))
-            if word is None or event.get("step") != step:
-                continue
-            fault = found.setdefault(event["position"], {})
-            reasons = fault.get(word, "").split(", ") if word in fault else []
-            fault[word] = ", ".join(dict.fromkeys([*reasons, event["reason"]]))  # a resumed run says it again
-            if word == "bad":
-                fault["replaced_by"] = event.get("replaced_by")
+    for event in objects(events):
+        word = {"bad_sample": "bad", "incomplete_sample": "incomplete"}.get(str(event.get("kind")))
+        if word is None or event.get("step") != step:
+            continue
+        fault = found.setdefault(event["position"], {})
+        reasons = fault.get(word, "").split(", ") if word in fault else []
+        fault[word] = ", ".join(dict.fromkeys([*reasons, event["reason"]]))  # a resumed run says it again
+        if word == "bad":
+            fault["replaced_by"] = event.get("replaced_by")
     return found

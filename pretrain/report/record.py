@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.recorded import once
+from data_pipeline.reading.recorded import objects, once
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
         config=_mapping(_yaml(config_text)),
         config_text=config_text,
         environment=_mapping(_json(_text(folder / "environment.json"))),
-        metrics=_one_a_step(_lines(folder / "metrics.jsonl")),
-        events=tuple(once(_lines(folder / "events.jsonl"))),
+        metrics=_one_a_step(objects(folder / "metrics.jsonl")),
+        events=tuple(once(objects(folder / "events.jsonl"))),
         results=tuple(_results(folder / "evaluation")),
         validation=tuple(_validation(_json(_text(folder / "validation.json")))),
         parts=parts,
@@ -123,12 +123,6 @@ def _validation(entries: Any) -> Iterable[tuple[float, float]]:
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and is_finite(entry.get("step")) and is_finite(entry.get("top1")):
             yield float(entry["step"]), float(entry["top1"])
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a .jsonl file; a line that was cut short is left out."""
-    parsed = (_json(line) for line in _text(path).splitlines())
-    return [row for row in parsed if isinstance(row, dict)]
 
 
 def _text(path: Path) -> str:

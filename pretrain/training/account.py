@@ -1,11 +1,9 @@
 """What the reader gave and what of it was bad, over all ranks: judged by all together, and told with the metrics."""
 
-import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.reading.recorded import replaced
+from data_pipeline.reading.recorded import objects, replaced
 from pretrain.training.processes import Processes
 from pretrain.training.record import EVENTS
 
@@ -19,7 +17,7 @@ class Account:
     def __init__(self, reader: Any, processes: Processes, run: Path, start: int) -> None:
         self._reader, self._processes = reader, processes
         self._faults = getattr(reader, "faults", None)
-        self._before = _recorded(run / EVENTS, start) if processes.leader and self._faults is not None else {}
+        self._before = replaced(objects(run / EVENTS), start) if processes.leader and self._faults is not None else {}
 
     def mine(self) -> list[float]:
         """This rank's samples and bad samples, to be summed over ranks."""
@@ -51,12 +49,3 @@ class Account:
             found |= {f"data/{what}/{source}": value for what, value in given.items()}
             found[f"data/replaced/{source}"] = count + self._before.get(source, 0)
         return found
-
-
-def _recorded(path: Path, start: int) -> dict[str, int]:
-    events = []
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            with suppress(ValueError):  # cut by a crash
-                events.append(json.loads(line))
-    return replaced((event for event in events if isinstance(event, dict)), start)

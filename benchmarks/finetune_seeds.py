@@ -9,14 +9,13 @@ Results: benchmarks/results/finetune_seeds.json, and RUN/evaluation/finetuned.js
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from machine import machine
 
 from pretrain.evaluation import write_result
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, verdict
@@ -41,20 +40,6 @@ def sets(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "train", folder / "validation", folder / "held-out"
 
 
-def machine() -> dict[str, Any]:
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": (names or [platform.processor()])[0],
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "torch": torch.__version__,
-        "commit": commit.strip(),
-    }
-
-
 def shown(arm: dict[str, Any]) -> str:
     runs = ", ".join(f"{run['top1']:.3f} ({run['steps']} steps)" for run in arm["runs"])
     return f"{arm['arm']:15} mean {arm['mean']:.3f}  range {arm['range']:.3f}  [{runs}]  {arm['chosen']}"
@@ -75,6 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/finetune_seeds.json")
     arguments = parser.parse_intermixed_args()
 
+    about = machine(device="cuda" if torch.cuda.is_available() else "cpu")
     train, validation, held_out = sets(arguments.data)
     changes = DEFAULTS | {key: yaml.safe_load(value) for key, _, value in (c.partition("=") for c in arguments.changes)}
     checkpoint = find_checkpoint(arguments.run)
@@ -114,7 +100,7 @@ def main() -> None:
         "pretraining_step": checkpoint.step,
         "configuration": config.model_dump(mode="json", exclude={"data": {"sources"}}),
         "seconds": round(time.time() - started, 1),
-        "machine": machine(),
+        "machine": about,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -21,7 +21,6 @@ it should; otherwise the exit code is 1.
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from machine import machine
 
 from data_pipeline.preparation.openmoji import build
 from pretrain.configuration import load_config
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args()
     check_disk(chosen.folder or Path(tempfile.gettempdir()), chosen.model)
+    about = machine()
     place = Path(tempfile.mkdtemp(prefix="real-steps-", dir=chosen.folder))
     result: dict[str, Any] = {}
     try:
@@ -232,12 +233,8 @@ def main() -> None:
         sys.exit("a start did not stop as asked, after saving (its log is above): no result was written")
     if chosen.unbroken and not result["unbroken"]["losses_equal"]:
         sys.exit("the unbroken run's losses are others: no result was written")
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    result["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    about = environment(RANKS, "cpu")
-    result["machine"] = {key: about[key] for key in ("machine", "cpus", "ranks", "packages")}
-    result["machine"]["memory_gb"] = round(psutil.virtual_memory().total / GIGABYTE, 2)
-    result["load_average"] = os.getloadavg()[0]
+    del about["threads"]  # of this process; the ranks are others
+    result["machine"] = about | {key: environment(RANKS, "cpu")[key] for key in ("ranks", "packages")}
     result["command"] = ["python", "benchmarks/real_steps.py", *sys.argv[1:]]
     target = Path(__file__).parent / "results" / f"real_steps_{chosen.model}.json"
     target.write_text(json.dumps(result, indent=1) + "\n")

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 
 from data_pipeline.reading.batch import Batch
 from pretrain.configuration import RunConfig, load_config
@@ -155,6 +155,7 @@ def main() -> None:
     total = chosen.blocks * chosen.steps + 1
     common = [f"schedule.steps={total}", "schedule.warmup_steps=1", *chosen.overrides]
     rank = int(os.environ.get("RANK", 0))
+    about = machine()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(os.environ.get("BENCHMARK_FOLDER", folder))
@@ -203,11 +204,8 @@ def main() -> None:
     print(f"a checkpoint holds a step up for {result['checkpoint']['stall_steps']:.2f} steps "
           f"({result['checkpoint']['stall_ms']:.0f} ms of {result['checkpoint']['step_ms']:.0f} ms); "
           f"with the writing it costs {result['checkpoint']['extra_steps']:+.2f} steps")  # fmt: skip
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    result["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    about = environment(processes.world_size, processes.device.type)
-    result["machine"] = {key: about[key] for key in ("cpus", "ranks", "device", "packages")}
-    result["threads"], result["load_average"] = torch.get_num_threads(), os.getloadavg()[0]
+    found = environment(processes.world_size, processes.device.type)
+    result["machine"] = about | {key: found[key] for key in ("ranks", "device", "packages")}
     chosen.result.parent.mkdir(exist_ok=True)
     chosen.result.write_text(json.dumps(result, indent=1) + "\n")
 

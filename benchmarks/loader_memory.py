@@ -13,8 +13,6 @@ import argparse
 import io
 import json
 import os
-import platform
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -27,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from machine import machine
 from PIL import Image
 
 from data_pipeline.reading import DataConfig, Reader
@@ -86,6 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     curve = []
     names = ["parent", *(f"worker {number}" for number in range(arguments.workers))]
+    about = machine("numpy")
     with tempfile.TemporaryDirectory() as folder:
         make_set(Path(folder))
         config = DataConfig(
@@ -119,8 +119,7 @@ def main() -> None:
         "batch": arguments.batch,
         "columns": ["step", *(f"{name} {measure}" for name in names for measure in MEASURES), "descriptors"],
         "curve": curve,
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "machine": about,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result) + "\n")

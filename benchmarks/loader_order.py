@@ -13,8 +13,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
+from machine import machine
 from matplotlib.axes import Axes
 
 from data_pipeline.format import ShardEntry, write_manifest, write_sidecar
@@ -187,6 +186,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader_order.json"))
     out = parser.parse_args().out
     out.parent.mkdir(parents=True, exist_ok=True)
+    about = machine("numpy")
     with tempfile.TemporaryDirectory() as folder:
         write_large_set(Path(folder))
         large = in_a_process_of_its_own(Path(folder))
@@ -194,8 +194,7 @@ def main() -> None:
         "427 million samples in 42,700 shards": large,
         "limits": LIMITS,
         "shuffle of 256,000 samples in 256 shards": shuffle_quality(out.with_suffix(".png")),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "machine": about,
     }
     print(json.dumps(result, indent=1))
     out.write_text(json.dumps(result, indent=1) + "\n")

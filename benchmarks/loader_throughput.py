@@ -16,9 +16,7 @@ import importlib.util
 import io
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -36,6 +34,7 @@ import numpy as np
 import open_clip
 import torch
 import webdataset
+from machine import machine
 from PIL import Image
 from torchvision import transforms
 
@@ -265,6 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader_throughput.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    about = machine("numpy", "pillow", "open_clip_torch", "webdataset", "torchvision")
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.set or Path(temporary)
@@ -304,13 +304,7 @@ def main() -> None:
         "images per second of wall time, workers as processes and as threads": parallel,
         "shards": made,
         "rounds": arguments.rounds,
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "machine": about,
     }
     print(json.dumps(result, indent=1))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -318,14 +312,6 @@ def main() -> None:
     too_slow = any(ratios[name] < limit for name, limit in LIMITS.items())
     too_far = any(off[kind][what] > limit for kind in off for what, limit in DISTANCES[kind].items())
     sys.exit(too_slow or too_far)
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

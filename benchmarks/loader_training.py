@@ -4,10 +4,11 @@
 
 The whole training loop runs once; blocks of a few steps take turns: one on batches as the reader gives them, one on the
 batches of the block before, held in memory. A ratio is of two blocks that follow one another, by wall time and by CPU
-time, which judges where reading and training share a core: other work on the machine then matters little. Run it with
-RANK, WORLD_SIZE and the rest set for more than one process. With `data.workers` above 0 the workers would go on reading
-during the blocks in memory: those begin only when all that is read ahead is read, and a real block is made longer than
-that, so that it pays for what it uses. Without --set, the embedded set is made first, as the demo makes it.
+time, which judges where reading and training share a core: other work on the machine then matters little. For more
+than one process set RANK, WORLD_SIZE and the rest, and BENCHMARK_FOLDER to an empty folder that they share. With
+`data.workers` above 0 the workers would go on reading during the blocks in memory: those begin only when all that is
+read ahead is read, and a real block is made longer than that, so that it pays for what it uses. Without --set, the
+embedded set is made first, as the demo makes it.
 Results: benchmarks/results/loader_training.json. Ends with 1 below the limit.
 """
 
@@ -15,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 
 from data_pipeline.reading import Batch
 from pretrain.configuration import RunConfig, load_config
@@ -84,6 +85,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loader_training.json")
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (chosen.set and "BENCHMARK_FOLDER" in os.environ):
+        parser.error("several processes need --set, and BENCHMARK_FOLDER naming an empty folder that they share")
+    about = machine()
     made: list[Any] = []
 
     def reader(config: RunConfig, processes: Processes, events: Any, folder: Path) -> Alternating:
@@ -123,11 +127,8 @@ def main() -> None:
         "batch": config.training.batch_size,
         "steps of a block": alternating.steps,
     }
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    result["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    about = environment(processes.world_size, processes.device.type)
-    result["machine"] = {key: about[key] for key in ("cpus", "ranks", "device", "packages")}
-    result["threads"], result["load_average"] = torch.get_num_threads(), os.getloadavg()[0]
+    found = environment(processes.world_size, processes.device.type)
+    result["machine"] = about | {key: found[key] for key in ("ranks", "device", "packages")}
     print(json.dumps(result, indent=1))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")

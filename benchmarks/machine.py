@@ -8,12 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 HERE = Path(__file__).parent
 
 
-def machine(*packages: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+def machine(*packages: str, device: str = "cpu") -> dict[str, Any]:
     """What a reader needs to judge a figure: hardware, versions, code, date, and how busy the machine was.
 
     Call it before the first measurement, in the process that measures, after torch.set_num_threads: the load average
@@ -22,18 +20,20 @@ def machine(*packages: str, device: torch.device | str = "cpu") -> dict[str, Any
 
     packages: distributions whose versions matter beside torch's, each recorded under its name; one that is not
         installed raises importlib.metadata.PackageNotFoundError.
-    device: what the benchmark runs on; a GPU is recorded by its name, which initialises CUDA in this process.
+    device: what the benchmark runs on, as torch spells it; a GPU is recorded by its name, which initialises CUDA in
+        this process.
 
     `commit` and `uncommitted_changes` (of tracked files; results are outputs and do not count) are None where the code
     lies in no git checkout, or git is not installed.
     """
+    import torch  # here, since processes that a benchmark spawns import its imports, and may be weighed
+
     commit, changed = code(HERE)
-    device = torch.device(device)
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 2),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,

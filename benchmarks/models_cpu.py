@@ -9,16 +9,14 @@ Offsets are not zero (at initialisation they would be, and the sampling would be
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
+from machine import machine
 from torch import nn
 
 import pretrain.models  # noqa: F401  registers internimage_t
@@ -67,25 +65,6 @@ def interleaved(
     return seconds
 
 
-def machine() -> dict[str, object]:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        field = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-        model = f"{field.get('model name', model)} (family {field.get('cpu family')}, model {field.get('model')})"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    return {
-        "processor": model,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "commit": commit.strip(),
-        "load_average_before": round(os.getloadavg()[0], 1),
-    }
-
-
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
@@ -97,7 +76,7 @@ def main(given: list[str] | None = None) -> None:
     if arguments.rounds < 2:
         parser.error("--rounds: quartiles need two or more")
     torch.set_num_threads(arguments.threads)
-    about = machine()
+    about = machine("timm")
     reason = available_backends()["cpu"]
     if reason:
         raise SystemExit(f"the compiled CPU operator is not here: {reason}")

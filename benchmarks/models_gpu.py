@@ -16,15 +16,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import nn
 
 from dcnv3 import available_backends
@@ -127,13 +126,6 @@ def peer(text: str) -> tuple[str, Build]:
     return name, getattr(importlib.import_module(module), function)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    load = round(os.getloadavg()[0], 1)
-    return {"device": name, "torch": torch.__version__, "commit": commit, "load_average_before": load}
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -152,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     reason = available_backends().get(device.type)
     if reason is not None:
         raise SystemExit(f"the {device.type} operator cannot run here: {reason}")
-    about, rows = machine(device), []
+    about, rows = machine(device=str(device)), []
     for key in options.models:
         name, size, batch = MODELS[key]
         size, batch = options.size or size, options.batch or batch

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch.nn import functional as F
 
 from dcnv3 import available_backends, dcnv3
@@ -125,25 +123,6 @@ def check_alike(tensors: list[torch.Tensor], groups: int) -> None:
             raise RuntimeError(f"{name} does not compute what ours does")
 
 
-def machine(load_average: float) -> dict[str, Any]:
-    import dcnv3._C as kernels
-
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return {
-        "cpu": cpu[0] if cpu else platform.processor(),
-        "instructions": kernels.cpu_isa(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "load_average": load_average,  # before our own run, of other work: a noisy machine is told from a quiet one
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -152,11 +131,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "operator_cpu.json")
     options = parser.parse_args()
-    load_average = os.getloadavg()[0]
     reason = available_backends()["cpu"]
     if reason is not None:
         raise SystemExit(f"the CPU kernels are not here: {reason}")
+    import dcnv3._C as kernels
+
     torch.set_num_threads(options.threads)
+    about = machine("torchvision") | {"instructions": kernels.cpu_isa()}
     rows = []
     for model in options.models:
         for dtype in (torch.float32, torch.bfloat16):
@@ -184,7 +165,7 @@ def main() -> None:
                 head = f"{model} {row['dtype']:8} {size:2}x{size:<2} G={groups:<2} C'={group_channels}"
                 print(f"{head}  {times}  {'; '.join(ratios)}", flush=True)
     options.output.parent.mkdir(exist_ok=True)
-    report = {"benchmark": "operator_cpu", "batch": options.batch, "machine": machine(load_average), "rows": rows}
+    report = {"benchmark": "operator_cpu", "batch": options.batch, "machine": about, "rows": rows}
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {options.output}")
 

@@ -17,13 +17,12 @@ import argparse
 import importlib
 import json
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 
 from dcnv3 import available_backends, dcnv3
 
@@ -180,6 +179,7 @@ def main() -> None:
         raise SystemExit(f"the CUDA kernels cannot run here: {reason}")
     device = torch.device("cuda", torch.cuda.current_device())
     contenders: dict[str, Operator] = {"ours": ours, "deform_conv2d": by_deform_conv2d, **dict(options.peer)}
+    about = machine(device=str(device))
     bandwidth = copy_bandwidth(device)
     print(f"{torch.cuda.get_device_name(device)}: copies {bandwidth / 1e9:.0f} GB/s")
     rows = []
@@ -197,12 +197,10 @@ def main() -> None:
                     row |= measure(contenders, tensors, groups, options.rounds, bandwidth)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    machine = {"gpu": torch.cuda.get_device_name(device), "copy_gb_per_s": round(bandwidth / 1e9, 1)}
-    machine |= {"torch": torch.__version__, "commit": commit, "date": time.strftime("%Y-%m-%d")}
+    about["copy_gb_per_s"] = round(bandwidth / 1e9, 1)
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(
-        json.dumps({"benchmark": "operator_gpu", "machine": machine, "rows": rows}, indent=1) + "\n"
+        json.dumps({"benchmark": "operator_gpu", "machine": about, "rows": rows}, indent=1) + "\n"
     )
 
 

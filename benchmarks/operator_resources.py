@@ -16,14 +16,14 @@ import hashlib
 import importlib.util
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent / "dcnv3" / "csrc"
@@ -192,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    about = machine()
     with tempfile.TemporaryDirectory() as folder:
         report = {f"sm_{a}": compile_kernels(a, Path(folder)) for a in SHARED}
     nvcc = nvcc_version()
@@ -203,9 +204,7 @@ def main() -> None:
             raise SystemExit("\n".join(found) + note)
         print("no kernel is worse than recorded")
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    machine = {"system": platform.platform(), "commit": commit, "date": time.strftime("%Y-%m-%d")}
-    record = {"benchmark": "operator_resources", "machine": machine, "nvcc": nvcc, "sources": digest()}
+    record = {"benchmark": "operator_resources", "machine": about, "nvcc": nvcc, "sources": digest()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record | {"kernels": report}, indent=1) + "\n")
     for architecture, kernels in report.items():

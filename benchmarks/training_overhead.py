@@ -7,8 +7,9 @@ ours is the whole loop (schedule, agreement of the ranks, judgement, average, te
 configuration says); bare is DeepSpeed's forward, backward and step on the same batch with the same targets of a teacher
 that stands still. `average off` is the same without EMA, for the share of it. Batches are made up beforehand; nothing
 is decoded. A checkpoint is made in every other block, after its first step: `stall` is the time inside the call,
-`extra` what blocks with one take longer than those before and after them, the writing in the background included. Run
-it with RANK, WORLD_SIZE and the rest set for more than one process. Results: benchmarks/results/training_overhead.json.
+`extra` what blocks with one take longer than those before and after them, the writing in the background included. For
+more than one process set RANK, WORLD_SIZE and the rest, and BENCHMARK_FOLDER to an empty folder that they share.
+Results: benchmarks/results/training_overhead.json.
 """
 
 import argparse
@@ -155,6 +156,8 @@ def main() -> None:
     total = chosen.blocks * chosen.steps + 1
     common = [f"schedule.steps={total}", "schedule.warmup_steps=1", *chosen.overrides]
     rank = int(os.environ.get("RANK", 0))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "BENCHMARK_FOLDER" not in os.environ:
+        parser.error("several processes need BENCHMARK_FOLDER, naming an empty folder that they share")
     about = machine()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

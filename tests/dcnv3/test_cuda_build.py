@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "operator_resources.py"
+
+@pytest.fixture
+def resources(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("operator_resources")
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("operator_resources", BENCHMARK)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_record_is_of_the_kernels_that_are_here() -> None:
+def test_the_record_is_of_the_kernels_that_are_here(resources: ModuleType) -> None:
     """After a change of the kernels run `python benchmarks/operator_resources.py` (nvcc): it shows what that costs."""
-    recorded = json.loads(load().RESULTS.read_text())
-    assert recorded["sources"] == load().digest()
+    recorded = json.loads(resources.RESULTS.read_text())
+    assert recorded["sources"] == resources.digest()
     assert recorded["nvcc"] and len(recorded["machine"]["commit"]) == 40 and recorded["machine"]["system"]
 
 
-def test_a_comment_is_no_change_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = load()
+def test_a_comment_is_no_change_of_the_code(
+    resources: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "csrc"
-    shutil.copytree(module.CSRC, copy)
-    monkeypatch.setattr(module, "CSRC", copy)
-    monkeypatch.setattr(module, "SOURCES", copy / "cuda")
-    before = module.digest()
+    shutil.copytree(resources.CSRC, copy)
+    monkeypatch.setattr(resources, "CSRC", copy)
+    monkeypatch.setattr(resources, "SOURCES", copy / "cuda")
+    before = resources.digest()
     file = copy / "cuda" / "forward.cuh"
     file.write_text(file.read_text() + "\n// more words\n\n")
-    assert module.digest() == before
+    assert resources.digest() == before
     for name in ("cuda/forward.cuh", "sampling.h"):
         (copy / name).write_text((copy / name).read_text() + "int more;\n")
-        assert module.digest() != before
-        before = module.digest()
+        assert resources.digest() != before
+        before = resources.digest()
 
 
-def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits() -> None:
-    recorded = json.loads(load().RESULTS.read_text())["kernels"]
+def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits(resources: ModuleType) -> None:
+    recorded = json.loads(resources.RESULTS.read_text())["kernels"]
     assert set(recorded) == {"sm_80", "sm_90"}
     for architecture, kernels in recorded.items():
         assert len(kernels) == 24, architecture
@@ -62,15 +59,15 @@ def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits() -> None:
         assert set(recorded["sm_90"][f"backward {dtype}"]["atomics"]) == {"128"}
 
 
-def test_a_worse_kernel_is_told_of() -> None:
+def test_a_worse_kernel_is_told_of(resources: ModuleType) -> None:
     def kernel(spilled: int, percent: int, loads: dict[str, int], stores: dict[str, int]) -> dict[str, Any]:
         launches = {"16 channels": {"occupancy_percent": percent}}
         return {"k": {"spill_bytes": spilled, "launches": launches, "loads": loads, "stores": stores}}
 
     old = kernel(0, 50, {"128": 12, "32": 2}, {"128": 1})
-    assert load().worse(old, old) == []
+    assert resources.worse(old, old) == []
     better = kernel(0, 62, {"128": 14, "32": 1}, {"128": 1})
-    assert load().worse(better, old) == []
+    assert resources.worse(better, old) == []
     for worse, words in (
         (kernel(8, 50, {"128": 12, "32": 2}, {"128": 1}), "k: 8 bytes spilled, 0 recorded"),
         (kernel(0, 37, {"128": 12, "32": 2}, {"128": 1}), "k, 16 channels: occupancy 37 %, 50 recorded"),
@@ -78,8 +75,8 @@ def test_a_worse_kernel_is_told_of() -> None:
         (kernel(0, 50, {"128": 12, "32": 2, "16": 1}, {"128": 1}), "k: 3 loads of less than 128 bits, 2 recorded"),
         (kernel(0, 50, {"128": 12, "32": 2}, {}), "k: 0 stores of 128 bits, 1 recorded"),
     ):
-        assert load().worse(worse, old) == [words]
-    assert load().worse({}, old) == ["k: no longer there"]
+        assert resources.worse(worse, old) == [words]
+    assert resources.worse({}, old) == ["k: no longer there"]
 
 
 @pytest.mark.parametrize(
@@ -95,17 +92,18 @@ def test_a_worse_kernel_is_told_of() -> None:
     ],
 )
 def test_occupancy_is_bounded_by_registers_shared_memory_and_blocks(
-    architecture: int, registers: int, warps: int, shared: int, percent: int
+    resources: ModuleType, architecture: int, registers: int, warps: int, shared: int, percent: int
 ) -> None:
-    assert load().occupancy(architecture, registers, warps, shared) == percent
+    assert resources.occupancy(architecture, registers, warps, shared) == percent
 
 
-def test_the_kernels_compile_to_no_worse_than_recorded() -> None:
+def test_the_kernels_compile_to_no_worse_than_recorded(resources: ModuleType) -> None:
     """Takes some 15 s of a core. Other compilers than the recorded one count otherwise."""
-    module = load()
-    if module.find("nvcc") is None:
+    if resources.find("nvcc") is None:
         pytest.skip("no nvcc: the CUDA kernels are not compiled here")
-    if module.nvcc_version() != json.loads(module.RESULTS.read_text())["nvcc"]:
+    if resources.nvcc_version() != json.loads(resources.RESULTS.read_text())["nvcc"]:
         pytest.skip("the record is of another nvcc: record again to compare")
-    done = subprocess.run([sys.executable, str(BENCHMARK), "--check"], capture_output=True, text=True, timeout=550)
+    done = subprocess.run(
+        [sys.executable, str(resources.__file__), "--check"], capture_output=True, text=True, timeout=550
+    )
     assert done.returncode == 0, done.stdout + done.stderr

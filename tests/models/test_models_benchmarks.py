@@ -1,22 +1,11 @@
 """The benchmarks of the models run and write what they promise; their figures are for idle machines alone."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_gpu_benchmark_compares_with_a_peer_and_survives_one_that_fails(tmp_path, monkeypatch):
+def test_the_gpu_benchmark_compares_with_a_peer_and_survives_one_that_fails(load_benchmark, tmp_path, monkeypatch):
     (tmp_path / "benchmark_peers.py").write_text(
         "import timm\n"
         "from torch import nn\n"
@@ -29,7 +18,7 @@ def test_the_gpu_benchmark_compares_with_a_peer_and_survives_one_that_fails(tmp_
     out = tmp_path / "results" / "models_gpu.json"
     options = "--device cpu --tiny --batch 2 --size 64 --rounds 2 --models T H --dtype float32"
     peers = "--peer good=benchmark_peers:good --peer bad=benchmark_peers:bad"
-    load("models_gpu").main([*options.split(), *peers.split(), "--output", str(out)])
+    load_benchmark("models_gpu").main([*options.split(), *peers.split(), "--output", str(out)])
     found = json.loads(out.read_text())
     assert "load_average_before" in found["machine"]
     t, h = found["rows"]
@@ -43,8 +32,8 @@ def test_the_gpu_benchmark_compares_with_a_peer_and_survives_one_that_fails(tmp_
     assert low <= t["step"]["good"]["takes_of_ours"] <= high and "good" not in h["step"]
 
 
-def test_the_cpu_benchmark_gives_ratios_with_quartiles(tmp_path, monkeypatch):
-    benchmark = load("models_cpu")
+def test_the_cpu_benchmark_gives_ratios_with_quartiles(load_benchmark, tmp_path, monkeypatch):
+    benchmark = load_benchmark("models_cpu")
     if benchmark.available_backends()["cpu"]:
         pytest.skip("the compiled CPU operator is not here")
     monkeypatch.setattr(benchmark, "NAMES", {"internimage_t": "internimage_t", "convnext_tiny": "test_convnext"})

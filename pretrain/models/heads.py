@@ -50,7 +50,7 @@ class AttentionPool(nn.Module):
     owns.
     """
 
-    def __init__(self, dim: int, width: int, heads: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, width: int, heads: int, eps: float = 1e-6, init_std: float | None = 0.02) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"the CLIP projector's width {dim} is not divisible by its {heads} heads")
@@ -62,7 +62,7 @@ class AttentionPool(nn.Module):
         self.k_weight, self.k_bias = nn.Parameter(torch.empty(dim, dim)), nn.Parameter(torch.zeros(dim))
         self.v_weight, self.v_bias = nn.Parameter(torch.empty(dim, dim)), nn.Parameter(torch.zeros(dim))
         for weight in (self.q_weight, self.k_weight, self.v_weight):
-            nn.init.trunc_normal_(weight, std=0.02)
+            nn.init.trunc_normal_(weight, std=init_std or dim**-0.5)
         self.proj = nn.Linear(dim, width)
 
     def forward(self, tokens: Tensor) -> Tensor:

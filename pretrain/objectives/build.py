@@ -83,6 +83,7 @@ def build_task(config: RunConfig, *, classes: int) -> Task:
         std=data.std,
         cell=cell,
         mask_ratio=objective.mask_ratio,
+        mix_probability=objective.mix_probability,
         decorrelation=objective.decorrelation,
         smoothing=objective.label_smoothing,
         mixup=objective.mixup,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
-from pretrain.objectives.keys import SALT_MASK, StepKeys, step_uniform
+from pretrain.models.randomness import hashed_uniform
+from pretrain.objectives.keys import SALT_MASK, SALT_MIX_PAIR, StepKeys, sample_keys, step_uniform
 
 TOKEN = 16  # pixels a side of a token of the fused map
 
@@ -71,6 +72,20 @@ def pairing(batch: int, device: torch.device) -> Tensor:
             "training.batch_size such that batch_size / accumulation / ranks is even"
         )
     return torch.arange(batch, device=device) ^ 1
+
+
+def partners(positions: Tensor, keys: StepKeys, probability: float) -> Tensor:
+    """The involution `pi` of a local batch, int64 [B]: `pairing`, but that a pair left unmixed maps to itself.
+
+    positions: int64 [B], global. Each pair is mixed with `probability`, drawn from its first sample's key. An image
+    that is its own partner goes in whole: its visible tokens predict its own view, the hidden ones its other view.
+    Raises UserError for an odd B.
+    """
+    pi = pairing(len(positions), positions.device)
+    if probability >= 1:
+        return pi
+    first = sample_keys(keys, positions).view(-1, 2)[:, 0].repeat_interleave(2)
+    return torch.where(hashed_uniform(first, SALT_MIX_PAIR) < probability, pi, pi ^ 1)
 
 
 def mix(first: Tensor, second: Tensor, cells: Cells) -> Tensor:

@@ -23,7 +23,7 @@ from pretrain.objectives.contrastive import contrast, text_loss
 from pretrain.objectives.decoder import Blocks
 from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Measures, collapse_alarms
-from pretrain.objectives.mixing import TOKEN, Cells, draw_cells, mix, pairing
+from pretrain.objectives.mixing import TOKEN, Cells, draw_cells, mix, pairing, partners
 from pretrain.objectives.mixup import mix_pairs
 from pretrain.objectives.position import identity_parameters, relative_parameters
 from pretrain.objectives.recipes import MOCO_TEMPERATURE, DenseTarget, Recipe
@@ -79,6 +79,7 @@ class Task(nn.Module):
         std: Sequence[float],
         cell: int,
         mask_ratio: float,
+        mix_probability: float,
         decorrelation: float,
         smoothing: float,
         mixup: float,
@@ -93,6 +94,7 @@ class Task(nn.Module):
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
         self.cell, self.mask_ratio, self.dim = cell, mask_ratio, dim
         self.decorrelation = decorrelation if recipe.decorrelated else 0.0
+        self.mix_probability = mix_probability
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
         self.token_dropout = token_dropout
         self.dense_targets = tuple(d for d in recipe.dense if d.name in weights)
@@ -139,7 +141,7 @@ class Task(nn.Module):
             views = [batch.views[:, 1 - self.recipe.view]]
         if self.recipe.image == "mixed" and "inter" in names:
             at = names.index("inter")
-            views[at] = views[at][pairing(len(batch.views), batch.views.device)]
+            views[at] = views[at][partners(batch.positions, keys, self.mix_probability)]
         dtype = next(teacher.parameters()).dtype
         out = teacher(normalize(torch.cat(views), self.mean, self.std, dtype))
         return dict(zip(names, out.chunk(len(names)), strict=True))
@@ -222,7 +224,7 @@ class Task(nn.Module):
             cells = draw_cells(keys, self.image_size, self.cell, self.mask_ratio, device)
         sources = [Source(cells.visible, own)]
         if recipe.image == "mixed":
-            pi = pairing(rows, device)
+            pi = partners(batch.positions, keys, self.mix_probability)
             sources.append(Source(cells.hidden, pi))
             images = self._normalized(mix(first, first[pi], cells))
         else:

@@ -16,6 +16,7 @@ from pretrain.objectives import StepKeys
 ROWS = 12
 CASES = {
     "m3i": ("m3i", {}),
+    "m3i, half of the pairs mixed": ("m3i", {"mix_probability": 0.5}),
     "clip": ("clip", {}),
     "moco": ("moco", {}),
     "siamese": ("siamese", {}),

@@ -5,7 +5,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from pretrain.objectives.keys import StepKeys, beta_draws, sample_keys
-from pretrain.objectives.mixing import cell_size, draw_cells, mix, pairing
+from pretrain.objectives.mixing import cell_size, draw_cells, mix, pairing, partners
 from pretrain.objectives.mixup import mix_pairs
 
 CPU = torch.device("cpu")
@@ -51,6 +51,22 @@ def test_pairs_are_neighbours_and_an_odd_batch_is_refused():
     assert pairing(6, CPU).tolist() == [1, 0, 3, 2, 5, 4]
     with pytest.raises(UserError, match=r"micro-batch of 5 is odd.*batch_size"):
         pairing(5, CPU)
+
+
+def test_a_share_of_the_pairs_is_left_whole_by_seed_step_and_global_position():
+    def owners(start, stop, probability=0.3, step=3):
+        return partners(torch.arange(start, stop), StepKeys(7, step), probability) + start
+
+    of_all, alone = owners(0, 4000), torch.arange(4000)
+    whole = of_all == alone
+    assert torch.equal(of_all, torch.where(whole, alone, alone ^ 1)), "neighbours, or oneself"
+    assert torch.equal(whole[::2], whole[1::2]), "a pair is mixed or left whole together"
+    assert 0.66 < whole.float().mean() < 0.74  # three standard deviations
+    assert torch.equal(torch.cat([owners(0, 1000), owners(1000, 4000)]), of_all), "however the ranks share the batch"
+    assert not torch.equal(owners(0, 4000, step=4), of_all)
+    assert torch.equal(owners(0, 4000, probability=1.0), alone ^ 1) and torch.equal(owners(0, 4000, 0.0), alone)
+    with pytest.raises(UserError, match="odd"):
+        partners(torch.arange(5), StepKeys(7, 3), 0.3)
 
 
 @pytest.mark.parametrize(("size", "cell"), [(224, 24), (224, 8), (100, None), (200, 32)])

@@ -10,7 +10,7 @@ from plain_objectives import Plain, images_of
 from data_pipeline.errors import UserError
 from pretrain.objectives import RECIPES, StepKeys, build_task
 from pretrain.objectives.keys import sample_keys
-from pretrain.objectives.mixing import draw_cells
+from pretrain.objectives.mixing import draw_cells, partners
 from pretrain.objectives.mixup import mix_pairs
 
 KEYS = StepKeys(seed=11, step=5, micro=0)
@@ -59,6 +59,19 @@ def test_the_gradient_equals_the_plain_implementation(preset):
     cells = draw_cells(KEYS, SIZE, 16, 0.5, torch.device("cpu"))
     plain = Plain(task, teacher, batch, cells, sample_keys(KEYS, batch.positions))
     assert_same_gradients(task, outputs(task, teacher, batch).total, getattr(plain, preset)())
+
+
+def test_pairs_left_whole_equal_the_plain_implementation():
+    task = make_task("m3i", weights=WEIGHTS, mix_probability=0.5).train()
+    batch = make_batch(12)
+    pair = partners(batch.positions, KEYS, 0.5).tolist()
+    assert 0 < sum(i == j for i, j in enumerate(pair)) < 12, "both kinds are there"
+    teacher = a_teacher(task)
+    plain = Plain(
+        task, teacher, batch, draw_cells(KEYS, SIZE, 16, 0.5, torch.device("cpu")), sample_keys(KEYS, batch.positions)
+    )
+    plain.pair = pair
+    assert_same_gradients(task, outputs(task, teacher, batch).total, plain.m3i())
 
 
 def test_supervised_extras_equal_the_plain_implementation():

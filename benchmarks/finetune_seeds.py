@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="SETS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--random-lr", type=float, nargs="*", default=[3e-3], help="more rates for random weights")
+    parser.add_argument("--pretrained-lr", type=float, nargs="*", default=[3e-4], help="more for the pretrained ones")
     parser.add_argument("--segment", type=int, default=50, help="steps between two looks at validation")
     parser.add_argument("--patience", type=int, default=4, help="segments without a new best that end a run")
     parser.add_argument("--least", type=int, default=300, help="steps before which no run ends")
@@ -67,7 +68,7 @@ def main() -> None:
     config = classifier_config(checkpoint.config, train=train, steps=arguments.most, changes=changes)
     work = arguments.work or arguments.run / "finetune-seeds"
     started, found = time.time(), []
-    for arm in arms(config, arguments.run, arguments.random_lr):
+    for arm in arms(config, arguments.run, arguments.random_lr, arguments.pretrained_lr):
         found.append(
             run_arm(
                 arm,

@@ -24,18 +24,29 @@ class Arm:
     candidates: dict[str, RunConfig]
 
 
-def arms(config: RunConfig, pretrained: Path, random_rates: Sequence[float]) -> tuple[Arm, Arm]:
+def arms(
+    config: RunConfig, pretrained: Path, random_rates: Sequence[float], pretrained_rates: Sequence[float] = ()
+) -> tuple[Arm, Arm]:
     """Fine-tuning as `config` has it, and from random weights without what only suits trained ones.
 
-    Layer-wise decay and slow offsets protect trained layers; random weights train without, at the best of
-    `random_rates` (peak rates, in the sense of optimizer.lr) and config's own.
+    Layer-wise decay and slow offsets protect trained layers; random weights train without. Either side takes the best
+    of its own rates (peak rates, in the sense of optimizer.lr) and config's.
     """
-    plain = {}
-    for rate in dict.fromkeys((config.optimizer.lr, *random_rates)):
-        changed = config.model_copy(deep=True)
-        changed.optimizer.lr, changed.optimizer.layer_decay, changed.optimizer.offset_lr_scale = rate, 1.0, 1.0
-        plain[f"lr {rate:g}"] = changed
-    return Arm(PRETRAINED, pretrained, {f"lr {config.optimizer.lr:g}": config}), Arm(RANDOM, None, plain)
+    plain = config.model_copy(deep=True)
+    plain.optimizer.layer_decay, plain.optimizer.offset_lr_scale = 1.0, 1.0
+    return (
+        Arm(PRETRAINED, pretrained, _at_rates(config, pretrained_rates)),
+        Arm(RANDOM, None, _at_rates(plain, random_rates)),
+    )
+
+
+def _at_rates(config: RunConfig, rates: Sequence[float]) -> dict[str, RunConfig]:
+    """`config` and copies of it at other peak rates, by name."""
+    found = {}
+    for rate in dict.fromkeys((config.optimizer.lr, *rates)):
+        found[f"lr {rate:g}"] = config.model_copy(deep=True)
+        found[f"lr {rate:g}"].optimizer.lr = rate
+    return found
 
 
 def run_arm(

@@ -17,7 +17,7 @@ STYLE = """
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue",
   "Liberation Sans", Arial, sans-serif; font-variant-numeric: tabular-nums; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 56px; }
+main { max-width: 1240px; margin: 0 auto; padding: 32px 20px 56px; }
 header p { margin: 2px 0 0; color: var(--soft); }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; letter-spacing: -.01em; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 44px 0 12px; }

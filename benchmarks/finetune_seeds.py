@@ -1,6 +1,7 @@
 """Does pretraining help? Fine-tuned from a pretrained run against random weights trained to their plateau, over seeds.
 
-    python benchmarks/finetune_seeds.py RUN --data SETS [--seeds 0 1 2] [--random-lr 3e-3 ...] [KEY=VALUE ...]
+    python benchmarks/finetune_seeds.py RUN --data SETS [--seeds 0 1 2] [--random-lr 3e-3 ...]
+                                       [--pretrained-lr 3e-4 ...] [KEY=VALUE ...]
 
 RUN is a pretraining run directory; SETS holds train/, validation/ and held-out/ (an empty one gets the embedded set).
 Rates, lengths and segments are chosen on validation; held-out is scored once a seed. Killed, it goes on.

@@ -52,7 +52,7 @@ class ObjectiveConfig(Section):
     embed_dim: int = Field(768, ge=8, description="width of the pooled image vector that meets the text")
     mask_cell: int | None = Field(None, description="side of a mixing cell in pixels; 32, below 128 px images 16")
     mask_ratio: float = Field(0.5, gt=0, lt=1)
-    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the image pairs that are mixed")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="preset m3i: share of the pairs that are mixed")
     decorrelation: float = Field(0.02, ge=0, description="lambda of the dense loss")
     temperature: float = Field(0.07, gt=0, description="initial softmax temperature of the contrastive loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1)

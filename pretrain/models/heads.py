@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.layers import GlobalBatchNorm
+from pretrain.models.layers import GlobalBatchNorm, initial_std
 
 
 class ConvHead(nn.Module):
@@ -62,7 +62,7 @@ class AttentionPool(nn.Module):
         self.k_weight, self.k_bias = nn.Parameter(torch.empty(dim, dim)), nn.Parameter(torch.zeros(dim))
         self.v_weight, self.v_bias = nn.Parameter(torch.empty(dim, dim)), nn.Parameter(torch.zeros(dim))
         for weight in (self.q_weight, self.k_weight, self.v_weight):
-            nn.init.trunc_normal_(weight, std=init_std or dim**-0.5)
+            nn.init.trunc_normal_(weight, std=initial_std(init_std, dim))
         self.proj = nn.Linear(dim, width)
 
     def forward(self, tokens: Tensor) -> Tensor:

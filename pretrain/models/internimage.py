@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcnv3 import DCNv3
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
-from pretrain.models.layers import DropPath, LayerNorm, Mlp
+from pretrain.models.layers import DropPath, LayerNorm, Mlp, initial_std
 from pretrain.models.linear import use_fast_linears
 from pretrain.models.timm_features import TimmFeatures
 
@@ -160,8 +160,8 @@ class InternImage(TimmFeatures, nn.Module):
         use_clip_projector: the head of H and G: clip_embed_dim is the width of its tokens, head_hidden_size that of the
             pooled vector, clip_heads the heads of its attention.
         global_pool: "avg", or "" for forward to give the map before pooling.
-        init_std: of the Linears' initial values; None for 1 / sqrt(width of the input) each, with which models much
-            narrower than the published ones learn faster.
+        init_std: standard deviation of the initial values of the MLPs, the attention pool and the classifier; None for
+            1 / sqrt(width of the input) each, with which models much narrower than the published ones learn faster.
 
     Raises ValueError for arguments that cannot be built together.
     """
@@ -201,8 +201,10 @@ class InternImage(TimmFeatures, nn.Module):
         super().__init__()
         self._arguments = arguments
         _check(channels, depths, groups, level2_post_norm_block_ids if level2_post_norm else ())
+        if init_std is not None and not init_std > 0:
+            raise ValueError(f"init_std: above 0, or None for 1 / sqrt(width), not {init_std}")
         self.channels, self.depths, self.groups = channels, tuple(depths), tuple(groups)
-        self.in_chans, self.drop_rate = in_chans, drop_rate
+        self.in_chans, self.drop_rate, self.init_std = in_chans, drop_rate, init_std
         self.use_clip_projector = use_clip_projector
         widths = [channels * 2**stage for stage in range(4)]
         self.stem = Stem(in_chans, channels)
@@ -254,7 +256,7 @@ class InternImage(TimmFeatures, nn.Module):
             self.num_features, self.head_hidden_size = widths[3], widths[3] * 3 // 2
         self._init_features(widths)
         self.reset_classifier(num_classes, global_pool)
-        self._initialize(init_std)
+        self._initialize()
         use_fast_linears(self)
 
     @property
@@ -294,13 +296,13 @@ class InternImage(TimmFeatures, nn.Module):
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
-    def _initialize(self, std: float | None) -> None:
-        """The published initial values: DCNv3 sets its own, convolutions keep PyTorch's, Linears are normal, cut at 2,
-        with `std` (0.02).
+    def _initialize(self) -> None:
+        """As published where `init_std` is 0.02: DCNv3 sets its own values, convolutions and what makes the fused map
+        keep PyTorch's, other Linears are normal, cut at 2, with that standard deviation.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and ".dcn." not in name and not name.startswith(("fuse", "conv_head")):
-                nn.init.trunc_normal_(module.weight, std=std or module.in_features**-0.5)
+                nn.init.trunc_normal_(module.weight, std=initial_std(self.init_std, module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from pretrain.models.randomness import uniform
 
 
+def initial_std(std: float | None, width: int) -> float:
+    """Of a Linear's initial values: `std`, or for None 1 / sqrt(`width` of its input), which keeps the variance."""
+    return width**-0.5 if std is None else std
+
+
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last dimension, eps 1e-6 (the released weights need it; PyTorch's 1e-5 is visibly off).
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.models.layers import initial_std
+
 
 class TimmFeatures:
     """forward_features -> forward_head, forward_intermediates, the classifier's handling, and parameter groups by
@@ -124,7 +126,7 @@ class TimmFeatures:
         self.head = nn.Identity()
         if num_classes > 0:
             self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.trunc_normal_(self.head.weight, std=initial_std(self.init_std, self.head_hidden_size))
             nn.init.zeros_(self.head.bias)
 
     @torch.jit.ignore

@@ -156,7 +156,9 @@ def test_random_weights_train_without_what_protects_trained_ones(finetuning, tmp
     config = finetuning(10, optimizer__layer_decay=0.8, optimizer__offset_lr_scale=0.1)
     pretrained, random = arms(config, tmp_path, [1e-3, 2e-3], [4e-4])
     assert list(pretrained.candidates) == ["lr 0.002", "lr 0.0004"] and pretrained.source == tmp_path
-    assert pretrained.candidates["lr 0.002"].optimizer.layer_decay == 0.8
+    assert [c.optimizer.lr for c in pretrained.candidates.values()] == [2e-3, 4e-4]
+    assert [c.optimizer.lr for c in random.candidates.values()] == [2e-3, 1e-3]
+    assert {c.optimizer.layer_decay for c in pretrained.candidates.values()} == {0.8}
     assert list(random.candidates) == ["lr 0.002", "lr 0.001"] and random.source is None
     assert {c.optimizer.layer_decay for c in random.candidates.values()} == {1.0}
     assert config.optimizer.layer_decay == 0.8

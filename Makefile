@@ -15,9 +15,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-## test-slow: the tests that take minutes each
+## test-slow: the tests that take minutes each, a quarter of an hour in all; TESTS chooses among them
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TESTS)
 
 ## lint: style and types
 lint: $(VENV)/.installed-dev

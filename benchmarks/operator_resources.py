@@ -192,7 +192,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    about = machine()
     with tempfile.TemporaryDirectory() as folder:
         report = {f"sm_{a}": compile_kernels(a, Path(folder)) for a in SHARED}
     nvcc = nvcc_version()
@@ -204,7 +203,7 @@ def main() -> None:
             raise SystemExit("\n".join(found) + note)
         print("no kernel is worse than recorded")
         return
-    record = {"benchmark": "operator_resources", "machine": about, "nvcc": nvcc, "sources": digest()}
+    record = {"benchmark": "operator_resources", "machine": machine(), "nvcc": nvcc, "sources": digest()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record | {"kernels": report}, indent=1) + "\n")
     for architecture, kernels in report.items():

@@ -234,7 +234,8 @@ def main() -> None:
     if chosen.unbroken and not result["unbroken"]["losses_equal"]:
         sys.exit("the unbroken run's losses are others: no result was written")
     del about["threads"]  # of this process; the ranks are others
-    result["machine"] = about | {key: environment(RANKS, "cpu")[key] for key in ("ranks", "packages")}
+    found = environment(RANKS, "cpu")
+    result["machine"] = about | {key: found[key] for key in ("ranks", "packages")}
     result["command"] = ["python", "benchmarks/real_steps.py", *sys.argv[1:]]
     target = Path(__file__).parent / "results" / f"real_steps_{chosen.model}.json"
     target.write_text(json.dumps(result, indent=1) + "\n")

@@ -74,6 +74,11 @@ def pairing(batch: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device) ^ 1
 
 
+def pair_keys(keys: Tensor) -> Tensor:
+    """Sample keys int64 [B], B even -> for both of each pair the key of its first."""
+    return keys.view(-1, 2)[:, 0].repeat_interleave(2)
+
+
 def partners(positions: Tensor, keys: StepKeys, probability: float) -> Tensor:
     """The involution `pi` of a local batch, int64 [B]: `pairing`, but that a pair left unmixed maps to itself.
 
@@ -84,8 +89,8 @@ def partners(positions: Tensor, keys: StepKeys, probability: float) -> Tensor:
     pi = pairing(len(positions), positions.device)
     if probability >= 1:
         return pi
-    first = sample_keys(keys, positions).view(-1, 2)[:, 0].repeat_interleave(2)
-    return torch.where(hashed_uniform(first, SALT_MIX_PAIR) < probability, pi, pi ^ 1)
+    drawn = hashed_uniform(pair_keys(sample_keys(keys, positions)), SALT_MIX_PAIR)
+    return torch.where(drawn < probability, pi, pi ^ 1)
 
 
 def mix(first: Tensor, second: Tensor, cells: Cells) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretrain.models.randomness import hashed_uniform
 from pretrain.objectives.keys import SALT_MIX_BOX_X, SALT_MIX_BOX_Y, SALT_MIX_CHOICE, beta_draws
-from pretrain.objectives.mixing import pairing
+from pretrain.objectives.mixing import pair_keys, pairing
 
 
 def mix_pairs(images: Tensor, keys: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def mix_pairs(images: Tensor, keys: Tensor, mixup: float, cutmix: float) -> tupl
     """
     batch, _, height, width = images.shape
     partner = images[pairing(batch, images.device)]
-    pair = keys.view(-1, 2)[:, 0].repeat_interleave(2)
+    pair = pair_keys(keys)
     cut = torch.full((batch,), cutmix > 0, device=images.device)
     if mixup > 0 and cutmix > 0:
         cut = hashed_uniform(pair, SALT_MIX_CHOICE) < 0.5

@@ -42,14 +42,18 @@ def check_same_run(run: Path, config: RunConfig) -> None:
         return
     before = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-    # A model's argument that is not given is not one that is given as null.
-    changed = [key for key in sorted(old | new) if _said(old, key) != _said(new, key) and not _is_free(key)]
+    changed = [key for key in sorted(old | new) if _differs(old, new, key) and not _is_free(key)]
     if changed:
         lines = "\n".join(f"  {key}: {_said(old, key)} there, {_said(new, key)} now" for key in changed)
         raise UserError(
             f"{run} holds a run of another configuration:\n{lines}\nSet them back to resume it, "
             f"or start a new run with another --output (initialize_from={run} takes its weights)"
         )
+
+
+def _differs(old: dict[str, Any], new: dict[str, Any], key: str) -> bool:
+    """A model's argument that is not given is not one that is given as null."""
+    return (key in old) != (key in new) or old.get(key) != new.get(key)
 
 
 def _said(values: dict[str, Any], key: str) -> str:

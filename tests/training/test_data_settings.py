@@ -19,6 +19,13 @@ def test_how_workers_start_may_change_and_what_they_read_may_not(tmp_path: Path)
         check_same_run(tmp_path, configuration(data__block_shards=3))
 
 
+def test_an_argument_of_the_model_that_is_null_is_not_one_left_out(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_config(configuration(model__overrides={"offset_scale": 1})))
+    check_same_run(tmp_path, configuration(model__overrides={"offset_scale": 1.0}))
+    with pytest.raises(UserError, match=r"model\.overrides\.init_std: not given there, None now"):
+        check_same_run(tmp_path, configuration(model__overrides={"offset_scale": 1.0, "init_std": None}))
+
+
 def test_a_start_that_goes_on_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.training.watchdog.START_UP_SECONDS", 0.2)
     left: list[int] = []

@@ -27,7 +27,7 @@ DEFAULTS = {
     "optimizer.lr": 1e-3,
     "optimizer.layer_decay": 0.8,
     "schedule.warmup_steps": 20,
-    "objective.label_smoothing": 0.1,
+    "task.label_smoothing": 0.1,
     "training.ema.decay": 0.98,
     "training.log_every": 20,
 }

@@ -247,9 +247,9 @@ def recipe(argv: list[str]) -> dict[str, Any]:
     training, adam = config.training, config.optimizer
     return {
         "model": config.model.name,
-        "objective": f"{config.objective.preset}: intra, inter, text, category, weights {config.objective.weights}",
-        "text_tower": config.objective.text.model_dump(),
-        "decoder": config.objective.decoder.model_dump(),
+        "objective": f"{config.task.preset}: intra, inter, text, category, weights {config.task.weights}",
+        "text_tower": config.task.text.model_dump(),
+        "decoder": config.task.decoder.model_dump(),
         "optimizer": f"AdamW {adam.betas}, weight decay {adam.weight_decay}, clip {adam.clip_grad}, lr {adam.lr}",
         "average": f"fp32, momentum {training.ema.teacher_start} to {training.ema.teacher_end}",
         "teacher": "image encoder and projector, run every step in bf16, partitioned",

@@ -78,9 +78,9 @@ def loader(
         preflight.check_source(source.path)
     count = machine.resolve_processes(processes)
     from data_pipeline.reading.advice import advise
-    from pretrain.objectives import build_tokenizer
+    from pretrain.tasks.task import task_of
 
-    tokenizer = build_tokenizer(run.data.context_length, run.objective.text.vocab_size)
+    tokenizer = task_of(run).tokenizer(run.data)
     found = advise(
         run.data, tokenizer=tokenizer, samples_per_second=samples_per_second, processes=count, seconds=seconds
     )

@@ -12,6 +12,7 @@ from launch import exits
 
 if TYPE_CHECKING:
     from pretrain.configuration import RunConfig
+    from pretrain.training.interruption import Interruption
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the bare name of a shipped one.")]
 Overrides = Annotated[
@@ -53,7 +54,9 @@ def pretrain(
 
     folder = output or default_output(config)
     arguments = ["pretrain", config, *(overrides or []), "--output", str(folder)]
-    return _run(resolved, folder, processes, arguments, lambda: _pretrain_rank(resolved, folder))
+    return _run(
+        resolved, folder, processes, arguments, lambda interruption: _pretrain_rank(resolved, folder, interruption)
+    )
 
 
 def finetune(
@@ -107,7 +110,13 @@ def finetune(
     source = ["--from", str(checkpoint)] if checkpoint else []
     rows = ["--head-rows", str(head_rows)] if head_rows else []
     arguments = ["finetune", config, *(overrides or []), *source, *rows, "--output", str(folder)]
-    return _run(resolved, folder, processes, arguments, lambda: _finetune_rank(resolved, checkpoint, head_rows, folder))
+    return _run(
+        resolved,
+        folder,
+        processes,
+        arguments,
+        lambda interruption: _finetune_rank(resolved, checkpoint, head_rows, folder, interruption),
+    )
 
 
 def _load(config: str, overrides: list[str] | None) -> "RunConfig":
@@ -123,7 +132,9 @@ def _show(config: "RunConfig") -> int:
     return exits.DONE
 
 
-def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str], one_rank: Callable[[], int]) -> int:
+def _run(
+    config: "RunConfig", output: Path, processes: str, arguments: list[str], one_rank: "Callable[[Interruption], int]"
+) -> int:
     """Be one rank inside a launcher; otherwise check what can be checked and start the ranks of this machine."""
     from launch import invocation, local, machine, preflight
     from launch.supervision import Patience
@@ -142,26 +153,25 @@ def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str]
     )
 
 
-def _be_a_rank(one_rank: Callable[[], int]) -> int:
+def _be_a_rank(one_rank: "Callable[[Interruption], int]") -> int:
     """Importing torch takes seconds, and a request to stop may come meanwhile: keep it for the run to find."""
     from launch.ranks import release_signals
     from pretrain.training.interruption import Interruption
 
-    early = Interruption().install()
-    release_signals()
-    try:
-        return one_rank()
-    finally:
-        early.remove()
+    with Interruption() as interruption:
+        release_signals()
+        return one_rank(interruption)
 
 
-def _pretrain_rank(config: "RunConfig", output: Path) -> int:
-    from pretrain.training import run
+def _pretrain_rank(config: "RunConfig", output: Path, interruption: "Interruption") -> int:
+    from pretrain.training.rank import run
 
-    return run(config, output)
+    return run(config, output, interruption=interruption)
 
 
-def _finetune_rank(config: "RunConfig", source: Path | None, head_rows: Path | None, output: Path) -> int:
+def _finetune_rank(
+    config: "RunConfig", source: Path | None, head_rows: Path | None, output: Path, interruption: "Interruption"
+) -> int:
     from pretrain.finetuning import finetune as work
 
-    return work(config, source=source, head_rows=head_rows, output=output)
+    return work(config, source=source, head_rows=head_rows, output=output, interruption=interruption)

@@ -1,8 +1,8 @@
 """Everything random in a step is a function of (seed, step, global position), so that a run does not depend on the
 number of ranks.
 
-`sample_keys` turns the three into one int64 a sample; `pretrain.models.randomness` hashes it (drop path, and the draws
-below).
+`position_keys` turns the three into one int64 a sample; `pretrain.models.randomness` hashes it, for drop path and for
+the draws below.
 """
 
 from typing import NamedTuple
@@ -25,17 +25,15 @@ SALT_BETA = SALT_MASK + 64
 class StepKeys(NamedTuple):
     """What a micro-batch's randomness is derived from, together with `batch.positions`.
 
-    seed: of the run. step: optimizer step. micro: index of the micro-batch inside the step. measure: also compute the
-    diagnostic metrics (collapse, accuracies, gradient norms); the loop sets it on the steps that it logs.
+    seed: of the run. step: optimizer step. micro: index of the micro-batch inside the step.
     """
 
     seed: int
     step: int
     micro: int = 0
-    measure: bool = True
 
 
-def sample_keys(keys: StepKeys, positions: Tensor) -> Tensor:
+def position_keys(keys: StepKeys, positions: Tensor) -> Tensor:
     """int64 [B]: one key a sample from (seed, step, global position). positions: int64 [B]."""
     # Odd constants, far apart, modulo 2^64: distinct triples give distinct keys, and the hash does the rest.
     return positions * _signed(0x9E3779B97F4A7C15) + _step_constant(keys)

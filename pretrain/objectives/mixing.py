@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from pretrain.models.randomness import hashed_uniform
-from pretrain.objectives.keys import SALT_MASK, SALT_MIX_PAIR, StepKeys, sample_keys, step_uniform
+from pretrain.objectives.keys import SALT_MASK, SALT_MIX_PAIR, StepKeys, position_keys, step_uniform
 
 TOKEN = 16  # pixels a side of a token of the fused map
 
@@ -42,8 +42,8 @@ def cell_size(image_size: int, configured: int | None) -> int:
         logging.getLogger(__name__).info("images of %d px: mixing cells of 16 px, below stage 4's 32", image_size)
     if cell < TOKEN or cell % TOKEN or image_size % cell:
         raise UserError(
-            f"objective.mask_cell {cell}: cells are multiples of {TOKEN} px that tile data.image_size {image_size}; "
-            f"choose data.image_size as a multiple of {max(cell, TOKEN)}, or another objective.mask_cell"
+            f"task.mask_cell {cell}: cells are multiples of {TOKEN} px that tile data.image_size {image_size}; "
+            f"choose data.image_size as a multiple of {max(cell, TOKEN)}, or another task.mask_cell"
         )
     return cell
 
@@ -89,7 +89,7 @@ def partners(positions: Tensor, keys: StepKeys, probability: float) -> Tensor:
     pi = pairing(len(positions), positions.device)
     if probability >= 1:
         return pi
-    drawn = hashed_uniform(pair_keys(sample_keys(keys, positions)), SALT_MIX_PAIR)
+    drawn = hashed_uniform(pair_keys(position_keys(keys, positions)), SALT_MIX_PAIR)
     return torch.where(drawn < probability, pi, pi ^ 1)
 
 

@@ -52,7 +52,7 @@ def _subtitle(run: RunRecord) -> str:
     ranks = run.environment.get("ranks")
     facts = [
         at("model", "name"),
-        f"{at('objective', 'preset')} objective" if at("objective", "preset") else None,
+        f"{at('task', 'preset') or at('task', 'name')}" if at("task") else None,
         f"{size} × {size} px" if size else None,
         f"ZeRO-{stage}" if stage is not None else None,
         precision,

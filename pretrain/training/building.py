@@ -1,6 +1,6 @@
-"""A run's modules before DeepSpeed has them: the task with its first values, and the teacher's empty twin.
+"""A run's modules before DeepSpeed has them: the task's with its first values, and the teacher's empty twin.
 
-Under ZeRO-3 with more than one rank both are made on the meta device, and the task is cut as it gets its values
+Under ZeRO-3 with more than one rank both are made on the meta device, and the first is cut as it gets its values
 (partition.py).
 """
 
@@ -12,19 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
-from pretrain.configuration import RunConfig
-from pretrain.training.engine import compute_dtype, settings_for
+from pretrain.configuration.schema import TrainingConfig
+from pretrain.tasks.module import TaskModule
+from pretrain.training.engine import compute_dtype
 from pretrain.training.fragments import Fragment
 from pretrain.training.partition import partition, partitions
-from pretrain.training.processes import Processes, seed_step
+from pretrain.training.processes import DistributedContext, seed_step
+
+Initialize = Callable[[TaskModule], None]
 
 
 @dataclass
 class Built:
     """exact: fp32 values of given weights, name -> (start, flat values): DeepSpeed's masters start rounded."""
 
-    task: Any
+    module: TaskModule
     teacher: nn.Module | None
+    settings: dict[str, Any]
     exact: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
 
     def start_exactly(self, held: list[Fragment]) -> None:
@@ -37,42 +41,40 @@ class Built:
 
 
 def build(
-    config: RunConfig,
-    make: Callable[[], Any],
-    initialize: Callable[[nn.Module], None] | None,
-    processes: Processes,
+    make: Callable[[], TaskModule],
+    settings_of: Callable[[nn.Module], dict[str, Any]],
+    initialize: Initialize | None,
+    *,
+    training: TrainingConfig,
+    context: DistributedContext,
 ) -> Built:
-    """make: gives the task, with random values of the current generator; alike on every rank. initialize: writes given
-    weights into it. Raises UserError, on every rank, where one of them does.
+    """make: gives the module, with random values of the current generator; alike on every rank. settings_of: the
+    DeepSpeed JSON of a module. initialize: writes given weights into it. Raises UserError, on every rank, where one of
+    them does.
     """
-    seed_step(config.training.seed, -1, 0)  # the same initial weights on every rank
-    wants_teacher = config.training.ema.enabled
-    if not partitions(config.training.zero_stage, processes):
-        task = make()
+    seed_step(training.seed, -1, 0)  # the same initial weights on every rank
+    wants_teacher = training.ema.enabled
+    if not partitions(training.zero_stage, context):
+        module = make()
         exact = {}
         if initialize is not None:
-            initialize(task)
-            exact = {name: (0, p.detach().clone().view(-1)) for name, p in task.named_parameters()}
-        return Built(task, task.teacher() if wants_teacher else None, exact)
+            initialize(module)
+            exact = {name: (0, p.detach().clone().view(-1)) for name, p in module.named_parameters()}
+        return Built(module, module.teacher() if wants_teacher else None, settings_of(module), exact)
     with torch.device("meta"):
-        task = make()
-        teacher = task.teacher() if wants_teacher else None
+        module = make()
+        teacher = module.teacher() if wants_teacher else None
     source, problem = None, None
-    if processes.leader:
+    if context.leader:
         try:
             source = make()
             if initialize is not None:
                 initialize(source)
         except UserError as error:
             problem = str(error)
-    if (problem := processes.gather(problem)[0]) is not None:
+    if (problem := context.gather(problem)[0]) is not None:
         raise UserError(problem)
-    exact = partition(
-        task,
-        settings_for(task, config, processes),
-        processes,
-        compute_dtype(config),
-        source=source,
-        exact=initialize is not None,
-    )
-    return Built(task, teacher, exact)
+    settings = settings_of(module)
+    dtype = compute_dtype(training.precision)
+    exact = partition(module, settings, context, dtype, source=source, exact=initialize is not None)
+    return Built(module, teacher, settings, exact)

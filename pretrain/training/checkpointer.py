@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import GaveUpError, UserError
-from pretrain.configuration import RunConfig, dump_config
+from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training import checkpoints as disk
 from pretrain.training.checkpoints import Checkpoint, DamagedError, OpenFiles
 from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine
-from pretrain.training.processes import Processes
+from pretrain.training.processes import DistributedContext
 from pretrain.training.shard_file import sha256_of, sync_folder, write_durably, write_shard
 
 FAILURES_ALLOWED = 3
@@ -45,23 +45,31 @@ class _Pending:
 
 
 class Checkpointer:
+    """run: its folder. config_text, data: what every checkpoint's config.yaml says, and its state.json about the data.
+    report: writes an event.
+    """
+
     def __init__(
         self,
         run: Path,
-        config: RunConfig,
+        settings: CheckpointConfig,
         engine: Engine,
         ema: Ema | None,
-        processes: Processes,
+        context: DistributedContext,
         report: Report,
+        *,
+        config_text: str,
+        data: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.run, self.config, self.engine, self.ema = run, config, engine, ema
+        self.run, self._settings, self.engine, self.ema = run, settings, engine, ema
+        self._config_text, self._data = config_text, dict(data)
         self._folder = run / disk.FOLDER
-        self._processes, self._report, self._clock = processes, report, clock
+        self._context, self._report, self._clock = context, report, clock
         self._entries = self._layout()
         # Staging would bring back into memory what the user has put into files.
-        self._asynchronous = config.checkpoint.asynchronous and engine.offload_folder is None
-        if config.checkpoint.asynchronous and not self._asynchronous and processes.leader:
+        self._asynchronous = settings.asynchronous and engine.offload_folder is None
+        if settings.asynchronous and not self._asynchronous and context.leader:
             report("synchronous_checkpoints", message="training.offload_folder: a step waits until a save is written")
         self._staging: list[Tensor] | None = None
         self._index = json.dumps(self._build_index())
@@ -71,13 +79,12 @@ class Checkpointer:
         self._failures = 0
         self._saved_at = clock()
         self.last_step = -1
-        self.constant_state: dict[str, Any] = {}  # what every state.json says besides
-        if processes.leader:
+        if context.leader:
             self._folder.mkdir(parents=True, exist_ok=True)
             for prefix in (disk.WRITING, disk.DELETING):
                 for left in self._folder.glob(f"{prefix}*"):
                     shutil.rmtree(left, ignore_errors=True)
-        processes.barrier()
+        context.barrier()
 
     # --- what is saved
     # -------------------------------------------------------------------------------------------------
@@ -86,14 +93,14 @@ class Checkpointer:
         entries = [(f"{kind}/{f.name}", tensor) for f in self.engine.owned for kind, tensor in f.kinds()]
         if self.ema is not None:
             entries += [(f"ema/{f.name}", value) for f, value in zip(self.ema.fragments, self.ema.values, strict=True)]
-        if self._processes.leader:
+        if self._context.leader:
             entries += [(f"buffer/{name}", buffer) for name, buffer in self.engine.buffers()]
         return entries
 
     def _build_index(self) -> dict[str, Any]:
         mine = [(f.name, f.shape, f.start, f.length, f.trainable) for f in self.engine.owned]
         parameters: dict[str, Any] = {}
-        for rank, fragments in enumerate(self._processes.gather(mine)):
+        for rank, fragments in enumerate(self._context.gather(mine)):
             for name, shape, start, length, trainable in fragments:
                 entry = parameters.setdefault(
                     name, {"shape": list(shape), "ema": trainable and self.ema is not None, "fragments": []}
@@ -105,13 +112,13 @@ class Checkpointer:
     # --------------------------------------------------------------------------------------------------------
     def due(self, step: int) -> bool:
         """Is a checkpoint to be made after `step` steps? By steps or by minutes; the leader's clock decides for all."""
-        settings = self.config.checkpoint
+        settings = self._settings
         if settings.every_steps and step % settings.every_steps == 0:
             return True
         if settings.every_minutes is None:
             return False
-        mine = self._processes.leader and self._clock() - self._saved_at >= 60 * settings.every_minutes
-        return self._processes.sum([float(mine)])[0] > 0
+        mine = self._context.leader and self._clock() - self._saved_at >= 60 * settings.every_minutes
+        return self._context.sum([float(mine)])[0] > 0
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Start saving. `state` becomes state.json, with the engine's counters added."""
@@ -119,18 +126,14 @@ class Checkpointer:
             return
         self.wait()
         self._saved_at, self.last_step = self._clock(), step
-        state = (
-            self.constant_state
-            | state
-            | {
-                "step": step,
-                "adam_steps": self.engine.adam_steps,
-                "scaler": self.engine.scaler_state(),
-                "world_size": self._processes.world_size,
-                "zero_stage": self.engine.stage,
-            }
-        )
-        self._pending = _Pending(step, state)
+        counters = {
+            "step": step,
+            "adam_steps": self.engine.adam_steps,
+            "scaler": self.engine.scaler_state(),
+            "world_size": self._context.world_size,
+            "zero_stage": self.engine.stage,
+        }
+        self._pending = _Pending(step, {"data": self._data} | state | counters)
         self._start(self._write, step, self._stage() if self._asynchronous else self._entries)
         if not self._asynchronous:
             self.wait()
@@ -159,7 +162,7 @@ class Checkpointer:
         self._thread.start()
 
     def _write(self, step: int, entries: list[tuple[str, Tensor]]) -> None:
-        rank, folder = self._processes.rank, self._temporary(step)
+        rank, folder = self._context.rank, self._temporary(step)
         folder.mkdir(parents=True, exist_ok=True)
         written = write_shard(folder / _shard(rank), entries)
         (folder / _note(rank)).write_text(json.dumps(written))
@@ -169,8 +172,8 @@ class Checkpointer:
         if self._pending is None:
             return
         done = self._thread is None or not self._thread.is_alive()
-        finished, failed = self._processes.sum([float(done), float(done and self._error is not None)])
-        if finished == self._processes.world_size:
+        finished, failed = self._context.sum([float(done), float(done and self._error is not None)])
+        if finished == self._context.world_size:
             self._advance(failed > 0)
 
     def wait(self) -> bool:
@@ -178,7 +181,7 @@ class Checkpointer:
         while self._pending is not None:
             if self._thread is not None:
                 self._thread.join()
-            self._advance(self._processes.sum([float(self._error is not None)])[0] > 0)
+            self._advance(self._context.sum([float(self._error is not None)])[0] > 0)
         return self._failures == 0
 
     def wait_or_raise(self) -> bool:
@@ -199,7 +202,7 @@ class Checkpointer:
         elif not self._pending.committing:
             self._pending.committing = True
             self._thread = None
-            if self._processes.leader:
+            if self._context.leader:
                 self._start(self._commit, self._pending.step, self._pending.state)
         else:
             self._pending, self._failures = None, 0
@@ -208,7 +211,7 @@ class Checkpointer:
         self._pending, self._failures, self.last_step = None, self._failures + 1, -1
         if self._error is not None:
             self._report("checkpoint_failed", step=step, message=f"{self._temporary(step)}: {self._error}")
-        if self._processes.leader:
+        if self._context.leader:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         if self._failures >= FAILURES_ALLOWED:
             raise GaveUpError(
@@ -220,14 +223,14 @@ class Checkpointer:
     def _commit(self, step: int, state: dict[str, Any]) -> None:
         temporary, final = self._temporary(step), self._folder / disk.step_name(step)
         files: dict[str, Any] = {}
-        for rank in range(self._processes.world_size):
+        for rank in range(self._context.world_size):
             note = temporary / _note(rank)
             files[_shard(rank)] = json.loads(note.read_text())
             note.unlink()
         for name, text in (
             (disk.INDEX, self._index),
             (disk.STATE, json.dumps(state)),
-            (disk.CONFIG, dump_config(self.config)),
+            (disk.CONFIG, self._config_text),
         ):
             write_durably(temporary / name, text)
             files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": sha256_of(temporary / name)}
@@ -241,7 +244,7 @@ class Checkpointer:
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
-        settings = self.config.checkpoint
+        settings = self._settings
         best = self._folder / disk.BEST
         kept = {best.read_text().strip()} if best.is_file() else set()
         for old in disk.complete_checkpoints(self.run)[settings.keep :]:
@@ -263,21 +266,23 @@ class Checkpointer:
     def restore(self) -> dict[str, Any] | None:
         """Load the newest intact checkpoint; its state.json, or None where there is none at all.
 
-        Raises UserError where there are checkpoints but none is intact: starting afresh over them would lose the run.
+        Raises UserError where there are checkpoints but none is intact: starting afresh over them would lose the run;
+        and where the run was trained on other data.
         """
         refused = []
         for checkpoint in disk.candidates(self.run):
             problem = self._verify(checkpoint)
             if problem is None:
+                self._check_data(checkpoint.state["data"])
                 self._load(checkpoint)
                 self.last_step = checkpoint.step
                 return checkpoint.state
             refused.append(problem)
-            if self._processes.leader:
+            if self._context.leader:
                 self._report("checkpoint_refused", step=checkpoint.step, message=problem)
                 with contextlib.suppress(OSError):  # a read-only folder: it is refused again next time
                     self._set_aside(checkpoint.path)
-            self._processes.barrier()
+            self._context.barrier()
         if refused:
             raise UserError(
                 f"none of the checkpoints under {self._folder} is intact:\n  " + "\n  ".join(refused) + "\n"
@@ -290,19 +295,27 @@ class Checkpointer:
             )
         return None
 
+    def _check_data(self, before: Mapping[str, Any]) -> None:
+        if before != self._data:
+            raise UserError(
+                f"{self.run} was trained on {before['epoch_samples']} samples an epoch; data.sources now hold "
+                f"{self._data['epoch_samples']}, or other ones: the order would differ. Name the same sets, or start "
+                "a new run"
+            )
+
     def _verify(self, checkpoint: Checkpoint) -> str | None:
         problem = None
         try:
-            checkpoint.verify(part=self._processes.rank, parts=self._processes.world_size)
+            checkpoint.verify(part=self._context.rank, parts=self._context.world_size)
         except DamagedError as error:
             problem = str(error)
-        problems = [found for found in self._processes.gather(problem) if found]
+        problems = [found for found in self._context.gather(problem) if found]
         return problems[0] if problems else None
 
     @torch.no_grad()
     def _load(self, checkpoint: Checkpoint) -> None:
         files, known = OpenFiles(), checkpoint.index["parameters"]
-        expected = {name for name, _ in self.engine.task.named_parameters()}
+        expected = {name for name, _ in self.engine.module.named_parameters()}
         if expected != set(known):
             odd = sorted(expected ^ set(known))
             raise UserError(

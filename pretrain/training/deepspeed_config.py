@@ -4,20 +4,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline.errors import UserError
-from pretrain.configuration.schema import RunConfig
+from pretrain.configuration.schema import TrainingConfig
 
 LARGEST_BUCKET = 50_000_000
 ALIGNMENT = 64  # of flat buffers; DeepSpeed asks for an even number
 QUIET = 10**9
 
 
-def derive(config: RunConfig, *, world_size: int, parameters: int, cuda: bool) -> dict[str, Any]:
-    """`config.deepspeed` is merged last, key by key, so that anything that DeepSpeed knows can be said.
+def derive(
+    training: TrainingConfig,
+    clip_grad: float | None,
+    given: Mapping[str, Any],
+    *,
+    world_size: int,
+    parameters: int,
+    cuda: bool,
+) -> dict[str, Any]:
+    """The JSON. The raw keys in `given` are merged last, key by key, so that anything DeepSpeed knows can be said.
 
     parameters: trainable parameters, which bound the communication buckets. Raises UserError for a batch that does
     not divide.
     """
-    training = config.training
     micro, rest = divmod(training.batch_size, training.accumulation * world_size)
     if rest:
         raise UserError(
@@ -54,7 +61,7 @@ def derive(config: RunConfig, *, world_size: int, parameters: int, cuda: bool) -
         "train_batch_size": training.batch_size,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": training.accumulation,
-        "gradient_clipping": config.optimizer.clip_grad or 0.0,
+        "gradient_clipping": clip_grad or 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -69,7 +76,7 @@ def derive(config: RunConfig, *, world_size: int, parameters: int, cuda: bool) -
         derived["fp16"] = {"enabled": True, "auto_cast": False}
     if stage == 0 and training.precision == "fp32":
         derived["gradient_clipping"] = 0.0  # the engine clips, since DeepSpeed would not report the norm here
-    return merge(derived, config.deepspeed)
+    return merge(derived, given)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DeepSpeed behind five verbs: forward, backward, set the rate, step or not, and the fragments that a rank holds.
+"""DeepSpeed behind five verbs: forward, backward, set the lr, step or not, and the fragments that a rank holds.
 
 All that depends on the ZeRO stage or on DeepSpeed's habits is here and in `fragments.py`; the loop knows neither.
 """
@@ -7,7 +7,7 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.configuration.schema import RunConfig
+from data_pipeline.reading.batch import Batch
+from pretrain.configuration.schema import OptimizerConfig, TrainingConfig
+from pretrain.tasks.module import LossOutput, StepKeys, TaskModule
 from pretrain.training.deepspeed_config import derive
 from pretrain.training.fragments import Fragment, held_fragments, owned_fragments, publish
 from pretrain.training.meter import count_flops
 from pretrain.training.parameter_groups import ParameterGroup
-from pretrain.training.processes import Processes
+from pretrain.training.processes import DistributedContext
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -60,43 +62,58 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def compute_dtype(config: RunConfig) -> torch.dtype:
-    """Of forward and backward."""
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision]
+def compute_dtype(precision: str) -> torch.dtype:
+    """The type of forward and backward. precision: fp32, bf16, fp16."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def full_shape(parameter: Any) -> tuple[int, ...]:
-    """Of a parameter, whether ZeRO-3 has cut it or not."""
+    """The shape of a parameter, whether ZeRO-3 has cut it or not."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def settings_for(task: nn.Module, config: RunConfig, processes: Processes) -> dict[str, Any]:
-    """The DeepSpeed JSON of this task."""
-    trainable = sum(math.prod(full_shape(p)) for p in task.parameters() if p.requires_grad)
-    cuda = processes.device.type == "cuda"
-    return derive(config, world_size=processes.world_size, parameters=trainable, cuda=cuda)
+def settings_for(
+    module: nn.Module,
+    training: TrainingConfig,
+    clip_grad: float | None,
+    given: Mapping[str, Any],
+    context: DistributedContext,
+) -> dict[str, Any]:
+    """The DeepSpeed JSON of this module. given: the raw keys of the configuration's `deepspeed:` section."""
+    trainable = sum(math.prod(full_shape(p)) for p in module.parameters() if p.requires_grad)
+    cuda = context.device.type == "cuda"
+    return derive(training, clip_grad, given, world_size=context.world_size, parameters=trainable, cuda=cuda)
 
 
 class Engine:
-    """The task under ZeRO. `held` and `owned` are the rank's fragments; `compute_dtype` is that of forward and
+    """The module under ZeRO. `held` and `owned` are the rank's fragments; `compute_dtype` is that of forward and
     backward.
+
+    settings: the DeepSpeed JSON (`settings_for`). counts_flops: whether the first forward pass is counted, which a
+    compiled module does not allow.
     """
 
     def __init__(
-        self, task: nn.Module, config: RunConfig, groups: Sequence[ParameterGroup], processes: Processes
+        self,
+        module: TaskModule,
+        groups: Sequence[ParameterGroup],
+        settings: dict[str, Any],
+        *,
+        optimizer: OptimizerConfig,
+        training: TrainingConfig,
+        counts_flops: bool,
+        context: DistributedContext,
     ) -> None:
         deepspeed = import_deepspeed()
-        optimizer = config.optimizer
-        parameters = dict(task.named_parameters())
+        parameters = dict(module.named_parameters())
         points = [name for name, parameter in parameters.items() if full_shape(parameter) == ()]
         if points:  # DeepSpeed broadcasts a byte view, which a 0-d tensor has not
             raise ValueError(
                 f"parameters need at least one dimension under DeepSpeed: {points[0]}; make it of shape [1]"
             )
-        settings = settings_for(task, config, processes)
-        self.processes, self.task, self.stage = processes, task, config.training.zero_stage
+        self.module, self.stage, self.settings = module, training.zero_stage, settings
         self._clip = optimizer.clip_grad
-        self._clips_here = self.stage == 0 and config.training.precision == "fp32"
+        self._clips_here = self.stage == 0 and training.precision == "fp32"
         self._adam = GuardedAdamW(
             [
                 {"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay}
@@ -109,34 +126,35 @@ class Engine:
         )
         self._lr_scales = [group.lr_scale for group in groups]
         self._adam.veto = True  # of the dummy step that some stages take while they build
-        self._engine, *_ = deepspeed.initialize(model=task, optimizer=self._adam, config=settings)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=settings)
         self._adam.veto = False
         self._buffers_before = [(b, b.clone()) for _, b in self.buffers()]
-        self.settings = settings
         self._forward_flops: float | None = None
         self._target_flops = 0.0
-        self._micro_rows, self._compiled = settings["train_micro_batch_size_per_gpu"], config.model.compile
-        folder = config.training.offload_folder
+        self._micro_rows, self._counts_flops = settings["train_micro_batch_size_per_gpu"], counts_flops
+        folder = training.offload_folder
         self.offload_folder = Path(folder) if folder is not None else None
-        self.held, self._masters = held_fragments(self._engine, task, self.offload_folder)
-        self.owned: list[Fragment] = owned_fragments(self.held, rank=processes.rank, world_size=processes.world_size)
-        self.compute_dtype = compute_dtype(config)
+        self.held, self._masters = held_fragments(self._engine, module, self.offload_folder)
+        self.owned: list[Fragment] = owned_fragments(self.held, rank=context.rank, world_size=context.world_size)
+        self.compute_dtype = compute_dtype(training.precision)
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The task's forward pass; the first one is counted (`flops_per_sample`)."""
-        if self._forward_flops is None and not self._compiled:
-            result, self._forward_flops = count_flops(lambda: self._engine(*inputs), self._micro_rows)
-            return result
-        return self._engine(*inputs)
+    def __call__(self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor] | None, measure: bool) -> LossOutput:
+        """The module's forward pass; the first one is counted (`flops_per_sample`)."""
+        forward = partial(self._engine, batch, keys, targets, measure)
+        if self._forward_flops is None and self._counts_flops:
+            result, self._forward_flops = count_flops(forward, self._micro_rows)
+        else:
+            result = forward()
+        assert isinstance(result, LossOutput), "a task's forward pass returns a LossOutput"
+        return result
 
-    def targets(self, teacher: nn.Module, batch: Any, keys: Any) -> Any:
-        """The task's targets, by its teacher, without gradient; the first ones are counted too."""
-        task: Any = self.task
-        if self._forward_flops is None and not self._compiled:
-            call = partial(task.targets, teacher, batch, keys)
+    def targets(self, teacher: nn.Module, batch: Batch, keys: StepKeys) -> dict[str, Tensor]:
+        """The module's targets, by its teacher, without gradient; the first ones are counted too."""
+        call = partial(self.module.teacher_targets, teacher, batch, keys)
+        if self._forward_flops is None and self._counts_flops:
             result, self._target_flops = count_flops(call, self._micro_rows)
             return result
-        return task.targets(teacher, batch, keys)
+        return call()
 
     @property
     def flops_per_sample(self) -> float | None:
@@ -157,9 +175,9 @@ class Engine:
         if not self._last_micro:
             self._engine.step()
 
-    def set_learning_rate(self, rate: float) -> None:
+    def set_lr(self, lr: float) -> None:
         for group, scale in zip(self._adam.param_groups, self._lr_scales, strict=True):
-            group["lr"] = rate * scale
+            group["lr"] = lr * scale
 
     def step(self, *, apply: bool) -> tuple[bool, float]:
         """Clip and update, or throw the gradients away, and what the batch did to the statistics in buffers with them.
@@ -168,7 +186,7 @@ class Engine:
         norm = math.nan
         if self._clips_here:
             limit = self._clip if self._clip is not None else math.inf
-            gradients = [p for p in self.task.parameters() if p.grad is not None]
+            gradients = [p for p in self.module.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.clip_grad_norm_(gradients, limit))
             apply = apply and math.isfinite(norm)
         scale = self._loss_scale
@@ -186,9 +204,9 @@ class Engine:
         return applied, norm
 
     def buffers(self) -> list[tuple[str, Tensor]]:
-        """The task's persistent buffers, such as batch statistics: equal on all ranks."""
-        persistent = self.task.state_dict(keep_vars=True).keys()
-        return [(name, buffer.detach()) for name, buffer in self.task.named_buffers() if name in persistent]
+        """The module's persistent buffers, such as batch statistics: equal on all ranks."""
+        persistent = self.module.state_dict(keep_vars=True).keys()
+        return [(name, buffer.detach()) for name, buffer in self.module.named_buffers() if name in persistent]
 
     @torch.no_grad()
     def _settle_buffers(self, *, keep: bool) -> None:
@@ -200,7 +218,7 @@ class Engine:
 
     def publish(self) -> None:
         """After the masters and the buffers were written from outside (a restored checkpoint)."""
-        publish(self._engine, self.task)
+        publish(self._engine, self.module)
         self._settle_buffers(keep=True)
 
     @property

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 REPEAT_SECONDS = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -19,36 +20,34 @@ STOP_FILE = "stop"
 
 
 class Interruption:
-    """Install as early as possible: a signal during start-up is then kept until the first step boundary."""
+    """Enter as early as possible: a signal during start-up is then kept until the first step boundary."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, leave: Callable[[int], None] = os._exit) -> None:
         self.reason: str | None = None
-        self.on_request: Callable[[], None] = lambda: None
         self._clock = clock
         self._leave = leave
         self._first_interrupt: float | None = None
         self._previous: dict[int, object] = {}
         self._owner = os.getpid()
 
-    def install(self) -> "Interruption":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
-                # The command line installs one before the slow imports: what that has noted counts here.
-                earlier = getattr(self._previous[number], "__self__", None)
-                if isinstance(earlier, Interruption) and earlier.reason is not None:
-                    self.request(earlier.reason)
         return self
 
-    def remove(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
 
+    @property
+    def requested(self) -> bool:
+        return self.reason is not None
+
     def request(self, reason: str) -> None:
         if self.reason is None:
             self.reason = reason
-            self.on_request()
 
     def read_stop_file(self, run: Path) -> None:
         if (run / STOP_FILE).exists():

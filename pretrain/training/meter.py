@@ -1,23 +1,25 @@
-"""The numbers of a step, from where they arise to the log: losses, rates, times, memory."""
+"""The numbers of a step, from where they arise to the log: losses, lr, times, memory."""
 
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pretrain.training.processes import Processes
+from pretrain.training.processes import DistributedContext
+
+R = TypeVar("R")
 
 
 class Meter:
     """Sums over micro-batches and steps since the last log; means over ranks only when asked for."""
 
-    def __init__(self, processes: Processes, batch_size: int, precision: str) -> None:
-        self._processes, self._batch_size, self._precision = processes, batch_size, precision
+    def __init__(self, context: DistributedContext, batch_size: int, precision: str) -> None:
+        self._context, self._batch_size, self._precision = context, batch_size, precision
         self._micro_losses: list[Tensor] = []
         self._clear()
         self._mark = time.perf_counter()
@@ -40,7 +42,7 @@ class Meter:
         self._micro_losses.append(total.detach().float())
         named = {f"loss/{name}": value for name, value in parts.items()} | dict(metrics)
         for name, value in named.items():
-            value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -48,7 +50,7 @@ class Meter:
         """Mean over this step's micro-batches and all ranks. Collective."""
         mine = float(torch.stack(self._micro_losses).mean())
         self._micro_losses.clear()
-        return self._processes.sum([mine])[0] / self._processes.world_size
+        return self._context.sum([mine])[0] / self._context.world_size
 
     def end_step(self) -> None:
         now = time.perf_counter()
@@ -58,25 +60,25 @@ class Meter:
         """What happened since the last step's end (a rollback, the start) is no step's time."""
         self._mark = time.perf_counter()
 
-    def collect(self, loss: float, rate: float, norm: float, flops_per_sample: float | None) -> dict[str, float]:
+    def collect(self, loss: float, lr: float, norm: float, flops_per_sample: float | None) -> dict[str, float]:
         """Everything since the last call, averaged. Collective: all ranks call it at the same step.
 
         flops_per_sample: of one training step, for tflops_per_rank and, on a GPU whose peak is known, mfu.
         """
         names = sorted(self._sums)
         local = [float(self._sums[name]) / self._counts[name] for name in names]
-        world, steps = self._processes.world_size, max(1, self._steps)
-        means = [value / world for value in self._processes.sum([*local, self._wait])]
+        world, steps = self._context.world_size, max(1, self._steps)
+        means = [value / world for value in self._context.sum([*local, self._wait])]
         step_seconds = self._elapsed / steps
-        values = {"loss": loss, **dict(zip(names, means, strict=False)), "lr": rate, "grad_norm": norm}
+        values = {"loss": loss, **dict(zip(names, means, strict=False)), "lr": lr, "grad_norm": norm}
         values["images_per_second"] = self._batch_size / step_seconds if step_seconds else 0.0
         values["data_wait_ms"] = 1e3 * means[-1] / steps
         values["step_ms"] = 1e3 * step_seconds
-        values["memory_mb"] = memory_mb(self._processes.device)
+        values["memory_mb"] = memory_mb(self._context.device)
         if flops_per_sample:
             achieved = flops_per_sample * values["images_per_second"] / world
             values["tflops_per_rank"] = achieved / 1e12
-            if peak := _peak_here(self._processes.device, self._precision):
+            if peak := _peak_here(self._context.device, self._precision):
                 values["mfu"] = achieved / peak
         self._clear()
         return values
@@ -119,7 +121,7 @@ def _peak_here(device: torch.device, precision: str) -> float | None:
     return peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
 
 
-def count_flops(call: Any, samples: int) -> tuple[Any, float]:
+def count_flops(call: Callable[[], R], samples: int) -> tuple[R, float]:
     """Run `call()` once; (its result, its FLOPs a sample).
 
     Matrix products, attention and convolutions are counted, as torch's flop counter knows them; the sampling of DCNv3

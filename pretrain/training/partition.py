@@ -4,6 +4,7 @@ Only the leader's host ever holds the whole model, in fp32, and gives it up on t
 share, and one whole parameter at a time; so a node needs the memory of one model, not of one a rank.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,19 +13,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.training.engine import import_deepspeed
-from pretrain.training.processes import Processes
+from pretrain.training.processes import DistributedContext
 
 
-def partitions(stage: int, processes: Processes) -> bool:
+def partitions(stage: int, context: DistributedContext) -> bool:
     """Is a module of a run at this ZeRO stage made on the meta device, and cut here?"""
-    return stage == 3 and processes.world_size > 1
+    return stage == 3 and context.world_size > 1
 
 
 @torch.no_grad()
 def partition(
     module: nn.Module,
     settings: Mapping[str, Any],
-    processes: Processes,
+    context: DistributedContext,
     dtype: torch.dtype,
     *,
     source: nn.Module | None = None,
@@ -47,7 +48,7 @@ def partition(
                 setattr(owner, name, filled[id(empty)])
                 continue
             path = f"{prefix}.{name}" if prefix else name
-            whole = torch.zeros(empty.shape, dtype=torch.float32 if exact else dtype, device=processes.device)
+            whole = torch.zeros(empty.shape, dtype=torch.float32 if exact else dtype, device=context.device)
             if path in theirs:
                 whole.copy_(theirs[path])
                 theirs[path].data = theirs[path].new_empty(0)
@@ -55,19 +56,19 @@ def partition(
                 dist.broadcast(whole, 0)
             parameter: Any = nn.Parameter(whole.to(dtype), empty.requires_grad)
             if first is None:
-                zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=dict(settings))
+                zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=copy.deepcopy(dict(settings)))
                 first = parameter
             else:
                 first.convert_to_zero_parameters(param_list=[parameter])
             if exact:
-                start = min(whole.numel(), processes.rank * parameter.ds_tensor.ds_numel)
+                start = min(whole.numel(), context.rank * parameter.ds_tensor.ds_numel)
                 length = min(whole.numel() - start, parameter.ds_tensor.ds_numel)
                 kept[path] = start, whole.view(-1).narrow(0, start, length).clone()
             filled[id(empty)] = parameter
             setattr(owner, name, parameter)
         for name, buffer in list(owner.named_buffers(recurse=False)):
             path = f"{prefix}.{name}" if prefix else name
-            values = torch.zeros(buffer.shape, dtype=buffer.dtype, device=processes.device)
+            values = torch.zeros(buffer.shape, dtype=buffer.dtype, device=context.device)
             if path in theirs:
                 values.copy_(theirs[path])
             dist.broadcast(values.view(-1).view(torch.uint8), 0)

@@ -30,44 +30,44 @@ SETTLED = 16
 LEAST_JUMP = 1.0  # of a cross-entropy, in nats: less is no divergence, whatever the ratio
 
 
-class Verdict(Enum):
+class StepDecision(Enum):
     APPLY = "apply"
     SKIP = "skip"
     ROLL_BACK = "roll back"
 
 
-class Policy:
+class DivergencePolicy:
     def __init__(self, config: PolicyConfig, run: Path, *, leader: bool) -> None:
         self.config = config
-        self.passed_over: set[int] = set()
+        self.skipped_steps: set[int] = set()
         self.rollbacks = 0
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._skipped: list[int] = []
         self._path, self._leader = run / "policy.json", leader
         if self._path.exists():
             kept = json.loads(self._path.read_text())
-            self.passed_over, self.rollbacks = set(kept["passed_over"]), kept["rollbacks"]
+            self.skipped_steps, self.rollbacks = set(kept["passed_over"]), kept["rollbacks"]
 
-    def judge(self, step: int, loss: float) -> Verdict:
+    def decide(self, step: int, loss: float) -> StepDecision:
         """Before the update, from the mean loss over ranks and micro-batches."""
         if not math.isfinite(loss):
-            return Verdict.SKIP
+            return StepDecision.SKIP
         factor = self.config.spike_factor
         if factor is not None and len(self._losses) >= SETTLED:
             median = statistics.median(self._losses)
             if loss > factor * abs(median) and loss - median > LEAST_JUMP:
                 self._skipped.append(step)
-                return Verdict.ROLL_BACK
-        return Verdict.APPLY
+                return StepDecision.ROLL_BACK
+        return StepDecision.APPLY
 
-    def record(self, step: int, loss: float, applied: bool) -> Verdict:
+    def record(self, step: int, loss: float, applied: bool) -> StepDecision:
         """After the update; ROLL_BACK when too many in a row were not applied."""
         if applied:
             self._losses.append(loss)
             self._skipped.clear()
-            return Verdict.APPLY
+            return StepDecision.APPLY
         self._skipped.append(step)
-        return Verdict.ROLL_BACK if len(self._skipped) > self.config.max_skipped else Verdict.SKIP
+        return StepDecision.ROLL_BACK if len(self._skipped) > self.config.max_skipped else StepDecision.SKIP
 
     def roll_back(self) -> list[int]:
         """Count one rollback, remember the offending steps durably and return them. Raises GaveUpError after too
@@ -81,11 +81,11 @@ class Policy:
                 "losses are non-finite or spike again and again. Look at events.jsonl; lower optimizer.lr, or raise "
                 "training.policy.rollbacks to go on"
             )
-        self.passed_over.update(offending)
+        self.skipped_steps.update(offending)
         self._skipped.clear()
         self._losses.clear()
         if self._leader:
-            kept = {"passed_over": sorted(self.passed_over), "rollbacks": self.rollbacks}
+            kept = {"passed_over": sorted(self.skipped_steps), "rollbacks": self.rollbacks}
             write_durably(self._path, json.dumps(kept))
         return offending
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy
 import torch
@@ -20,13 +20,17 @@ import torch.distributed as dist
 
 from data_pipeline.errors import UserError
 
+V = TypeVar("V")
+
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
+    """The rank, the number of ranks, the device, and the gloo group for small talk (None where there is one rank)."""
+
     rank: int
     world_size: int
     device: torch.device
-    group: Any  # gloo
+    group: dist.ProcessGroup | None
 
     @property
     def leader(self) -> bool:
@@ -34,18 +38,18 @@ class Processes:
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over ranks; equal on every rank."""
-        if self.world_size == 1:
+        if self.world_size == 1 or not values:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.group)
         result: list[float] = tensor.tolist()
         return result
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: V) -> list[V]:
         """One small picklable object a rank, in rank order, from our own processes only."""
+        everything = [value] * self.world_size
         if self.world_size == 1:
-            return [value]
-        everything: list[Any] = [None] * self.world_size
+            return everything
         dist.all_gather_object(everything, value, group=self.group)
         return everything
 
@@ -65,7 +69,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def join(timeout_seconds: float) -> Processes:
+def join(timeout_seconds: float) -> DistributedContext:
     """Read RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (absent: a single process) and meet the others.
 
     timeout_seconds: of a collective; slightly above the hang limit, so that the watchdog speaks first. Raises UserError
@@ -94,7 +98,8 @@ def join(timeout_seconds: float) -> Processes:
         else:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
     group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
-    return Processes(rank, world_size, device, group)
+    assert group is None or isinstance(group, dist.ProcessGroup), "this rank is a member of a group of all ranks"
+    return DistributedContext(rank, world_size, device, group)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

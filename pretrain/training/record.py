@@ -31,7 +31,7 @@ _PACKAGES = (
 )
 
 
-class Events:
+class EventLog:
     """`events(kind, **what)`; also takes one dict that has a "kind", as the reader gives."""
 
     def __init__(self, run: Path, rank: int) -> None:

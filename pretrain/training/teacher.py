@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from pretrain.training.ema import Ema
 from pretrain.training.engine import Engine, import_deepspeed
 from pretrain.training.partition import partition, partitions
-from pretrain.training.processes import Processes
+from pretrain.training.processes import DistributedContext
 
 CHUNK = 8_388_608  # values a rank sends at once
 
 
 def build_teacher(
-    module: nn.Module, names: Sequence[str], engine: Engine, ema: Ema, processes: Processes
+    module: nn.Module, names: Sequence[str], engine: Engine, ema: Ema, context: DistributedContext
 ) -> "WholeTeacher | PartitionedTeacher":
-    """module: what task.teacher() made; its parameters are among `names`, those of the task that are averaged.
+    """module: what the task's `teacher()` made; its parameters are among `names`, those of the task that are averaged.
 
     Raises ValueError where the average does not cover the module.
     """
@@ -36,8 +36,8 @@ def build_teacher(
     if missing:
         raise ValueError(f"the teacher has parameters that are not averaged: {missing[:3]}")
     module.eval().requires_grad_(False)
-    kind = PartitionedTeacher if partitions(engine.stage, processes) else WholeTeacher
-    return kind(module, engine, ema, processes)
+    kind = PartitionedTeacher if partitions(engine.stage, context) else WholeTeacher
+    return kind(module, engine, ema, context)
 
 
 def _shared_buffers(module: nn.Module, task: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -51,7 +51,7 @@ class PartitionedTeacher:
     module: on the meta device.
     """
 
-    def __init__(self, module: nn.Module, engine: Engine, ema: Ema, processes: Processes) -> None:
+    def __init__(self, module: nn.Module, engine: Engine, ema: Ema, context: DistributedContext) -> None:
         self.module, self.dtype = module, engine.compute_dtype
         settings: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
@@ -67,12 +67,12 @@ class PartitionedTeacher:
             settings["bf16"] = {"enabled": True}
         elif self.dtype == torch.float16:
             settings["fp16"] = {"enabled": True, "auto_cast": False}
-        partition(module, settings, processes, self.dtype)
-        self._buffers = _shared_buffers(module, engine.task)
+        partition(module, settings, context, self.dtype)
+        self._buffers = _shared_buffers(module, engine.module)
         self._wrapper, *_ = import_deepspeed().initialize(model=module, config=settings)
         self._parameters: dict[str, Any] = dict(module.named_parameters())
         self._pairs: list[tuple[Tensor, Tensor]] = []
-        rank = processes.rank
+        rank = context.rank
         for fragment, value in zip(ema.fragments, ema.values, strict=True):
             parameter = self._parameters.get(fragment.name)
             if parameter is None:
@@ -95,17 +95,17 @@ class PartitionedTeacher:
 class WholeTeacher:
     """A whole copy on every rank, gathered from the fragments wherever they lie."""
 
-    def __init__(self, module: nn.Module, engine: Engine, ema: Ema, processes: Processes) -> None:
-        self.module, self._processes, self._dtype = module, processes, engine.compute_dtype
-        module.to(processes.device)
-        self._buffers = _shared_buffers(module, engine.task)
+    def __init__(self, module: nn.Module, engine: Engine, ema: Ema, context: DistributedContext) -> None:
+        self.module, self._context, self._dtype = module, context, engine.compute_dtype
+        module.to(context.device)
+        self._buffers = _shared_buffers(module, engine.module)
         own = dict(module.named_parameters())
         for parameter in own.values():
             parameter.data = parameter.data.to(self._dtype)
         mine = [i for i, fragment in enumerate(ema.fragments) if fragment.name in own]
         self._sources = [ema.values[i] for i in mine]
         layout = [(ema.fragments[i].name, ema.fragments[i].start, ema.fragments[i].length) for i in mine]
-        layouts: list[list[tuple[str, int, int]]] = processes.gather(layout)
+        layouts: list[list[tuple[str, int, int]]] = context.gather(layout)
         flat = {name: parameter.data.view(-1) for name, parameter in own.items()}
         covered = dict.fromkeys(flat, 0)
         self._targets: list[list[Tensor]] = []
@@ -123,13 +123,13 @@ class WholeTeacher:
     def refresh(self) -> None:
         for mine, theirs in self._buffers:
             mine.copy_(theirs)
-        if self._processes.world_size == 1:
+        if self._context.world_size == 1:
             torch._foreach_copy_(self._targets[0], self._sources)
             return
         for start, end in self._spans:
-            packed = torch.zeros(end - start, dtype=self._dtype, device=self._processes.device)
+            packed = torch.zeros(end - start, dtype=self._dtype, device=self._context.device)
             _pair(self._sources, packed, start, into_packed=True)
-            gathered = torch.empty(self._processes.world_size * (end - start), dtype=self._dtype, device=packed.device)
+            gathered = torch.empty(self._context.world_size * (end - start), dtype=self._dtype, device=packed.device)
             dist.all_gather_into_tensor(gathered, packed)
             for rank, targets in enumerate(self._targets):
                 _pair(targets, gathered.narrow(0, rank * (end - start), end - start), start, into_packed=False)

@@ -21,10 +21,10 @@ LINGER_TICKS = 4
 
 
 class Watchdog:
-    """`beat()` when training begins and at every step boundary. Without one for `hang_seconds` (before the first one:
-    START_UP_SECONDS, where that is longer): all stacks to a file, `report`, exit 4.
+    """`heartbeat()` when training begins and at every step boundary. Without one for `hang_seconds` (before the first
+    one: START_UP_SECONDS, where that is longer): all stacks to a file, `report`, exit 4.
 
-    `stopping()` starts the grace of a stop request: without `close()` for `grace_seconds` the process leaves with 143.
+    Once `stop_requested()` is true, the grace runs: without `close()` for `grace_seconds` the process leaves with 143.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Watchdog:
         hang_seconds: float,
         grace_seconds: float,
         report: Callable[[str, str], None],
+        stop_requested: Callable[[], bool],
         leave: Callable[[int], None] = os._exit,
         tick_seconds: float = TICK_SECONDS,
     ) -> None:
@@ -41,8 +42,8 @@ class Watchdog:
         self._hang, self._grace = hang_seconds, grace_seconds
         self._limit = max(hang_seconds, START_UP_SECONDS)
         self._report, self._leave, self._tick = report, leave, tick_seconds
+        self._stop_requested = stop_requested
         self._quiet = self._stopping_for = 0.0
-        self._is_stopping = False
         self._closed = threading.Event()
         self._file: TextIO | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -58,7 +59,7 @@ class Watchdog:
             later = self._limit + 2 * LINGER_TICKS * self._tick
             faulthandler.dump_traceback_later(later, file=self._file)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         self._quiet, self._limit = 0.0, self._hang
         self._arm()
 
@@ -66,9 +67,6 @@ class Watchdog:
         """What comes before training takes long, but goes on: the indexing of a large set."""
         self._quiet = 0.0
         self._arm()
-
-    def stopping(self) -> None:
-        self._is_stopping = True
 
     def close(self) -> None:
         self._closed.set()
@@ -83,7 +81,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closed.wait(self._tick):
             self._quiet += self._tick
-            if self._is_stopping:
+            if self._stop_requested():
                 self._stopping_for += self._tick
                 if self._stopping_for > self._grace:
                     self._dump("grace_exceeded", f"no checkpoint within the grace of {self._grace:g} s", GRACE_EXCEEDED)

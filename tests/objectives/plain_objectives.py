@@ -8,6 +8,7 @@ inputs are made and what is compared with what is written anew. fp64.
 import math
 
 import torch
+from objective_samples import SIZE
 from torch import Tensor
 
 from data_pipeline.reading.batch import normalize
@@ -15,7 +16,8 @@ from pretrain.models.randomness import sample_keys
 
 
 def images_of(task, views: Tensor) -> Tensor:
-    return normalize(views, task.mean, task.std, torch.float64)
+    numbers = getattr(task, "settings", task)
+    return normalize(views, numbers.mean, numbers.std, torch.float64)
 
 
 def wave(value: float, dim: int) -> list[float]:
@@ -100,7 +102,7 @@ class Plain:
 
     def __init__(self, task, teacher, batch, cells, keys) -> None:
         self.task, self.teacher, self.batch, self.keys = task, teacher, batch, keys
-        self.rows, self.grid = len(batch.positions), task.image_size // 16
+        self.rows, self.grid = len(batch.positions), SIZE // 16
         self.hidden_pixels = cells.pixels
         hidden = [bool(cells.pixels[16 * r, 16 * c]) for r in range(self.grid) for c in range(self.grid)]
         self.hidden = [i for i, h in enumerate(hidden) if h]
@@ -121,8 +123,8 @@ class Plain:
         sums: dict[str, list[Tensor]] = {name: [] for name in ("pa", "ta", "pb", "tb")}
         for i, j in enumerate(self.pair):
             a, b = (task.projector(fused[i : i + 1, index])[0] for index in (self.visible, self.hidden))
-            same = target_embedding(batch.crops[i, 0], batch.crops[i, 0], self.grid, task.dim)
-            other = target_embedding(batch.crops[j, 0], batch.crops[j, 1], self.grid, task.dim)
+            same = target_embedding(batch.crops[i, 0], batch.crops[i, 0], self.grid, task.settings.dim)
+            other = target_embedding(batch.crops[j, 0], batch.crops[j, 1], self.grid, task.settings.dim)
             sums["pa"].append(predict(task, a, self.visible, same, self.grid))
             sums["pb"].append(predict(task, b, self.hidden, other, self.grid))
             sums["ta"].append(teacher_tokens(self.teacher, view1[i]))
@@ -165,7 +167,7 @@ class Plain:
         p, t = [], []
         for i in range(self.rows):
             tokens = self.task.projector(fused[i : i + 1, self.visible])[0]
-            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 1], self.grid, self.task.dim)
+            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 1], self.grid, self.task.settings.dim)
             p.append(predict(self.task, tokens, self.visible, where, self.grid))
             t.append(teacher_tokens(self.teacher, view2[i]))
         return dense(p, t, 0.02)
@@ -175,7 +177,7 @@ class Plain:
         p, t = [], []
         for i in range(self.rows):
             tokens = self.task.projector(fused[i : i + 1, self.visible])[0]
-            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 0], self.grid, self.task.dim)
+            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 0], self.grid, self.task.settings.dim)
             p.append(predict(self.task, tokens, self.visible, where, self.grid)[self.hidden])
             t.append(teacher_tokens(self.teacher, view[i])[self.hidden])
         return dense(p, t, 0.0)

@@ -75,7 +75,8 @@ def run_dir(tmp_path: Path) -> Path:
     ]
     (run / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in events))
     (run / "config.yaml").write_text(
-        "model: {name: custom}\nobjective: {preset: m3i}\ndata: {image_size: 64}\nschedule: {steps: 400}\n"
+        "model: {name: custom}\ntask: {name: pretraining, preset: m3i}\ndata: {image_size: 64}\n"
+        "schedule: {steps: 400}\n"
         "training: {batch_size: 128, zero_stage: 2, precision: fp32}\n"
     )
     (run / "environment.json").write_text(

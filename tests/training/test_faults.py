@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fakes import FakeTask, configuration, events, factories, logs, metrics, run_ranks
+from training_fakes import configuration, events, logs, metrics, run_ranks
 
 from data_pipeline.errors import UserError
 from pretrain.training import run
@@ -25,7 +25,7 @@ from pretrain.training.checkpoints import (
 
 def go(output: Path, **changes: object) -> int:
     """One process: this one."""
-    return run(configuration(**changes), output, factories=factories())
+    return run(configuration(**changes), output)
 
 
 @pytest.fixture
@@ -160,9 +160,10 @@ def test_another_configuration_is_refused_by_key(finished: Path) -> None:
         go(finished, training__batch_size=8)
 
 
-def test_another_model_is_refused(finished: Path) -> None:
+def test_another_model_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_WIDTH", "17")
     with pytest.raises(UserError, match=r"has shape \[33, 24\], this model \[17, 24\]"):
-        run(configuration(), finished, factories=factories(width=17))
+        run(configuration(), finished)
 
 
 def test_other_data_are_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,14 +288,6 @@ def test_the_minutes_between_checkpoints_are_counted_by_a_clock_that_can_be_give
 
 
 def test_initialize_from_takes_the_average_of_another_run(unbroken: Path, tmp_path: Path) -> None:
-    seen: list[FakeTask] = []
-
-    def remember(config, classes):  # type: ignore[no-untyped-def]
-        seen.append(FakeTask())
-        return seen[-1]
-
-    from dataclasses import replace
-
     # In bf16: the masters take the weights as they are, not rounded.
     config = configuration(
         initialize_from=str(unbroken),
@@ -303,7 +296,7 @@ def test_initialize_from_takes_the_average_of_another_run(unbroken: Path, tmp_pa
         optimizer__lr=0.0,
         training__precision="bf16",
     )
-    assert run(config, tmp_path / "new", factories=replace(factories(), task=remember)) == 0
+    assert run(config, tmp_path / "new") == 0
     average, start = load_weights(unbroken)[0], load_weights(tmp_path / "new", "model")[0]
     trained = [name for name in average if name not in ("frozen", "body.mean")]  # these live in the compute dtype
     assert all(torch.equal(average[name], start[name]) for name in trained)

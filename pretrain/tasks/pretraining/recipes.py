@@ -20,19 +20,17 @@ class Recipe:
     image: "mixed" (two images, cell by cell), "masked" (one image, cells hidden) or "view" (one whole view). view:
     which augmented view the encoder sees. dense: momentum targets; of a mixed input the first image predicts the first
     target and the second image the second. pooled: momentum target of the pooled vector of the other view. pixels: the
-    hidden pixels. text, category: the pooled vector's. whole_model: the category is predicted by `image(x)`, whatever
-    head the variant has.
+    hidden pixels. text, category: the pooled vector's.
     """
 
     image: Literal["mixed", "masked", "view"] = "view"
     view: int = 0
     dense: tuple[DenseTarget, ...] = ()
     decorrelated: bool = True
-    pooled: Literal["cosine", "contrast"] | None = None
+    pooled: Literal["cosine", "info_nce"] | None = None
     pixels: bool = False
     text: bool = False
     category: bool = False
-    whole_model: bool = False
 
     @property
     def views(self) -> int:
@@ -49,9 +47,8 @@ RECIPES: dict[str, Recipe] = {
     "siamese": Recipe(image="masked", dense=(DenseTarget("inter", 1),)),
     "data2vec": Recipe(image="masked", dense=(DenseTarget("intra", 0, hidden_only=True),), decorrelated=False),
     "byol": Recipe(view=1, pooled="cosine"),
-    "moco": Recipe(view=1, pooled="contrast"),
+    "moco": Recipe(view=1, pooled="info_nce"),
     "simmim": Recipe(image="masked", pixels=True),
     "clip": Recipe(text=True),
-    "supervised": Recipe(category=True, whole_model=True),
 }
 MOCO_TEMPERATURE = 0.2

@@ -77,13 +77,13 @@ def loader(
     for source in run.data.sources:
         preflight.check_source(source.path)
     count = machine.resolve_processes(processes)
+    from data_pipeline.reading import ImageText
     from data_pipeline.reading.advice import advise
     from pretrain.objectives import build_tokenizer
 
-    tokenizer = build_tokenizer(run.data.context_length, run.objective.text.vocab_size)
-    found = advise(
-        run.data, tokenizer=tokenizer, samples_per_second=samples_per_second, processes=count, seconds=seconds
-    )
+    length = run.data.context_length
+    targets = ImageText(build_tokenizer(length, run.objective.text.vocab_size), length)
+    found = advise(run.data, targets, samples_per_second=samples_per_second, processes=count, seconds=seconds)
     show(found, as_json=json)
     return exits.DONE
 

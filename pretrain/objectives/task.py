@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from data_pipeline.reading import ImageTextTargets
 from data_pipeline.reading.batch import Batch, normalize
 from pretrain.models import InternImage
 from pretrain.models.randomness import sample_keys as drawing_from
@@ -130,7 +131,7 @@ class Task(nn.Module):
         return [name for name, _ in self.named_parameters() if name.startswith(kept)]
 
     @torch.no_grad()
-    def targets(self, teacher: nn.Module, batch: Batch, keys: StepKeys) -> dict[str, Tensor]:
+    def targets(self, teacher: nn.Module, batch: Batch[ImageTextTargets], keys: StepKeys) -> dict[str, Tensor]:
         """The teacher's outputs for this micro-batch, all views in one pass: LN(tokens) [B, N, D] a dense target, unit
         vectors [B, D] for pooled ones. Row i of a mixed input's second target is that of its second image.
         """
@@ -146,7 +147,9 @@ class Task(nn.Module):
         out = teacher(normalize(torch.cat(views), self.mean, self.std, dtype))
         return dict(zip(names, out.chunk(len(names)), strict=True))
 
-    def forward(self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor] | None = None) -> LossOutput:
+    def forward(
+        self, batch: Batch[ImageTextTargets], keys: StepKeys, targets: dict[str, Tensor] | None = None
+    ) -> LossOutput:
         """Raises UserError where an objective that mixes pairs is given an odd local batch."""
         measures = Measures(keys.measure)
         if self.recipe.whole_model:
@@ -191,9 +194,9 @@ class Task(nn.Module):
     def _normalized(self, views: Tensor) -> Tensor:
         return normalize(views, self.mean, self.std, next(self.image.parameters()).dtype)
 
-    def _supervised(self, batch: Batch, keys: StepKeys, measures: Measures) -> Tensor:
+    def _supervised(self, batch: Batch[ImageTextTargets], keys: StepKeys, measures: Measures) -> Tensor:
         keyed = sample_keys(keys, batch.positions)
-        images, labels, valid = self._normalized(batch.views[:, 0]), batch.labels, batch.has_label
+        images, labels, valid = self._normalized(batch.views[:, 0]), batch.targets.labels, batch.targets.has_label
         share = None
         if self.training and (self.mixup > 0 or self.cutmix > 0):
             images, share = mix_pairs(images, keyed, self.mixup, self.cutmix)
@@ -204,14 +207,14 @@ class Task(nn.Module):
             pi = pairing(len(labels), labels.device)
             own = F.one_hot(labels.clamp_min(0), logits.shape[-1])
             targets = share[:, None] * own + (1 - share[:, None]) * own[pi]
-            valid = valid & (batch.has_label[pi] | (share == 1))
+            valid = valid & (batch.targets.has_label[pi] | (share == 1))
         values = losses.category_loss(logits, targets, self.smoothing)
         count = summed(valid.sum())
         measures.add("category/accuracy", lambda: global_mean((logits.argmax(1) == labels).float(), valid, count))
         return global_mean(values, valid, count)
 
     def _fused_losses(
-        self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor], measures: Measures
+        self, batch: Batch[ImageTextTargets], keys: StepKeys, targets: dict[str, Tensor], measures: Measures
     ) -> dict[str, Tensor]:
         recipe, rows = self.recipe, len(batch.positions)
         device = batch.views.device
@@ -243,7 +246,7 @@ class Task(nn.Module):
             seen = measures.probe(fused, "pooled")
             pooled = torch.stack([self.image.clip_projector(seen[:, s.tokens])[s.owner] for s in sources])
             if self._on("text"):
-                tokens = batch.tokens
+                tokens = batch.targets.tokens
                 if self.training and self.token_dropout > 0:
                     tokens = drop_tokens(tokens, sample_keys(keys, batch.positions), self.token_dropout)
                 text, scale = self.text(tokens), self.logit_scale()
@@ -271,7 +274,7 @@ class Task(nn.Module):
         source: Source,
         c: Tensor | None,
         fused: Tensor,
-        batch: Batch,
+        batch: Batch[ImageTextTargets],
         t: Tensor,
         cells: Cells,
         measures: Measures,
@@ -306,11 +309,11 @@ class Task(nn.Module):
             return (2 - 2 * (query * target).sum(-1)).mean()
         return contrast(query, gather_rows(target), 1 / MOCO_TEMPERATURE)[0].mean()
 
-    def _category(self, pooled: Tensor, batch: Batch, measures: Measures) -> Tensor:
+    def _category(self, pooled: Tensor, batch: Batch[ImageTextTargets], measures: Measures) -> Tensor:
         logits = self.image.head(self.image.fc_norm(pooled.flatten(0, 1)))
-        labels, times = batch.labels.repeat(len(pooled)), len(pooled)
+        labels, times = batch.targets.labels.repeat(len(pooled)), len(pooled)
         values = losses.category_loss(logits, labels, self.smoothing).view(times, -1).mean(0)
-        count = summed(batch.has_label.sum())
+        count = summed(batch.targets.has_label.sum())
         hits = (logits.detach().argmax(1) == labels).view(times, -1).float().mean(0)
-        measures.add("category/accuracy", lambda: global_mean(hits, batch.has_label, count))
-        return global_mean(values, batch.has_label, count)
+        measures.add("category/accuracy", lambda: global_mean(hits, batch.targets.has_label, count))
+        return global_mean(values, batch.targets.has_label, count)

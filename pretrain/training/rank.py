@@ -51,13 +51,14 @@ class Factories:
 
 
 def standard_factories(still_starting: Callable[[], None] | None = None) -> Factories:
-    from data_pipeline.reading import Reader
+    from data_pipeline.reading import ImageText, Reader
     from pretrain.objectives import StepKeys, build_task, build_tokenizer
 
     def reader(config: RunConfig, processes: Processes, events: Events, run: Path) -> Any:
+        length = config.data.context_length
         return Reader(
             config.data,
-            tokenizer=build_tokenizer(config.data.context_length, config.objective.text.vocab_size),
+            ImageText(build_tokenizer(length, config.objective.text.vocab_size), length),
             batch_size=config.training.batch_size,
             accumulation=config.training.accumulation,
             rank=processes.rank,

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from machine import machine
 
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import Batch, ImageTextTargets
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import FaultLog
 from pretrain.configuration import RunConfig, load_config
@@ -42,7 +42,7 @@ from pretrain.training.record import environment
 CLASSES, WARM_BLOCKS = 9, 2
 
 
-def made_up_batch(config: RunConfig, world_size: int) -> Batch:
+def made_up_batch(config: RunConfig, world_size: int) -> Batch[ImageTextTargets]:
     rows = config.training.batch_size // config.training.accumulation // world_size
     size, views = config.data.image_size, config.data.views
     generator = torch.Generator().manual_seed(0)
@@ -55,10 +55,12 @@ def made_up_batch(config: RunConfig, world_size: int) -> Batch:
         positions=torch.arange(rows),
         views=torch.randint(0, 256, (rows, views, size, size, 3), generator=generator, dtype=torch.uint8),
         crops=torch.tensor([0.0, 0.0, size, size, 0.0, size]).expand(rows, views, 6).contiguous(),
-        tokens=tokens,
-        has_text=torch.ones(rows, dtype=torch.bool),
-        labels=torch.randint(0, CLASSES, (rows,), generator=generator),
-        has_label=torch.ones(rows, dtype=torch.bool),
+        targets=ImageTextTargets(
+            tokens=tokens,
+            has_text=torch.ones(rows, dtype=torch.bool),
+            labels=torch.randint(0, CLASSES, (rows,), generator=generator),
+            has_label=torch.ones(rows, dtype=torch.bool),
+        ),
     )
 
 

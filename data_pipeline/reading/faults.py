@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from data_pipeline.errors import BadDataError
-from data_pipeline.reading.assembly import Fault
+from data_pipeline.reading.builder import Fault
 from data_pipeline.reading.hashing import Integers
 
 _NAMED = 8  # shards in a message

@@ -19,10 +19,10 @@ _EXTRA_SHARDS = 2  # kept open beyond a block, for the batches that reach into t
 
 
 def open_sources(
-    config: DataConfig, events: Events | None, beat: Beat | None = None
+    config: DataConfig, events: Events | None, beat: Beat | None = None, members: Sequence[str] = ()
 ) -> tuple[list[str], list[ShardSet]]:
     """Names and sets of `config.sources`. Sets without an index get one, once a node (other processes wait); `beat` is
-    called while that goes on.
+    called while that goes on. `members`: what of each sample is read besides its image.
 
     `events` gets what indexing found damaged. Raises UserError for a missing or empty set, BadDataError for one with
     more damage than `config.max_bad_rate`.
@@ -57,25 +57,27 @@ def open_sources(
                         "samples": 1,
                     }
                 )
-        sets.append(ShardSet(manifest, files, keep=config.block_shards + _EXTRA_SHARDS))
+        sets.append(ShardSet(manifest, files, keep=config.block_shards + _EXTRA_SHARDS, members=members))
     return names, sets
 
 
 def merge_classes(
-    config: DataConfig, sets: Sequence[ShardSet]
+    sets: Sequence[tuple[str, ...] | None],
 ) -> tuple[tuple[str, ...] | None, list[np.ndarray | None]]:
-    """Categories of all labelled sources, joined by name in order of appearance, and each source's numbers in them."""
+    """The categories of several sets, joined by name in order of appearance, and each set's numbers in them.
+
+    sets: each set's categories; None where it has none, or where its labels are left out.
+    """
     joined: dict[str, int] = {}
-    labels: list[np.ndarray | None] = []
-    for source, one in zip(config.sources, sets, strict=bool(sets)):
-        classes = one.manifest.classes if source.labels else None
+    numbers: list[np.ndarray | None] = []
+    for classes in sets:
         if classes is None:
-            labels.append(None)
+            numbers.append(None)
             continue
         if len(set(classes)) != len(classes):  # ImageNet has two cranes and two maillots: names stay apart by number
             classes = tuple(f"{name} #{n}" if classes.count(name) > 1 else name for n, name in enumerate(classes))
-        labels.append(np.array([joined.setdefault(name, len(joined)) for name in classes], dtype=np.int64))
-    return tuple(joined) or None, labels
+        numbers.append(np.array([joined.setdefault(name, len(joined)) for name in classes], dtype=np.int64))
+    return tuple(joined) or None, numbers
 
 
 def _report_damage(

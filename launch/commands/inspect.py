@@ -80,10 +80,8 @@ def loader(
     from data_pipeline.reading.advice import advise
     from pretrain.tasks.task import task_of
 
-    tokenizer = task_of(run).tokenizer(run.data)
-    found = advise(
-        run.data, tokenizer=tokenizer, samples_per_second=samples_per_second, processes=count, seconds=seconds
-    )
+    targets = task_of(run).target_spec(run.data)
+    found = advise(run.data, targets, samples_per_second=samples_per_second, processes=count, seconds=seconds)
     show(found, as_json=json)
     return exits.DONE
 

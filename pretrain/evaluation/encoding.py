@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data_pipeline.reading import SampleRef, evaluation_batches, normalize
+from data_pipeline.reading import ImageText, SampleRef, evaluation_batches, normalize
 from pretrain.configuration.schema import RunConfig
 from pretrain.models import InternImage
 
@@ -79,13 +79,13 @@ def encode_set(
     samples: list[SampleRef] = []
     kept: dict[int, str] = {}
     with inference(model):
-        for batch in evaluation_batches(set_folder, config.data.image_size, batch_size):
+        for batch in evaluation_batches(set_folder, config.data.image_size, batch_size, ImageText()):
             first = len(samples)
             kept |= {i: data_uri(batch.views[i - first, 0]) for i in pictures if first <= i < first + len(batch)}
             images = normalize(batch.views[:, 0].to(device), config.data.mean, config.data.std)
             values.append(function(images).float().cpu())
-            labels.append(batch.labels)
-            captions += batch.captions
+            labels.append(batch.targets.labels)
+            captions += batch.targets.captions
             samples += batch.samples
     return Encoded(torch.cat(values), torch.cat(labels), tuple(captions), tuple(samples), kept)
 

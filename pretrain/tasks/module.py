@@ -6,12 +6,23 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import Batch, ImageTextTargets, Targets
 from pretrain.configuration.schema import ModelConfig
 from pretrain.models import InternImage
 from pretrain.objectives.keys import StepKeys
 
-__all__ = ["BackboneLayout", "LossOutput", "StepKeys", "TaskModule", "classes_for", "image_of", "layout_of"]
+__all__ = [
+    "BackboneLayout",
+    "LossOutput",
+    "StepKeys",
+    "TaskModule",
+    "TeacherTargets",
+    "classes_for",
+    "image_of",
+    "image_text_of",
+    "layout_of",
+]
+TeacherTargets = dict[str, Tensor]  # what the teacher says of a micro-batch, by loss
 
 
 class LossOutput(NamedTuple):
@@ -45,12 +56,16 @@ class TaskModule(nn.Module):
     """
 
     def forward(
-        self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor] | None = None, measure: bool = True
+        self,
+        batch: Batch[Targets],
+        keys: StepKeys,
+        teacher_targets: TeacherTargets | None = None,
+        measure: bool = True,
     ) -> LossOutput:
         """The loss of one micro-batch.
 
-        keys: what randomness is derived from, with batch.positions. targets: of `teacher_targets`, None without a
-        teacher. measure: also compute diagnostics, which training asks for on the steps that it logs.
+        keys: what randomness is derived from, with batch.positions. teacher_targets: from the method of that name, None
+        without a teacher. measure: also compute diagnostics, which training asks for on the steps that it logs.
         """
         raise NotImplementedError
 
@@ -79,9 +94,15 @@ class TaskModule(nn.Module):
         """The teacher's parameters, as this module's `state_dict()` names them too."""
         return []
 
-    def teacher_targets(self, teacher: nn.Module, batch: Batch, keys: StepKeys) -> dict[str, Tensor]:
+    def teacher_targets(self, teacher: nn.Module, batch: Batch[Targets], keys: StepKeys) -> TeacherTargets:
         """What the teacher gives `forward` for this micro-batch, without gradients."""
         raise NotImplementedError
+
+
+def image_text_of(batch: Batch[Targets]) -> ImageTextTargets:
+    """The captions and labels of a batch that a reader of such targets made."""
+    assert isinstance(batch.targets, ImageTextTargets), "a task's module is given batches with the task's own targets"
+    return batch.targets
 
 
 def image_of(module: nn.Module) -> InternImage:

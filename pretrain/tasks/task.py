@@ -18,7 +18,7 @@ from pretrain.configuration.schema import ModelConfig, RunConfig, TaskSection
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from data_pipeline.reading.batch import Batch
+    from data_pipeline.reading import Batch, Targets, TargetSpec
     from data_pipeline.reading.faults import FaultLog
     from pretrain.tasks.module import TaskModule
 
@@ -38,7 +38,7 @@ class BatchReader(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def faults(self) -> "FaultLog": ...
-    def batches(self, start_step: int) -> "Iterator[Batch]": ...
+    def batches(self, start_step: int) -> "Iterator[Batch[Targets]]": ...
     def progress(self, step: int) -> dict[str, dict[str, float]]: ...
     def close(self) -> None: ...
 
@@ -82,9 +82,11 @@ class Task(TaskSection, ABC):
         Raises UserError where task, model and data do not fit together.
         """
 
-    def tokenizer(self, data: DataConfig) -> "Callable[[list[str]], Tensor] | None":
-        """list of n captions -> int64 [n, data.context_length]; None where the task reads no captions."""
-        return None
+    def target_spec(self, data: DataConfig) -> "TargetSpec[Targets]":
+        """What is read of each sample besides its views; by default labels, and captions as text."""
+        from data_pipeline.reading import ImageText
+
+        return ImageText()
 
     def open_reader(self, data: DataConfig, options: ReaderOptions) -> BatchReader:
         """One rank's batches. Raises UserError where a set is missing."""
@@ -92,7 +94,7 @@ class Task(TaskSection, ABC):
 
         return Reader(
             data,
-            tokenizer=self.tokenizer(data),
+            self.target_spec(data),
             batch_size=options.batch_size,
             accumulation=options.accumulation,
             rank=options.rank,

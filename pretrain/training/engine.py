@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import Batch, Targets
 from pretrain.configuration.schema import OptimizerConfig, TrainingConfig
-from pretrain.tasks.module import LossOutput, StepKeys, TaskModule
+from pretrain.tasks.module import LossOutput, StepKeys, TaskModule, TeacherTargets
 from pretrain.training.deepspeed_config import derive
 from pretrain.training.fragments import Fragment, held_fragments, owned_fragments, publish
 from pretrain.training.meter import count_flops
@@ -138,9 +138,11 @@ class Engine:
         self.owned: list[Fragment] = owned_fragments(self.held, rank=context.rank, world_size=context.world_size)
         self.compute_dtype = compute_dtype(training.precision)
 
-    def __call__(self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor] | None, measure: bool) -> LossOutput:
+    def __call__(
+        self, batch: Batch[Targets], keys: StepKeys, teacher_targets: TeacherTargets | None, measure: bool
+    ) -> LossOutput:
         """The module's forward pass; the first one is counted (`flops_per_sample`)."""
-        forward = partial(self._engine, batch, keys, targets, measure)
+        forward = partial(self._engine, batch, keys, teacher_targets, measure)
         if self._forward_flops is None and self._counts_flops:
             result, self._forward_flops = count_flops(forward, self._micro_rows)
         else:
@@ -148,7 +150,7 @@ class Engine:
         assert isinstance(result, LossOutput), "a task's forward pass returns a LossOutput"
         return result
 
-    def targets(self, teacher: nn.Module, batch: Batch, keys: StepKeys) -> dict[str, Tensor]:
+    def teacher_targets(self, teacher: nn.Module, batch: Batch[Targets], keys: StepKeys) -> TeacherTargets:
         """The module's targets, by its teacher, without gradient; the first ones are counted too."""
         call = partial(self.module.teacher_targets, teacher, batch, keys)
         if self._forward_flops is None and self._counts_flops:

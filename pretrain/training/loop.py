@@ -7,7 +7,7 @@ for every step:
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import Batch, Targets
 from pretrain.configuration.schema import TrainingConfig
 from pretrain.tasks.module import StepKeys
 from pretrain.tasks.task import BatchReader
@@ -80,7 +80,7 @@ def train(parts: LoopParts, step: int) -> bool:
     return saved and step >= total
 
 
-def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch]) -> StepDecision:
+def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) -> StepDecision:
     """One optimizer step on one global batch."""
     settings, schedule, engine = parts.settings, parts.schedule, parts.engine
     seed_step(settings.seed, step, parts.context.rank)
@@ -92,8 +92,8 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch]) -> StepDeci
             batch = next(batches)
         batch = batch.to(parts.context.device)
         keys = StepKeys(settings.seed, step, micro)
-        targets = engine.targets(parts.teacher.module, batch, keys) if parts.teacher is not None else None
-        out = engine(batch, keys, targets, logged)
+        taught = engine.teacher_targets(parts.teacher.module, batch, keys) if parts.teacher is not None else None
+        out = engine(batch, keys, taught, logged)
         engine.backward(out.total)
         parts.meter.add(out.total, out.parts, out.metrics if logged else {})
 

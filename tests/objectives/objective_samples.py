@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import Batch, ImageTextTargets
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.objectives.text import build_tokenizer
 from pretrain.tasks.module import TaskModule
@@ -78,16 +78,14 @@ def make_batch(rows: int = 12, *, size: int = SIZE, step: int = 5) -> Batch:
         positions=torch.arange(rows) + 1200,
         views=torch.randint(0, 256, (rows, 2, size, size, 3), dtype=torch.uint8, generator=generator),
         crops=crops,
-        tokens=build_tokenizer(LENGTH, VOCABULARY)(captions),
-        has_text=has_text,
-        labels=torch.where(has_label, labels, -1),
-        has_label=has_label,
+        targets=ImageTextTargets(
+            tokens=build_tokenizer(LENGTH, VOCABULARY)(captions),
+            has_text=has_text,
+            labels=torch.where(has_label, labels, -1),
+            has_label=has_label,
+        ),
     )
 
 
 def rows_of(batch: Batch, first: int, last: int) -> Batch:
-    fields = {
-        name: getattr(batch, name)[first:last]
-        for name in ("positions", "views", "crops", "tokens", "has_text", "labels", "has_label")
-    }
-    return Batch(step=batch.step, micro=batch.micro, **fields)
+    return batch.map_tensors(lambda tensor: tensor[first:last])

@@ -139,16 +139,18 @@ class Plain:
 
     def text(self, vectors: Tensor) -> Tensor:
         batch, task = self.batch, self.task
-        captioned = [i for i in range(self.rows) if batch.has_text[i]]
-        captions = [tuple(batch.tokens[i].tolist()) for i in captioned]
-        texts = normed(task.text(batch.tokens[captioned]))
+        captioned = [i for i in range(self.rows) if batch.targets.has_text[i]]
+        captions = [tuple(batch.targets.tokens[i].tolist()) for i in captioned]
+        texts = normed(task.text(batch.targets.tokens[captioned]))
         return info_nce(normed(vectors[captioned]), texts, task.logit_scale.log.exp()[0], captions)
 
     def category(self, vectors: Tensor) -> Tensor:
         batch, head = self.batch, self.task.image
-        labelled = [i for i in range(self.rows) if batch.has_label[i]]
+        labelled = [i for i in range(self.rows) if batch.targets.has_label[i]]
         logits = head.head(head.fc_norm(vectors[labelled]))
-        values = [cross_entropy(x, {int(batch.labels[i]): 1.0}, 0.0) for x, i in zip(logits, labelled, strict=True)]
+        values = [
+            cross_entropy(x, {int(batch.targets.labels[i]): 1.0}, 0.0) for x, i in zip(logits, labelled, strict=True)
+        ]
         return torch.stack(values).mean()
 
     def clip(self) -> Tensor:
@@ -216,14 +218,14 @@ class Plain:
             logits = self.task.image(images_of(self.task, batch.views[:, 0]) if images is None else images)
         values = []
         for i in range(self.rows):
-            if not batch.has_label[i]:
+            if not batch.targets.has_label[i]:
                 continue
-            label, weights = int(batch.labels[i]), {}
+            label, weights = int(batch.targets.labels[i]), {}
             if shares is None:
                 weights[label] = 1.0
-            elif batch.has_label[self.pair[i]]:
+            elif batch.targets.has_label[self.pair[i]]:
                 weights[label] = float(shares[i])
-                other = int(batch.labels[self.pair[i]])
+                other = int(batch.targets.labels[self.pair[i]])
                 weights[other] = weights.get(other, 0.0) + 1 - float(shares[i])
             else:
                 continue

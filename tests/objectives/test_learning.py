@@ -3,7 +3,7 @@
 import torch
 from objective_samples import CLASSES, make_task
 
-from data_pipeline.reading.batch import Batch, normalize
+from data_pipeline.reading import Batch, ImageTextTargets, normalize
 from pretrain.objectives.keys import StepKeys
 from pretrain.objectives.text import build_tokenizer
 
@@ -31,7 +31,8 @@ def test_colours_find_their_names_and_categories():
     for step in range(90):
         order = torch.randperm(8, generator=generator)  # else neighbours always mix with each other
         positions = torch.arange(8) + 8 * step
-        batch = Batch(step, 0, positions, views[order], crops, tokens[order], present, labels[order], present)
+        targets = ImageTextTargets(tokens[order], present, labels[order], present)
+        batch = Batch(step, 0, positions, views[order], crops, targets)
         keys = StepKeys(0, step)
         out = task(batch, keys, task.teacher_targets(teacher, batch, keys))
         first = first or out.parts

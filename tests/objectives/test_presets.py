@@ -146,7 +146,7 @@ def test_every_trainable_parameter_gets_a_gradient_whatever_is_switched_off():
 def test_a_batch_without_a_caption_or_label_gives_zero_not_nan():
     task = make_task("m3i")
     batch = make_batch(6)
-    batch.has_text[:], batch.has_label[:], batch.labels[:] = False, False, -1
+    batch.targets.has_text[:], batch.targets.has_label[:], batch.targets.labels[:] = False, False, -1
     out = outputs(task, task.teacher(), batch)
     assert out.parts["text"] == 0 and out.parts["category"] == 0
     out.total.backward()
@@ -222,9 +222,9 @@ def test_encoding_for_evaluation():
     task = make_task("m3i").eval()
     batch = make_batch(4)
     images = images_of(task, batch.views[:, 0])
-    for vectors in (task.encode_image(images), task.encode_text(batch.tokens)):
+    for vectors in (task.encode_image(images), task.encode_text(batch.targets.tokens)):
         assert vectors.shape == (4, 24)
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(4, dtype=torch.float64))
     with pytest.raises(UserError, match="no text tower"):
-        make_task("siamese").encode_text(batch.tokens)
+        make_task("siamese").encode_text(batch.targets.tokens)
     assert not hasattr(make_task("supervised"), "encode_image"), "another task, whose models meet no text"

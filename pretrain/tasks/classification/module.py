@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.reading import Targets
 from data_pipeline.reading.batch import Batch, normalize
 from pretrain.models import InternImage
 from pretrain.models.randomness import sample_keys
@@ -14,7 +15,7 @@ from pretrain.objectives.keys import StepKeys, position_keys
 from pretrain.objectives.metrics import Metrics
 from pretrain.objectives.mixing import pairing
 from pretrain.objectives.mixup import mix_pairs
-from pretrain.tasks.module import BackboneLayout, LossOutput, TaskModule, layout_of
+from pretrain.tasks.module import BackboneLayout, LossOutput, TaskModule, TeacherTargets, image_text_of, layout_of
 
 
 class ClassificationModule(TaskModule):
@@ -44,12 +45,17 @@ class ClassificationModule(TaskModule):
         return self.image(images)
 
     def forward(
-        self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor] | None = None, measure: bool = True
+        self,
+        batch: Batch[Targets],
+        keys: StepKeys,
+        teacher_targets: TeacherTargets | None = None,
+        measure: bool = True,
     ) -> LossOutput:
         """Raises UserError where pairs are to be mixed and the local batch is odd."""
         metrics, keyed = Metrics(measure), position_keys(keys, batch.positions)
         images = normalize(batch.views[:, 0], self.mean, self.std, next(self.image.parameters()).dtype)
-        labels, valid = batch.labels, batch.has_label
+        known = image_text_of(batch)
+        labels, valid = known.labels, known.has_label
         share = None
         if self.training and (self.mixup > 0 or self.cutmix > 0):
             images, share = mix_pairs(images, keyed, self.mixup, self.cutmix)
@@ -60,7 +66,7 @@ class ClassificationModule(TaskModule):
             pi = pairing(len(labels), labels.device)
             own = F.one_hot(labels.clamp_min(0), logits.shape[-1])
             wanted = share[:, None] * own + (1 - share[:, None]) * own[pi]
-            valid = valid & (batch.has_label[pi] | (share == 1))
+            valid = valid & (known.has_label[pi] | (share == 1))
         values = losses.category_loss(logits, wanted, self.label_smoothing)
         count = summed(valid.sum())
         metrics.add("category/accuracy", lambda: global_mean((logits.argmax(1) == labels).float(), valid, count))

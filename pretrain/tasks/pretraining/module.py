@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from data_pipeline.reading import ImageTextTargets, Targets
 from data_pipeline.reading.batch import Batch, normalize
 from pretrain.models import InternImage
 from pretrain.models.randomness import sample_keys
@@ -25,7 +26,7 @@ from pretrain.objectives.metrics import Metrics, collapse_alarms
 from pretrain.objectives.mixing import TOKEN, Cells, draw_cells, mix, partners
 from pretrain.objectives.position import identity_parameters, relative_parameters
 from pretrain.objectives.text import drop_tokens
-from pretrain.tasks.module import BackboneLayout, LossOutput, TaskModule, layout_of
+from pretrain.tasks.module import BackboneLayout, LossOutput, TaskModule, TeacherTargets, image_text_of, layout_of
 from pretrain.tasks.pretraining.recipes import MOCO_TEMPERATURE, DenseTarget, Recipe
 from pretrain.tasks.pretraining.teacher import Teacher, TeacherRecipe
 
@@ -120,7 +121,7 @@ class PretrainingModule(TaskModule):
         return [name for name, _ in self.named_parameters() if name.startswith(averaged)]
 
     @torch.no_grad()
-    def teacher_targets(self, teacher: nn.Module, batch: Batch, keys: StepKeys) -> dict[str, Tensor]:
+    def teacher_targets(self, teacher: nn.Module, batch: Batch[Targets], keys: StepKeys) -> TeacherTargets:
         """The teacher's outputs for this micro-batch, all views in one pass: LN(tokens) [B, N, D] a dense target, unit
         vectors [B, D] for pooled ones. Row i of a mixed input's second target is that of its second image.
         """
@@ -137,11 +138,15 @@ class PretrainingModule(TaskModule):
         return dict(zip(names, out.chunk(len(names)), strict=True))
 
     def forward(
-        self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor] | None = None, measure: bool = True
+        self,
+        batch: Batch[Targets],
+        keys: StepKeys,
+        teacher_targets: TeacherTargets | None = None,
+        measure: bool = True,
     ) -> LossOutput:
         """Raises UserError where an objective that mixes pairs is given an odd local batch."""
         metrics = Metrics(measure)
-        parts = self._losses(batch, keys, targets or {}, metrics)
+        parts = self._losses(batch, keys, teacher_targets or {}, metrics)
         total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         return LossOutput(total, {name: part.detach() for name, part in parts.items()}, metrics.values)
 
@@ -178,8 +183,10 @@ class PretrainingModule(TaskModule):
     def _normalized(self, views: Tensor) -> Tensor:
         return normalize(views, self.settings.mean, self.settings.std, next(self.image.parameters()).dtype)
 
-    def _losses(self, batch: Batch, keys: StepKeys, targets: dict[str, Tensor], metrics: Metrics) -> dict[str, Tensor]:
-        recipe, rows = self.recipe, len(batch.positions)
+    def _losses(
+        self, batch: Batch[Targets], keys: StepKeys, targets: TeacherTargets, metrics: Metrics
+    ) -> dict[str, Tensor]:
+        recipe, rows, known = self.recipe, len(batch.positions), image_text_of(batch)
         device = batch.views.device
         own = torch.arange(rows, device=device)
         grid = self.settings.image_size // TOKEN
@@ -209,13 +216,13 @@ class PretrainingModule(TaskModule):
             seen = metrics.watch_gradient(fused, "pooled")
             pooled = torch.stack([self.image.clip_projector(seen[:, s.tokens])[s.owner] for s in sources])
             if self._on("text"):
-                tokens = batch.tokens
+                tokens = known.tokens
                 if self.training and self.settings.token_dropout > 0:
                     tokens = drop_tokens(tokens, position_keys(keys, batch.positions), self.settings.token_dropout)
                 text, scale = self.text(tokens), self.logit_scale()
-                parts["text"] = text_loss(metrics.watch_gradient(pooled, "text"), text, scale, batch, metrics)
+                parts["text"] = text_loss(metrics.watch_gradient(pooled, "text"), text, scale, known, metrics)
             if self._on("category"):
-                parts["category"] = self._category(metrics.watch_gradient(pooled, "category"), batch, metrics)
+                parts["category"] = self._category(metrics.watch_gradient(pooled, "category"), known, metrics)
             if self._on("pooled"):
                 parts["pooled"] = self._pooled(pooled[0], targets["pooled"])
         return parts
@@ -226,7 +233,7 @@ class PretrainingModule(TaskModule):
             return [(target, sources[0]) for target in self.dense_targets]
         return [(target, sources[target.view]) for target in self.dense_targets]
 
-    def _correlations(self, targets: dict[str, Tensor], metrics: Metrics) -> Sequence[Tensor | None]:
+    def _correlations(self, targets: TeacherTargets, metrics: Metrics) -> Sequence[Tensor | None]:
         if not self.dense_targets or not (self.settings.decorrelation > 0 or metrics.enabled):
             return [None] * len(self.dense_targets)
         return losses.correlations([targets[target.name] for target in self.dense_targets])
@@ -237,7 +244,7 @@ class PretrainingModule(TaskModule):
         source: Source,
         c: Tensor | None,
         fused: Tensor,
-        batch: Batch,
+        batch: Batch[Targets],
         t: Tensor,
         cells: Cells,
         metrics: Metrics,
@@ -276,11 +283,11 @@ class PretrainingModule(TaskModule):
             return (2 - 2 * (query * target).sum(-1)).mean()
         return info_nce(query, gather_rows(target), 1 / MOCO_TEMPERATURE)[0].mean()
 
-    def _category(self, pooled: Tensor, batch: Batch, metrics: Metrics) -> Tensor:
+    def _category(self, pooled: Tensor, known: ImageTextTargets, metrics: Metrics) -> Tensor:
         logits = self.image.head(self.image.fc_norm(pooled.flatten(0, 1)))
-        labels, times = batch.labels.repeat(len(pooled)), len(pooled)
+        labels, times = known.labels.repeat(len(pooled)), len(pooled)
         values = losses.category_loss(logits, labels, self.settings.label_smoothing).view(times, -1).mean(0)
-        count = summed(batch.has_label.sum())
+        count = summed(known.has_label.sum())
         hits = (logits.detach().argmax(1) == labels).view(times, -1).float().mean(0)
-        metrics.add("category/accuracy", lambda: global_mean(hits, batch.has_label, count))
-        return global_mean(values, batch.has_label, count)
+        metrics.add("category/accuracy", lambda: global_mean(hits, known.has_label, count))
+        return global_mean(values, known.has_label, count)

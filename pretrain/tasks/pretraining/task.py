@@ -14,6 +14,7 @@ from pretrain.tasks.task import MainScore, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from data_pipeline.reading import Targets, TargetSpec
     from pretrain.tasks.module import TaskModule
     from pretrain.tasks.pretraining.module import PretrainingModule
 
@@ -75,7 +76,13 @@ class Pretraining(Task):
 
         return build_pretraining(self, model, data, classes=classes)
 
+    def target_spec(self, data: DataConfig) -> "TargetSpec[Targets]":
+        from data_pipeline.reading import ImageText
+
+        return ImageText(self.tokenizer(data), data.context_length)
+
     def tokenizer(self, data: DataConfig) -> "Callable[[list[str]], Tensor]":
+        """list of n captions -> int64 [n, data.context_length]."""
         from pretrain.objectives.text import build_tokenizer
 
         return build_tokenizer(data.context_length, self.text.vocab_size)

@@ -21,7 +21,7 @@ from machine import machine
 from pretrain.evaluation import write_result
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, verdict
 from pretrain.finetuning.derive import classifier_config
-from pretrain.training.checkpoints import find_checkpoint
+from pretrain.training.checkpoint.disk import find_checkpoint
 
 DEFAULTS = {
     "optimizer.lr": 1e-3,

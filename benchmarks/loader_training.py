@@ -30,9 +30,9 @@ from data_pipeline.reading import Batch, DataConfig
 from pretrain.configuration import RunConfig, load_config
 from pretrain.tasks.pretraining.task import Pretraining
 from pretrain.tasks.task import ReaderOptions
-from pretrain.training.processes import DistributedContext, join
+from pretrain.training.distributed import DistributedContext, join
+from pretrain.training.logging.record import environment
 from pretrain.training.rank import run
-from pretrain.training.record import environment
 
 LIMIT = 0.95
 WARM_PAIRS = 2

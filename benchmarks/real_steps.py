@@ -35,8 +35,8 @@ from machine import machine
 
 from data_pipeline.preparation.openmoji import build
 from pretrain.configuration import load_config
-from pretrain.training.checkpoints import describe, find_checkpoint
-from pretrain.training.record import environment
+from pretrain.training.checkpoint.disk import describe, find_checkpoint
+from pretrain.training.logging.record import environment
 
 CONFIG, STOPPED, RANKS = "internimage_h_m3i_427m", 75, 2
 FLOOR = 1.2e9  # bytes of available memory below which the run is ended

@@ -32,12 +32,12 @@ from pretrain.configuration import RunConfig, load_config
 from pretrain.tasks.module import StepKeys
 from pretrain.tasks.pretraining.task import Pretraining
 from pretrain.tasks.task import ReaderOptions, module_of
-from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.engine import Engine, settings_for
+from pretrain.training.checkpoint.checkpointer import Checkpointer
+from pretrain.training.distributed import DistributedContext, join
+from pretrain.training.logging.record import environment
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.training.processes import DistributedContext, join
 from pretrain.training.rank import run
-from pretrain.training.record import environment
+from pretrain.training.zero.engine import Engine, settings_for
 
 CLASSES, WARM_BLOCKS = 9, 2
 

@@ -88,7 +88,9 @@ def remote_commands(
     return commands
 
 
-def run(hosts: Sequence[Host], commands: Sequence[str], ssh: Sequence[str], patience: Patience | None = None) -> int:
+def run_hosts(
+    hosts: Sequence[Host], commands: Sequence[str], ssh: Sequence[str], patience: Patience | None = None
+) -> int:
     """Start every host's command, pass signals on, and return one exit code as `local.spawn` does."""
     patience = patience or Patience()
     received: list[int] = []

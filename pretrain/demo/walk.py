@@ -132,7 +132,7 @@ def _score(output: Path, held_out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _best(run: Path) -> Path:
-    from pretrain.training.checkpoints import BEST, FOLDER
+    from pretrain.training.checkpoint.disk import BEST, FOLDER
 
     pointer = run / FOLDER / BEST
     if not pointer.exists():

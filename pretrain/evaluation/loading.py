@@ -18,7 +18,7 @@ def load_module(
     which: "ema" or "model". device: a GPU where there is one, by default.
     Raises UserError where there is no checkpoint, or it does not fit its own configuration.
     """
-    from pretrain.training.checkpoints import load_weights
+    from pretrain.training.checkpoint.disk import load_weights
 
     weights, config = load_weights(path, which)
     module = module_of(config, classes=task_of(config).classes_of(weights))

@@ -16,7 +16,7 @@ from pretrain.tasks.classification.task import Classification
 from pretrain.tasks.module import TaskModule
 
 if TYPE_CHECKING:
-    from pretrain.training.interruption import Interruption
+    from pretrain.training.safeguards.interruption import Interruption
 
 
 def finetune(

@@ -78,7 +78,7 @@ def train_to_plateau(
     goes on; UserError where one fails or the configuration has no step count.
     """
     from pretrain.evaluation import load_module, value_of
-    from pretrain.training.checkpoints import find_checkpoint, mark_best
+    from pretrain.training.checkpoint.disk import find_checkpoint, mark_best
 
     output, source = Path(output), None if source is None else Path(source)
     most = config.schedule.steps

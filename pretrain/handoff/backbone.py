@@ -101,7 +101,7 @@ def _is_weight_file(path: Path) -> bool:
 
 
 def _from_run(path: Path, which: str) -> Backbone:
-    from pretrain.training.checkpoints import load_weights
+    from pretrain.training.checkpoint.disk import load_weights
 
     weights, config = load_weights(path, which)
     image = {name.removeprefix(IMAGE_PREFIX): value for name, value in weights.items() if name.startswith(IMAGE_PREFIX)}

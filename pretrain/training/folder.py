@@ -10,10 +10,10 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, dump_config
-from pretrain.training.processes import DistributedContext
-from pretrain.training.record import CONFIG, ENVIRONMENT, environment
+from pretrain.training.checkpoint.rank_file import write_durably
+from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.record import CONFIG, ENVIRONMENT, environment
 from pretrain.training.resume import check_same_run
-from pretrain.training.shard_file import write_durably
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from data_pipeline.errors import UserError
 from pretrain.models import official
 from pretrain.models.reading import read_weights
 from pretrain.tasks.module import TaskModule
-from pretrain.training import checkpoints as disk
+from pretrain.training.checkpoint import disk
 
 
 def initialize_from(module: TaskModule, path: Path | str) -> list[str]:

@@ -11,19 +11,19 @@ from data_pipeline.reading import Batch, Targets
 from pretrain.configuration.schema import TrainingConfig
 from pretrain.tasks.module import StepKeys
 from pretrain.tasks.task import BatchReader
-from pretrain.training.account import BadSampleMonitor
-from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.ema import Ema
-from pretrain.training.engine import Engine
-from pretrain.training.interruption import Interruption
-from pretrain.training.meter import Meter
-from pretrain.training.policy import DivergencePolicy, StepDecision
-from pretrain.training.processes import DistributedContext, seed_step
-from pretrain.training.record import EventLog
-from pretrain.training.runlog import RunLog
+from pretrain.training.checkpoint.checkpointer import Checkpointer
+from pretrain.training.distributed import DistributedContext, seed_step
+from pretrain.training.logging.meter import Meter
+from pretrain.training.logging.record import EventLog
+from pretrain.training.logging.run_log import RunLog
+from pretrain.training.safeguards.bad_samples import BadSampleMonitor
+from pretrain.training.safeguards.interruption import Interruption
+from pretrain.training.safeguards.policy import DivergencePolicy, StepDecision
+from pretrain.training.safeguards.watchdog import Watchdog
 from pretrain.training.schedule import Schedule, ema_decay
-from pretrain.training.teacher import PartitionedTeacher, WholeTeacher
-from pretrain.training.watchdog import Watchdog
+from pretrain.training.zero.ema import Ema
+from pretrain.training.zero.engine import Engine
+from pretrain.training.zero.teacher import PartitionedTeacher, WholeTeacher
 
 
 @dataclass(frozen=True)

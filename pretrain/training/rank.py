@@ -17,24 +17,24 @@ from data_pipeline.errors import GaveUpError, UserError
 from pretrain.configuration import RunConfig, dump_config
 from pretrain.tasks.module import TaskModule
 from pretrain.tasks.task import BatchReader, ReaderOptions, module_of, task_of
-from pretrain.training.account import BadSampleMonitor
-from pretrain.training.building import Built, build
-from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.checkpoints import complete_checkpoints
-from pretrain.training.ema import Ema
-from pretrain.training.engine import Engine, full_shape, settings_for
+from pretrain.training.checkpoint.checkpointer import Checkpointer
+from pretrain.training.checkpoint.disk import complete_checkpoints
+from pretrain.training.distributed import DistributedContext, join
 from pretrain.training.folder import open_run
-from pretrain.training.interruption import STOP_FILE, Interruption
+from pretrain.training.logging.meter import Meter
+from pretrain.training.logging.record import EventLog
+from pretrain.training.logging.run_log import RunLog
 from pretrain.training.loop import LoopParts, train
-from pretrain.training.meter import Meter
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.training.policy import DivergencePolicy
-from pretrain.training.processes import DistributedContext, join
-from pretrain.training.record import EventLog
-from pretrain.training.runlog import RunLog
+from pretrain.training.safeguards.bad_samples import BadSampleMonitor
+from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
+from pretrain.training.safeguards.policy import DivergencePolicy
+from pretrain.training.safeguards.watchdog import START_UP_SECONDS, Watchdog
 from pretrain.training.schedule import resolve_schedule
-from pretrain.training.teacher import PartitionedTeacher, WholeTeacher, build_teacher
-from pretrain.training.watchdog import START_UP_SECONDS, Watchdog
+from pretrain.training.zero.building import Built, build
+from pretrain.training.zero.ema import Ema
+from pretrain.training.zero.engine import Engine, full_shape, settings_for
+from pretrain.training.zero.teacher import PartitionedTeacher, WholeTeacher, build_teacher
 
 DONE, STOPPED = 0, 75
 Initialize = Callable[[TaskModule], None]

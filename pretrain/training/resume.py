@@ -9,7 +9,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, parse_config
-from pretrain.training.record import CONFIG
+from pretrain.training.logging.record import CONFIG
 
 # Keys (and all below them) that change no sample, no loss and no update beyond rounding.
 FREE = (

@@ -8,7 +8,7 @@ import pytest
 from finetuning_configurations import tiny_configuration
 
 import pretrain.evaluation
-import pretrain.training.checkpoints
+import pretrain.training.checkpoint.disk
 from data_pipeline.errors import StoppedError, UserError
 from pretrain.finetuning import has_plateaued, train_to_plateau
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, spread, verdict
@@ -51,9 +51,9 @@ class Script:
         self.scores, self.trained, self.scored, self.best = scores, [], [], []
         monkeypatch.setattr(pretrain.evaluation, "load_module", lambda path, which: (Path(path), None))
         monkeypatch.setattr(Classification, "evaluate", self.evaluate)
-        monkeypatch.setattr(pretrain.training.checkpoints, "mark_best", lambda run, step: self.best.append(step))
+        monkeypatch.setattr(pretrain.training.checkpoint.disk, "mark_best", lambda run, step: self.best.append(step))
         monkeypatch.setattr(
-            pretrain.training.checkpoints, "find_checkpoint", lambda run: SimpleNamespace(step=self.saved)
+            pretrain.training.checkpoint.disk, "find_checkpoint", lambda run: SimpleNamespace(step=self.saved)
         )
 
     def train(self, config, source, output):

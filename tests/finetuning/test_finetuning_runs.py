@@ -10,7 +10,7 @@ from data_pipeline.errors import UserError
 from pretrain.evaluation import evaluate, load_module, read_results, value_of
 from pretrain.finetuning import finetune, train_to_plateau
 from pretrain.report import write_report
-from pretrain.training.checkpoints import load_weights
+from pretrain.training.checkpoint.disk import load_weights
 
 
 def test_without_a_step_the_weights_are_those_of_the_source(finetuning, pretrained, tmp_path):

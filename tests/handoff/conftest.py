@@ -1,4 +1,4 @@
-"""A run without a run: a task's weights, handed out as pretrain.training.checkpoints would."""
+"""A run without a run: a task's weights, handed out as pretrain.training.checkpoint.disk would."""
 
 import sys
 import types
@@ -53,9 +53,9 @@ def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
             name: torch.randn_like(value) * 0.1 if name.endswith("offset_mask.weight") else value
             for name, value in weights.items()
         }
-        module = types.ModuleType("pretrain.training.checkpoints")
+        module = types.ModuleType("pretrain.training.checkpoint.disk")
         module.load_weights = lambda path, which: (weights, config)
-        monkeypatch.setitem(sys.modules, "pretrain.training.checkpoints", module)
+        monkeypatch.setitem(sys.modules, "pretrain.training.checkpoint.disk", module)
         folder = tmp_path / "run"
         folder.mkdir()
         return folder, weights

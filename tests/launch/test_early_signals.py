@@ -3,7 +3,7 @@
 import os
 import signal
 
-from pretrain.training.interruption import Interruption
+from pretrain.training.safeguards.interruption import Interruption
 
 
 def test_a_signal_before_the_imports_is_kept_and_handlers_are_put_back() -> None:

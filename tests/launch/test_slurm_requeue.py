@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from launch.slurm import SlurmJob, script
-from pretrain.training.interruption import STOP_FILE, Interruption
+from pretrain.training.logging.record import EventLog
 from pretrain.training.loop import _stop_agreed
-from pretrain.training.record import EventLog
+from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 
 FakeProgram = Callable[[str, str], None]
 

@@ -11,7 +11,7 @@ import yaml
 
 from pretrain.configuration import parse_config
 from pretrain.training import run
-from pretrain.training.engine import Engine, import_deepspeed
+from pretrain.training.zero.engine import Engine, import_deepspeed
 
 WIDTH = 900
 WEIGHED = 2  # the step that is weighed

@@ -18,7 +18,7 @@ from pretrain.configuration import parse_config
 from pretrain.tasks.pretraining.task import Pretraining
 from pretrain.tasks.task import ReaderOptions
 from pretrain.training import run
-from pretrain.training.processes import leave
+from pretrain.training.distributed import leave
 
 
 class WatchedReader:

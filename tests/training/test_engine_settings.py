@@ -13,10 +13,10 @@ from training_fakes import CLASSES, PIXELS, FakeTask, configuration, events, met
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig
 from pretrain.training import run
-from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.checkpoints import find_checkpoint, load_weights
-from pretrain.training.deepspeed_config import derive, merge
-from pretrain.training.profiling import Profiler
+from pretrain.training.checkpoint.checkpointer import Checkpointer
+from pretrain.training.checkpoint.disk import find_checkpoint, load_weights
+from pretrain.training.logging.profiling import Profiler
+from pretrain.training.zero.deepspeed_config import derive, merge
 
 
 def go(output: Path, **changes: object) -> int:
@@ -65,7 +65,7 @@ def fp16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def allowed(*sections: Any, cuda: bool, **sizes: int) -> dict[str, object]:
         return merge(derive(*sections, cuda=True, **sizes), {"zero_optimization": {"overlap_comm": cuda}})
 
-    monkeypatch.setattr("pretrain.training.engine.derive", allowed)
+    monkeypatch.setattr("pretrain.training.zero.engine.derive", allowed)
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True, raising=False)
 
 

@@ -7,8 +7,8 @@ import torch
 from training_fakes import EPOCH, FakeBatch, FakeTask, configuration, logs, metrics, run_ranks, sample
 
 from pretrain.tasks.module import StepKeys
-from pretrain.training.checkpoints import load_weights
-from pretrain.training.processes import seed_step
+from pretrain.training.checkpoint.disk import load_weights
+from pretrain.training.distributed import seed_step
 from pretrain.training.schedule import ema_decay, resolve_schedule
 
 STEPS, BATCH = 20, 16

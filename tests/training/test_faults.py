@@ -13,7 +13,7 @@ from training_fakes import configuration, events, logs, metrics, run_ranks
 
 from data_pipeline.errors import UserError
 from pretrain.training import run
-from pretrain.training.checkpoints import (
+from pretrain.training.checkpoint.disk import (
     DamagedError,
     complete_checkpoints,
     describe,
@@ -263,7 +263,7 @@ def test_a_jumping_clock_moves_no_checkpoint_and_is_no_hang(tmp_path: Path, monk
 
 
 def test_the_minutes_between_checkpoints_are_counted_by_a_clock_that_can_be_given(tmp_path: Path) -> None:
-    from pretrain.training import checkpointer
+    from pretrain.training.checkpoint import checkpointer
 
     class Steps:
         now = 0.0

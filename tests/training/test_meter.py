@@ -2,8 +2,8 @@
 
 import torch
 
-from pretrain.training.meter import Meter, peak_flops
-from pretrain.training.processes import DistributedContext
+from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.meter import Meter, peak_flops
 
 
 def test_a_diagnostic_measured_on_one_step_in_five_is_not_divided_by_five() -> None:

@@ -13,8 +13,8 @@ from training_fakes import configuration, events, finish, logs, metrics, run_ran
 from data_pipeline.errors import GaveUpError
 from pretrain.configuration.schema import PolicyConfig
 from pretrain.training import run
-from pretrain.training.checkpoints import load_weights, mark_best
-from pretrain.training.policy import SETTLED, DivergencePolicy, StepDecision
+from pretrain.training.checkpoint.disk import load_weights, mark_best
+from pretrain.training.safeguards.policy import SETTLED, DivergencePolicy, StepDecision
 
 
 def go(output: Path, **changes: object) -> int:

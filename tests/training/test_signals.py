@@ -10,8 +10,8 @@ import torch
 from training_fakes import configuration, events, finish, logs, metrics, run_ranks, start_ranks
 
 from pretrain.training import run
-from pretrain.training.checkpoints import complete_checkpoints, load_weights
-from pretrain.training.interruption import Interruption
+from pretrain.training.checkpoint.disk import complete_checkpoints, load_weights
+from pretrain.training.safeguards.interruption import Interruption
 
 Ranks = list[subprocess.Popen[str]]
 

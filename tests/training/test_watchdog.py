@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.training.watchdog import Watchdog
+from pretrain.training.safeguards.watchdog import Watchdog
 
 
 def test_the_watchdog_tells_a_hang_from_a_jump_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_a_run_that_ends_well_leaves_no_file_of_stacks_and_one_that_hung_keeps_i
 HOLDS_THE_LOCK = """
 import ctypes, sys
 from pathlib import Path
-from pretrain.training.watchdog import Watchdog
+from pretrain.training.safeguards.watchdog import Watchdog
 
 def stuck_in_foreign_code():
     ctypes.PyDLL(None).sleep(3)  # PyDLL, unlike CDLL, keeps the interpreter's lock

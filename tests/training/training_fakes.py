@@ -313,7 +313,7 @@ if __name__ == "__main__":
 
     from data_pipeline.errors import UserError
     from pretrain.training import run
-    from pretrain.training.processes import leave
+    from pretrain.training.distributed import leave
 
     if limit := os.environ.get("FAKE_FILE_LIMIT"):  # a full disk, as a file-size limit shows it
         import resource

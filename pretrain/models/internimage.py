@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcnv3 import DCNv3
+from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
 from pretrain.models.layers import DropPath, LayerNorm, Mlp, drop_path_factors, initial_std
 from pretrain.models.linear import use_fast_linears
@@ -26,6 +27,7 @@ from pretrain.models.timm_features import TimmFeatures
 BlockFactors = tuple[Tensor | None, Tensor | None]  # what drop path multiplies a block's two branches by
 
 
+@compiled_region
 class Stem(nn.Module):
     """Two 3x3 convolutions of stride 2: [B, in_chans, H, W] -> [B, H/4, W/4, C]."""
 
@@ -42,6 +44,7 @@ class Stem(nn.Module):
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
+@compiled_region
 class Downsample(nn.Module):
     """3x3 convolution of stride 2 without bias, LayerNorm: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
 
@@ -54,6 +57,7 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
+@compiled_region
 class Block(nn.Module):
     """Deformable convolution and MLP, each a residual branch: [B, H, W, C] -> [B, H, W, C].
 

@@ -80,7 +80,7 @@ class Bare:
             settings,
             optimizer=optimizer,
             training=training,
-            counts_flops=False,
+            compiled=False,
             context=processes,
         )
         self.engine = built._engine

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from pretrain.models.compilation import compiled_region
 from pretrain.models.randomness import hashed_uniform
 from pretrain.objectives.keys import SALT_TOKEN
 
@@ -30,10 +31,11 @@ class TowerShape(Protocol):
 
 def build_text_tower(config: TowerShape, context_length: int, embed_dim: int) -> nn.Module:
     """tokens int64 [B, context_length] -> [B, embed_dim]."""
-    from open_clip.transformer import TextTransformer
+    from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
     if config.width % config.heads:
         raise UserError(f"task.text: width {config.width} is not divisible by heads {config.heads}")
+    compiled_region(ResidualAttentionBlock)
     return TextTransformer(
         context_length=context_length,
         vocab_size=config.vocab_size,

@@ -73,9 +73,6 @@ class TaskModule(nn.Module):
         """The image model's names; None where the module has none, and then every layer learns at the full rate."""
         return None
 
-    def compile_backbone(self) -> None:
-        """Compile what is worth it (model.compile); called once, when the module is under ZeRO already."""
-
     def notices(self) -> list[str]:
         """What a user should know before the first step, one sentence each, as a loss that the data switch off."""
         return []

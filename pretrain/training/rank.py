@@ -132,6 +132,12 @@ def _compose(
         context=context,
     )
     module = built.module
+    if config.model.compile:
+        from pretrain.models import compilation  # imports the models
+
+        for part in (module, built.teacher):
+            if part is not None:
+                compilation.compile_regions(part)
     if module.teacher_names() and not training.ema.enabled:
         raise UserError(
             f"task {task.name} learns from a momentum teacher here: set training.ema.enabled to true, or choose a "
@@ -144,12 +150,10 @@ def _compose(
         built.settings,
         optimizer=config.optimizer,
         training=training,
-        counts_flops=not config.model.compile,
+        compiled=config.model.compile,
         context=context,
     )
     built.start_exactly(engine.held)
-    if config.model.compile:
-        module.compile_backbone()
     ema = Ema(engine.owned, engine.offload_folder) if training.ema.enabled else None
     teacher = _teacher(built, engine, ema, context)
     checkpointer = Checkpointer(

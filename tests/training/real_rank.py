@@ -1,6 +1,7 @@
 """A rank of the real task over the real reader; a script, given pairs of configuration and output, run one by one.
 
 FAKE_LINEAGE and FAKE_SLEEP mean what they mean in training_fakes.py, at the moment when training takes a batch.
+FAKE_COMPILER names what compiles in the place of inductor, which would take minutes.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 from data_pipeline.reading.config import DataConfig
 from pretrain.configuration import parse_config
+from pretrain.models import compilation
 from pretrain.tasks.pretraining.task import Pretraining
 from pretrain.tasks.task import ReaderOptions
 from pretrain.training import run
@@ -46,6 +49,8 @@ class Watched(Pretraining):
 
 
 if __name__ == "__main__":
+    if backend := os.environ.get("FAKE_COMPILER"):
+        compilation.compile_regions = partial(compilation.compile_regions, backend=backend)
     for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         raw = yaml.safe_load(Path(described).read_text())
         raw["task"]["name"] = "real_rank:Watched"

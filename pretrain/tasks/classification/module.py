@@ -37,9 +37,6 @@ class ClassificationModule(TaskModule):
     def backbone(self) -> BackboneLayout:
         return layout_of(self.image, "image.")
 
-    def compile_backbone(self) -> None:
-        self.image.compile()
-
     def classify(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> logits [B, classes]."""
         return self.image(images)

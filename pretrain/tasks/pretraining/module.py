@@ -107,9 +107,6 @@ class PretrainingModule(TaskModule):
     def backbone(self) -> BackboneLayout:
         return layout_of(self.image, "image.")
 
-    def compile_backbone(self) -> None:
-        self.image.compile()
-
     def notices(self) -> list[str]:
         return self._notices
 

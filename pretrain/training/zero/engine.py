@@ -7,10 +7,11 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from pretrain.training.logging.meter import count_flops
 from pretrain.training.parameter_groups import ParameterGroup
 from pretrain.training.zero.deepspeed_config import derive
 from pretrain.training.zero.fragments import Fragment, held_fragments, owned_fragments, publish
+
+R = TypeVar("R")
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -85,12 +88,29 @@ def settings_for(
     return derive(training, clip_grad, given, world_size=context.world_size, parameters=trainable, cuda=cuda)
 
 
+def gather_by_region(module: nn.Module) -> None:
+    """At ZeRO stage 3, have each compiled region's own hooks gather all parameters inside it, and nothing below hooked:
+    hooks within would break its graph.
+
+    DeepSpeed's own leaf modules reduce gradients after every call of a module, and so may be called once a step only.
+    """
+    from pretrain.models.compilation import regions  # imports the models
+
+    register = import_deepspeed().zero.register_external_parameter
+    for region in regions(module):
+        for child in region.modules():
+            if child is not region:
+                child._forward_pre_hooks.clear()
+                child._forward_hooks.clear()
+                for parameter in child.parameters(recurse=False):
+                    register(region, parameter)
+
+
 class Engine:
     """The module under ZeRO. `held` and `owned` are the rank's fragments; `compute_dtype` is that of forward and
     backward.
 
-    settings: the DeepSpeed JSON (`settings_for`). counts_flops: whether the first forward pass is counted, which a
-    compiled module does not allow.
+    settings: the DeepSpeed JSON (`settings_for`). compiled: are regions of the module compiled (model.compile)?
     """
 
     def __init__(
@@ -101,7 +121,7 @@ class Engine:
         *,
         optimizer: OptimizerConfig,
         training: TrainingConfig,
-        counts_flops: bool,
+        compiled: bool,
         context: DistributedContext,
     ) -> None:
         deepspeed = import_deepspeed()
@@ -128,10 +148,12 @@ class Engine:
         self._adam.veto = True  # of the dummy step that some stages take while they build
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=settings)
         self._adam.veto = False
+        if self.stage == 3 and compiled:
+            gather_by_region(module)
         self._buffers_before = [(b, b.clone()) for _, b in self.buffers()]
         self._forward_flops: float | None = None
         self._target_flops = 0.0
-        self._micro_rows, self._counts_flops = settings["train_micro_batch_size_per_gpu"], counts_flops
+        self._micro_rows, self.compiled = settings["train_micro_batch_size_per_gpu"], compiled
         folder = training.offload_folder
         self.offload_folder = Path(folder) if folder is not None else None
         self.held, self._masters = held_fragments(self._engine, module, self.offload_folder)
@@ -142,21 +164,32 @@ class Engine:
         self, batch: Batch[Targets], keys: StepKeys, teacher_targets: TeacherTargets | None, measure: bool
     ) -> LossOutput:
         """The module's forward pass; the first one is counted (`flops_per_sample`)."""
-        forward = partial(self._engine, batch, keys, teacher_targets, measure)
-        if self._forward_flops is None and self._counts_flops:
-            result, self._forward_flops = count_flops(forward, self._micro_rows)
+        inputs = (batch, keys, teacher_targets, measure)
+        if self._forward_flops is None and not self.compiled:
+            result, self._forward_flops = self._counted(lambda: self._engine(*inputs))
         else:
-            result = forward()
+            if self._forward_flops is None:
+                # One more pass counts what is compiled, without gradient, so that it holds no activations.
+                with torch.no_grad(), torch.random.fork_rng():
+                    _, self._forward_flops = self._counted(lambda: self.module(*inputs))
+                self._settle_buffers(keep=False)
+            result = self._engine(*inputs)
         assert isinstance(result, LossOutput), "a task's forward pass returns a LossOutput"
         return result
 
     def teacher_targets(self, teacher: nn.Module, batch: Batch[Targets], keys: StepKeys) -> TeacherTargets:
         """The module's targets, by its teacher, without gradient; the first ones are counted too."""
         call = partial(self.module.teacher_targets, teacher, batch, keys)
-        if self._forward_flops is None and self._counts_flops:
-            result, self._target_flops = count_flops(call, self._micro_rows)
+        if self._forward_flops is None:
+            result, self._target_flops = self._counted(call)
             return result
         return call()
+
+    def _counted(self, call: Callable[[], R]) -> tuple[R, float]:
+        """In eager mode: a compiled graph hides its operations from the counter."""
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with eager:
+            return count_flops(call, self._micro_rows)
 
     @property
     def flops_per_sample(self) -> float | None:

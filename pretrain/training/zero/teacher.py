@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.zero.ema import Ema
-from pretrain.training.zero.engine import Engine, import_deepspeed
+from pretrain.training.zero.engine import Engine, gather_by_region, import_deepspeed
 from pretrain.training.zero.partition import partition, partitions
 
 CHUNK = 8_388_608  # values a rank sends at once
@@ -70,6 +70,8 @@ class PartitionedTeacher:
         partition(module, settings, context, self.dtype)
         self._buffers = _shared_buffers(module, engine.module)
         self._wrapper, *_ = import_deepspeed().initialize(model=module, config=settings)
+        if engine.compiled:
+            gather_by_region(module)
         self._parameters: dict[str, Any] = dict(module.named_parameters())
         self._pairs: list[tuple[Tensor, Tensor]] = []
         rank = context.rank

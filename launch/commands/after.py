@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 
 
 class Which(StrEnum):
@@ -74,7 +74,7 @@ def evaluate(
         show(results, as_json=True)
     else:
         typer.echo(columns(summary(results.values()), ("", "score", "chance", "beside")))
-    return exits.DONE
+    return DONE
 
 
 def export(
@@ -87,7 +87,7 @@ def export(
     from pretrain.handoff import export as work
 
     typer.echo(str(work(checkpoint, to.value, out, which=which.value)))
-    return exits.DONE
+    return DONE
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> int:
@@ -95,4 +95,4 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run direct
     from pretrain.report import write_report
 
     typer.echo(str(write_report(run)))
-    return exits.DONE
+    return DONE

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 
@@ -41,7 +41,7 @@ def plan(
         from launch.planning import as_text
 
         typer.echo(as_text(result))
-    return exits.DONE
+    return DONE
 
 
 def doctor(json: Json = False) -> int:
@@ -50,4 +50,4 @@ def doctor(json: Json = False) -> int:
     from launch.doctor import examine
 
     show(examine(), as_json=json)
-    return exits.DONE
+    return DONE

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 
 app = typer.Typer(
     help="Look at model variants, a run's batches and reading speed, a checkpoint.",
@@ -51,7 +51,7 @@ def batch(
     from pretrain.analysis.batch import inspect_batch
 
     show(inspect_batch(run, step, output=output), as_json=json)
-    return exits.DONE
+    return DONE
 
 
 @app.command(epilog="Example: internimage inspect loader internimage_h_m3i_427m --samples-per-second 150 --processes 8")
@@ -85,7 +85,7 @@ def loader(
     targets = ImageText(build_tokenizer(length, run.objective.text.vocab_size), length)
     found = advise(run.data, targets, samples_per_second=samples_per_second, processes=count, seconds=seconds)
     show(found, as_json=json)
-    return exits.DONE
+    return DONE
 
 
 @app.command(epilog="Example: internimage inspect checkpoint runs/h")
@@ -98,7 +98,7 @@ def checkpoint(
     from pretrain.training.checkpoints import describe
 
     show(describe(path), as_json=json)
-    return exits.DONE
+    return DONE
 
 
 def _table(rows: list[dict[str, Any]], table: Any, json: bool) -> int:
@@ -111,4 +111,4 @@ def _table(rows: list[dict[str, Any]], table: Any, json: bool) -> int:
 
         # A table of numbers cut to fit is no table; a wider line can be scrolled.
         Console(width=max(Console().width, 160)).print(table)
-    return exits.DONE
+    return DONE

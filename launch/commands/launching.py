@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 
 app = typer.Typer(
     help="Start a command as ranks: on this machine, over ssh, or by Slurm.",
@@ -56,7 +56,7 @@ def local(
     argv = invocation.resolve_command(command)
     if dry_run:
         typer.echo(f"{count} x {shlex.join(argv)}")
-        return exits.DONE
+        return DONE
     run = invocation.run_directory(command)
     return spawn(
         argv,
@@ -101,7 +101,7 @@ def hostfile(
     if dry_run:
         for host, line in zip(found, commands, strict=True):
             typer.echo(shlex.join([*shlex.split(ssh), host.name, line]))
-        return exits.DONE
+        return DONE
     return work.run(found, commands, shlex.split(ssh))
 
 
@@ -182,10 +182,10 @@ def slurm(
     )
     if dry_run:
         typer.echo(work.script(job), nl=False)
-        return exits.DONE
+        return DONE
     number = work.submit(job)
     typer.echo(f"submitted job {number} ({job.script}); output in {job.logs}")
-    return exits.DONE
+    return DONE
 
 
 def _preflight(command: list[str], world_size: int) -> float | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import exits
+from data_pipeline.errors import DONE
 
 if TYPE_CHECKING:
     from pretrain.configuration import RunConfig
@@ -58,4 +58,4 @@ def finetune_to_plateau(
     )
     ended = "its plateau" if plateau.reached else "the longest length allowed"
     print(f"validation top-1 {plateau.validation:.3f} at step {plateau.step}, trained to {ended}: {plateau.checkpoint}")
-    return exits.DONE
+    return DONE

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import BAD_DATA, DONE
 
 app = typer.Typer(
     help="Fetch, pack, index, verify and describe image-text shards.",
@@ -154,7 +154,7 @@ def verify(
     with progress("verifying") as report:
         summary = work(folder, index_folder=index_folder, decode=decode, progress=report)
     _show(summary, json)
-    return exits.DONE if summary.sound else exits.BAD_DATA
+    return DONE if summary.sound else BAD_DATA
 
 
 @app.command(epilog="Example: internimage shards stats shards/mine --json")
@@ -200,4 +200,4 @@ def _show(result: Any, json: bool) -> int:
     from launch.display import show
 
     show(result, as_json=json)
-    return exits.DONE
+    return DONE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 
 if TYPE_CHECKING:
     from pretrain.configuration import RunConfig
@@ -120,7 +120,7 @@ def _show(config: "RunConfig") -> int:
     from pretrain.configuration import dump_config
 
     typer.echo(dump_config(config), nl=False)
-    return exits.DONE
+    return DONE
 
 
 def _run(config: "RunConfig", output: Path, processes: str, arguments: list[str], one_rank: Callable[[], int]) -> int:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import StoppedError, UserError
+from data_pipeline.durable import write_durably
+from data_pipeline.errors import STOPPED, StoppedError, UserError
 from pretrain.configuration import RunConfig
 from pretrain.finetuning.finetune import finetune
 
 HISTORY = "validation.json"
-STOPPED = 75
 
 Train = Callable[
     [RunConfig, Path | None, Path], int
@@ -124,6 +124,5 @@ def _read_history(run: Path) -> list[tuple[int, float]]:
 
 
 def _write_history(run: Path, history: Sequence[tuple[int, float]]) -> None:
-    partial = run / f".{HISTORY}.partial"
-    partial.write_text(json.dumps([{"step": step, "top1": value} for step, value in history], indent=1) + "\n")
-    partial.replace(run / HISTORY)
+    entries = [{"step": step, "top1": value} for step, value in history]
+    write_durably(run / HISTORY, json.dumps(entries, indent=1) + "\n")

@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.reading import ImageTextTargets
 from data_pipeline.reading.batch import Batch, normalize
 from pretrain.models import InternImage
-from pretrain.models.randomness import sample_keys as drawing_from
+from pretrain.models.randomness import drawing_from
 from pretrain.objectives import losses
 from pretrain.objectives.collectives import gather_rows, global_mean, summed
 from pretrain.objectives.contrastive import contrast, text_loss

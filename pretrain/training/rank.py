@@ -66,7 +66,7 @@ def standard_factories(still_starting: Callable[[], None] | None = None) -> Fact
             seed=config.training.seed,
             events=events,
             judge=False,
-            beat=still_starting,
+            heartbeat=still_starting,
         )
 
     return Factories(build_task, reader, StepKeys)

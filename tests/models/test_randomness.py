@@ -8,7 +8,7 @@ import torch
 
 from pretrain.models import InternImage
 from pretrain.models.layers import DropPath
-from pretrain.models.randomness import hashed_uniform, sample_keys
+from pretrain.models.randomness import drawing_from, hashed_uniform
 
 
 def splitmix(z: int) -> int:
@@ -41,9 +41,9 @@ def test_draws_are_uniform_and_differ_between_layers():
 def test_a_samples_drop_path_does_not_depend_on_its_batch():
     layer = DropPath(0.5, salt=3).train()
     keys = torch.arange(64)
-    with sample_keys(keys):
+    with drawing_from(keys):
         whole = layer(torch.ones(64, 1, 1, 1)).flatten()
-    with sample_keys(keys[40:48]):
+    with drawing_from(keys[40:48]):
         part = layer(torch.ones(8, 1, 1, 1)).flatten()
     assert torch.equal(whole[40:48], part)
     assert set(whole.tolist()) == {0.0, 2.0}
@@ -51,9 +51,9 @@ def test_a_samples_drop_path_does_not_depend_on_its_batch():
 
 def test_keys_must_be_one_a_sample():
     layer = DropPath(0.5, salt=0).train()
-    with sample_keys(torch.arange(3)), pytest.raises(ValueError, match="3 keys, but the model was given a batch of 4"):
+    with drawing_from(torch.arange(3)), pytest.raises(ValueError, match="3 keys, but the model was given a batch of 4"):
         layer(torch.ones(4, 1, 1, 1))
-    with pytest.raises(ValueError, match="int64"), sample_keys(torch.zeros(3)):
+    with pytest.raises(ValueError, match="int64"), drawing_from(torch.zeros(3)):
         pass
 
 
@@ -72,7 +72,7 @@ def test_a_recomputed_block_drops_what_it_dropped_before_even_after_the_context_
     for recompute in (False, True):
         model.set_grad_checkpointing(recompute)
         model.zero_grad()
-        with sample_keys(torch.arange(8)):
+        with drawing_from(torch.arange(8)):
             loss = model(images).square().sum()
         loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])

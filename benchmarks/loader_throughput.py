@@ -38,9 +38,9 @@ from machine import machine
 from PIL import Image
 from torchvision import transforms
 
+from data_pipeline.hashing import uniforms
 from data_pipeline.reading import DataConfig, ImageText, Reader, normalize
 from data_pipeline.reading.decode import can_reduce, decode, read_header
-from data_pipeline.reading.hashing import uniforms
 from data_pipeline.reading.views import UNIFORMS, on_reduced, random_crop, reduction, render
 
 SIZE, BATCH = 224, 64

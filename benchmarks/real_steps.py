@@ -33,12 +33,13 @@ from typing import Any
 import psutil
 from machine import machine
 
+from data_pipeline.errors import STOPPED
 from data_pipeline.preparation.openmoji import build
 from pretrain.configuration import load_config
 from pretrain.training.checkpoint.disk import describe, find_checkpoint
 from pretrain.training.logging.record import environment
 
-CONFIG, STOPPED, RANKS = "internimage_h_m3i_427m", 75, 2
+CONFIG, RANKS = "internimage_h_m3i_427m", 2
 FLOOR = 1.2e9  # bytes of available memory below which the run is ended
 RATE = 1e-4
 DISK_GB = {"h": 55.0, "b": 10.0}  # 12 bytes a parameter in files, twice 16 in checkpoints, and what both round up to

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import UserError
-from launch import exits, invocation, local, machine, preflight
+from data_pipeline.errors import DONE, UserError
+from launch import invocation, local, machine, preflight
 from launch.supervision import Patience
 from pretrain.configuration import RunConfig, dump_config
 
@@ -55,4 +55,4 @@ def finetune_to_plateau(config: RunConfig, source: Path | None, output: Path, pr
     ended = "its plateau" if plateau.reached else "the longest length allowed"
     score = f"validation score {plateau.validation:.3f} at step {plateau.step}"
     print(f"{score}, trained to {ended}: {plateau.checkpoint}")
-    return exits.DONE
+    return DONE

@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from data_pipeline.errors import BadDataError
+from data_pipeline.hashing import Integers, key, uniforms
 from data_pipeline.reading.augmentation import augment
 from data_pipeline.reading.batch import SampleRef
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.decode import BadSample, Header
-from data_pipeline.reading.hashing import Integers, key, uniforms
 from data_pipeline.reading.memory import Arrays, Layout
 from data_pipeline.reading.order import Order
 from data_pipeline.reading.shards import RawSample, ShardSet

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipeline.callbacks import EventSink
 from data_pipeline.format import open_set
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.builder import Fault
 from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode import BadSample, Header
-from data_pipeline.reading.faults import Events, FaultLog
+from data_pipeline.reading.faults import FaultLog
 from data_pipeline.reading.memory import Layout, allocate
 from data_pipeline.reading.remote import is_remote, open_remote
 from data_pipeline.reading.shards import Files, LocalFiles, ShardSet
@@ -31,7 +32,7 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
     index_folder: Path | str | None = None,
-    events: Events | None = None,
+    events: EventSink | None = None,
     max_bad_rate: float = 0.01,
     max_pixels: int = 100_000_000,
     cache: CacheConfig | None = None,

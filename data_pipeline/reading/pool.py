@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.hashing import Integers
 from data_pipeline.reading.builder import BatchBuilder, Filled
-from data_pipeline.reading.hashing import Integers
 from data_pipeline.reading.memory import Arrays, Layout, SharedMemory, slot_arrays, slot_bytes
 
 _SPARE = 2  # slots for batches in the consumer's hands

@@ -8,13 +8,13 @@ from typing import Any, Generic, Self
 import numpy as np
 import torch
 
+from data_pipeline.callbacks import EventSink, Heartbeat
 from data_pipeline.errors import UserError
-from data_pipeline.format.sets import Beat
+from data_pipeline.hashing import Integers
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.builder import BatchBuilder, Fault, Filled, RowFiller
 from data_pipeline.reading.config import DataConfig
-from data_pipeline.reading.faults import Events, FaultLog
-from data_pipeline.reading.hashing import Integers
+from data_pipeline.reading.faults import FaultLog
 from data_pipeline.reading.lineage import describe, find
 from data_pipeline.reading.memory import Arrays, allocate
 from data_pipeline.reading.order import Order, Share, SourceOrder
@@ -35,8 +35,8 @@ class Reader(Generic[T]):
     share the rank-th run of that. Resuming is `batches(start_step)`: there is no other state.
 
     `targets`: makes each sample's targets. `events` gets a dictionary for each sample that was bad or incomplete, when
-    its batch is consumed. Sets without an index are indexed once a node, into `config.cache.folder`; `beat` is called
-    while that goes on.
+    its batch is consumed. Sets without an index are indexed once a node, into `config.cache.folder`; meanwhile
+    `heartbeat` is called.
 
     Raises UserError where sets are missing or the batch does not divide; BadDataError from `batches` above
     `config.max_bad_rate`. Ranks that meet in collectives must end together: with `judge` false the caller does so, from
@@ -53,9 +53,9 @@ class Reader(Generic[T]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
-        events: Events | None = None,
+        events: EventSink | None = None,
         judge: bool = True,
-        beat: Beat | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.config = config
         self.share = Share(batch_size, accumulation, rank, world_size)
@@ -68,7 +68,7 @@ class Reader(Generic[T]):
                 events({"kind": "inexact_order", "detail": LOST})
         else:
             told = events if rank == 0 else None
-            self.names, self._sets = open_sources(config, told, beat, targets.members)
+            self.names, self._sets = open_sources(config, told, heartbeat, targets.members)
         named = [one.manifest.classes for one in self._sets] or [None] * len(config.sources)
         self.classes, numbers = merge_classes(
             [classes if source.labels else None for classes, source in zip(named, config.sources, strict=True)]

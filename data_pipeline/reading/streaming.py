@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import webdataset
 
 from data_pipeline.errors import UserError
+from data_pipeline.hashing import Integers, key
 from data_pipeline.reading.batch import SampleRef
 from data_pipeline.reading.builder import Candidate, Fault, Filled, RowFiller
 from data_pipeline.reading.config import DataConfig, SourceConfig
 from data_pipeline.reading.decode import BadSample
-from data_pipeline.reading.hashing import Integers, key
 from data_pipeline.reading.memory import Arrays, Layout, allocate
 from data_pipeline.reading.mixture import Mixture
 from data_pipeline.reading.shards import RawSample

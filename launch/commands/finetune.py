@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 from launch.commands.options import Config, Overrides, PrintConfig, Processes, RunOutput
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def finetune(
     resolved = load_config(config, overrides or ())
     if print_config:
         typer.echo(dump_config(resolved), nl=False)
-        return exits.DONE
+        return DONE
     if checkpoint is not None and not checkpoint.exists():
         raise UserError(f"--from {checkpoint}: does not exist; give a run directory, a checkpoint or a weights file")
     folder = output or default_output(config)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 from launch.commands.options import Config, Overrides, PrintConfig, Processes, RunOutput
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def pretrain(
     resolved = load_config(config, overrides or ())
     if print_config:
         typer.echo(dump_config(resolved), nl=False)
-        return exits.DONE
+        return DONE
     folder = output or default_output(config)
 
     def rank(interruption: "Interruption") -> int:

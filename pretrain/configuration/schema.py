@@ -7,7 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from data_pipeline.errors import UserError
 from data_pipeline.reading.config import DataConfig, Section
+from data_pipeline.reading.order import rows_per_rank
 
 
 class ModelConfig(Section):
@@ -124,9 +126,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
-        t = self.training
-        if t.batch_size % t.accumulation:
-            raise ValueError(
-                f"training.batch_size {t.batch_size} is not divisible by training.accumulation {t.accumulation}"
-            )
+        try:
+            rows_per_rank(self.training.batch_size, self.training.accumulation, 1)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return self

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import StoppedError, UserError
+from data_pipeline.durable import write_durably
+from data_pipeline.errors import STOPPED, StoppedError, UserError
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.finetuning.finetune import finetune
 from pretrain.tasks.task import main_score_of, task_of
 
 HISTORY = "validation.json"
-STOPPED = 75
 EVALUATION_BATCH = 64
 
 Train = Callable[
@@ -129,6 +129,5 @@ def _read_history(run: Path, score: str) -> list[tuple[int, float]]:
 
 
 def _write_history(run: Path, score: str, history: Sequence[tuple[int, float]]) -> None:
-    partial = run / f".{HISTORY}.partial"
-    partial.write_text(json.dumps([{"step": step, score: value} for step, value in history], indent=1) + "\n")
-    partial.replace(run / HISTORY)
+    entries = [{"step": step, score: value} for step, value in history]
+    write_durably(run / HISTORY, json.dumps(entries, indent=1) + "\n")

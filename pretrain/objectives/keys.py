@@ -1,7 +1,7 @@
 """Everything random in a step is a function of (seed, step, global position), so that a run does not depend on the
 number of ranks.
 
-`position_keys` turns the three into one int64 a sample; `pretrain.models.randomness` hashes it, for drop path and for
+`sample_keys` turns the three into one int64 a sample; `pretrain.models.randomness` hashes it, for drop path and for
 the draws below.
 """
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from data_pipeline.hashing import GOLDEN, signed
 from pretrain.models.randomness import hashed_uniform
 
 # Salts of the draws made here. Layers of the models take small numbers; these stay clear of them.
@@ -33,10 +34,10 @@ class StepKeys(NamedTuple):
     micro: int = 0
 
 
-def position_keys(keys: StepKeys, positions: Tensor) -> Tensor:
+def sample_keys(keys: StepKeys, positions: Tensor) -> Tensor:
     """int64 [B]: one key a sample from (seed, step, global position). positions: int64 [B]."""
     # Odd constants, far apart, modulo 2^64: distinct triples give distinct keys, and the hash does the rest.
-    return positions * _signed(0x9E3779B97F4A7C15) + _step_constant(keys)
+    return positions * signed(GOLDEN) + _step_constant(keys)
 
 
 def step_uniform(keys: StepKeys, count: int, salt: int) -> Tensor:
@@ -60,10 +61,4 @@ def beta_draws(keys: Tensor, alpha: float) -> Tensor:
 
 
 def _step_constant(keys: StepKeys) -> int:
-    return _signed(keys.step * 0xBF58476D1CE4E5B9 + keys.seed * 0x94D049BB133111EB)
-
-
-def _signed(value: int) -> int:
-    """The int64 with the bits of `value` modulo 2^64."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
+    return signed(keys.step * 0xBF58476D1CE4E5B9 + keys.seed * 0x94D049BB133111EB)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from pretrain.models.randomness import hashed_uniform
-from pretrain.objectives.keys import SALT_MASK, SALT_MIX_PAIR, StepKeys, position_keys, step_uniform
+from pretrain.objectives.keys import SALT_MASK, SALT_MIX_PAIR, StepKeys, sample_keys, step_uniform
 
 TOKEN = 16  # pixels a side of a token of the fused map
 
@@ -89,7 +89,7 @@ def partners(positions: Tensor, keys: StepKeys, probability: float) -> Tensor:
     pi = pairing(len(positions), positions.device)
     if probability >= 1:
         return pi
-    drawn = hashed_uniform(pair_keys(position_keys(keys, positions)), SALT_MIX_PAIR)
+    drawn = hashed_uniform(pair_keys(sample_keys(keys, positions)), SALT_MIX_PAIR)
     return torch.where(drawn < probability, pi, pi ^ 1)
 
 

@@ -102,7 +102,7 @@ class Task(TaskSection, ABC):
             seed=options.seed,
             events=options.events,
             judge=False,
-            beat=options.heartbeat,
+            heartbeat=options.heartbeat,
         )
 
     def check_reader(self, reader: BatchReader) -> None:

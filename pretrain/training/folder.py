@@ -1,16 +1,14 @@
 """The run's folder: made, locked against a second run, and checked before anything is written into it."""
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from data_pipeline.durable import file_lock, write_durably
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, dump_config
-from pretrain.training.checkpoint.rank_file import write_durably
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.record import CONFIG, ENVIRONMENT, environment
 from pretrain.training.resume import check_same_run
@@ -23,26 +21,21 @@ def open_run(output: Path, config: RunConfig, context: DistributedContext) -> It
     Raises UserError, on every rank, where another process trains there, where the folder holds a run that `config` may
     not go on with, or where it cannot be written.
     """
-    lock, problem = None, None
-    if context.leader:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            lock = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            check_same_run(output, config)
-            write_durably(output / CONFIG, dump_config(config))
-            about = environment(context.world_size, context.device.type) | {"time": time.time()}
-            write_durably(output / ENVIRONMENT, json.dumps(about, indent=1))
-        except BlockingIOError:
-            problem = f"{output}: another process is training here; stop it, or name another --output"
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"{output}: cannot write the run folder ({error.strerror or error}); name a writable --output"
-    try:
+    with ExitStack() as stack:
+        problem = None
+        if context.leader:
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                if not stack.enter_context(file_lock(output / ".lock", wait=False)):
+                    raise UserError(f"{output}: another process is training here; stop it, or name another --output")
+                check_same_run(output, config)
+                write_durably(output / CONFIG, dump_config(config))
+                about = environment(context.world_size, context.device.type) | {"time": time.time()}
+                write_durably(output / ENVIRONMENT, json.dumps(about, indent=1))
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"{output}: cannot write the run folder ({error.strerror or error}); name a writable --output"
         if problems := [found for found in context.gather(problem) if found]:
             raise UserError(problems[0])
         yield
-    finally:
-        if lock is not None:
-            os.close(lock)

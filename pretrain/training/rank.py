@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from data_pipeline.errors import GaveUpError, UserError
+from data_pipeline.errors import DONE, STOPPED, GaveUpError, UserError
 from pretrain.configuration import RunConfig, dump_config
 from pretrain.tasks.module import TaskModule
 from pretrain.tasks.task import BatchReader, ReaderOptions, module_of, task_of
@@ -36,7 +36,6 @@ from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine, full_shape, settings_for
 from pretrain.training.zero.teacher import PartitionedTeacher, WholeTeacher, build_teacher
 
-DONE, STOPPED = 0, 75
 Initialize = Callable[[TaskModule], None]
 
 

@@ -12,7 +12,7 @@ from objective_samples import SIZE
 from torch import Tensor
 
 from data_pipeline.reading.batch import normalize
-from pretrain.models.randomness import sample_keys
+from pretrain.models.randomness import drawing_from
 
 
 def images_of(task, views: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Plain:
         self.pair = [i + 1 if i % 2 == 0 else i - 1 for i in range(self.rows)]
 
     def encode(self, images: Tensor) -> Tensor:
-        with sample_keys(self.keys):
+        with drawing_from(self.keys):
             return self.task.image.forward_fused(images).flatten(1, 2)
 
     def m3i(self) -> Tensor:
@@ -214,7 +214,7 @@ class Plain:
 
     def supervised(self, shares: Tensor | None = None, images: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         batch = self.batch
-        with sample_keys(self.keys):
+        with drawing_from(self.keys):
             logits = self.task.image(images_of(self.task, batch.views[:, 0]) if images is None else images)
         values = []
         for i in range(self.rows):

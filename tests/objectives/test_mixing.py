@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from pretrain.objectives.keys import StepKeys, beta_draws, position_keys
+from pretrain.objectives.keys import StepKeys, beta_draws, sample_keys
 from pretrain.objectives.mixing import cell_size, draw_cells, mix, pairing, partners
 from pretrain.objectives.mixup import mix_pairs
 
@@ -78,7 +78,7 @@ def test_cells_that_do_not_tile_the_image_are_refused(size, cell):
 def test_mixup_and_cutmix_are_fixed_by_the_pair_and_state_the_share_they_made():
     images = torch.zeros(400, 1, 20, 30)
     images[1::2] = 1.0
-    keys = position_keys(StepKeys(7, 3), torch.arange(400))
+    keys = sample_keys(StepKeys(7, 3), torch.arange(400))
     mixed, share = mix_pairs(images, keys, 0.8, 1.0)
     again, _ = mix_pairs(images[100:], keys[100:], 0.8, 1.0)
     assert torch.equal(mixed[100:], again), "what another rank's rows are does not matter"
@@ -94,7 +94,7 @@ def test_mixup_and_cutmix_are_fixed_by_the_pair_and_state_the_share_they_made():
 def test_cutmix_boxes_are_rectangles_of_the_drawn_area():
     images = torch.zeros(2000, 1, 32, 32)
     images[1::2] = 1.0
-    mixed, _ = mix_pairs(images, position_keys(StepKeys(0, 0), torch.arange(2000)), 0.0, 1.0)
+    mixed, _ = mix_pairs(images, sample_keys(StepKeys(0, 0), torch.arange(2000)), 0.0, 1.0)
     for box in mixed[:200:2, 0].bool():
         rows, columns = box.any(1), box.any(0)
         assert torch.equal(box, rows[:, None] & columns[None]), "an outer product is a rectangle"

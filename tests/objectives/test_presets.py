@@ -8,7 +8,7 @@ from objective_samples import CLASSES, SIZE, make_batch, make_config, make_task
 from plain_objectives import Plain, images_of
 
 from data_pipeline.errors import UserError
-from pretrain.objectives.keys import StepKeys, position_keys
+from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.mixing import draw_cells, partners
 from pretrain.objectives.mixup import mix_pairs
 from pretrain.tasks.pretraining.recipes import RECIPES
@@ -58,7 +58,7 @@ def test_the_gradient_equals_the_plain_implementation(preset):
         torch.nn.init.normal_(task.image.head.weight, std=0.5)
     teacher = a_teacher(task)
     cells = draw_cells(KEYS, SIZE, 16, 0.5, torch.device("cpu"))
-    plain = Plain(task, teacher, batch, cells, position_keys(KEYS, batch.positions))
+    plain = Plain(task, teacher, batch, cells, sample_keys(KEYS, batch.positions))
     assert_same_gradients(task, outputs(task, teacher, batch).total, getattr(plain, preset)())
 
 
@@ -69,7 +69,7 @@ def test_pairs_left_whole_equal_the_plain_implementation():
     assert 0 < sum(i == j for i, j in enumerate(pair)) < 12, "both kinds are there"
     teacher = a_teacher(task)
     plain = Plain(
-        task, teacher, batch, draw_cells(KEYS, SIZE, 16, 0.5, torch.device("cpu")), position_keys(KEYS, batch.positions)
+        task, teacher, batch, draw_cells(KEYS, SIZE, 16, 0.5, torch.device("cpu")), sample_keys(KEYS, batch.positions)
     )
     plain.pair = pair
     assert_same_gradients(task, outputs(task, teacher, batch).total, plain.m3i())
@@ -78,7 +78,7 @@ def test_pairs_left_whole_equal_the_plain_implementation():
 def test_supervised_extras_equal_the_plain_implementation():
     task = make_task("supervised", label_smoothing=0.1, mixup=0.8, cutmix=1.0).train()
     batch = make_batch(6)
-    keys = position_keys(KEYS, batch.positions)
+    keys = sample_keys(KEYS, batch.positions)
     images, shares = mix_pairs(images_of(task, batch.views[:, 0]), keys, 0.8, 1.0)
     plain = Plain(task, None, batch, draw_cells(KEYS, SIZE, 16, 0.5, torch.device("cpu")), keys)
     assert_same_gradients(task, outputs(task, None, batch).total, plain.supervised(shares, images, 0.1))

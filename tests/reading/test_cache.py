@@ -234,7 +234,7 @@ def test_indexing_a_remote_set_that_was_killed_goes_on_and_sees_what_changed(tmp
             raise Killed
 
     with pytest.raises(Killed):
-        Reader(config, ImageText(tokenize, 8), batch_size=2, beat=die)
+        Reader(config, ImageText(tokenize, 8), batch_size=2, heartbeat=die)
     with Reader(config, ImageText(tokenize, 8), batch_size=2) as reader:
         assert reader.epoch_samples == 15
     assert copied == ["00000.tar", "00001.tar", "00002.tar"]

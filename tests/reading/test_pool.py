@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from data_pipeline.hashing import Integers
 from data_pipeline.reading.builder import Filled
-from data_pipeline.reading.hashing import Integers
 from data_pipeline.reading.memory import Arrays
 from data_pipeline.reading.pool import WorkerPool
 

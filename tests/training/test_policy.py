@@ -10,6 +10,7 @@ import pytest
 import torch
 from training_fakes import configuration, events, finish, logs, metrics, run_ranks, start_ranks
 
+from data_pipeline.durable import temporary_path
 from data_pipeline.errors import GaveUpError
 from pretrain.configuration.schema import PolicyConfig
 from pretrain.training import run
@@ -108,13 +109,13 @@ def test_a_rollback_and_the_best_checkpoint_are_noted_durably(tmp_path: Path, mo
     policy = DivergencePolicy(PolicyConfig(), tmp_path, leader=True)
     policy.record(3, math.nan, applied=False)
     policy.roll_back()
-    assert synced == [str(tmp_path / ".policy.json.tmp"), str(tmp_path)]
+    assert synced == [str(temporary_path(tmp_path / "policy.json")), str(tmp_path)]
     synced.clear()
     folder = tmp_path / "checkpoints" / "step-00000003"
     folder.mkdir(parents=True)
     (folder / "manifest.json").touch()
     mark_best(tmp_path, 3)
-    assert synced == [str(folder.with_name(".best.tmp")), str(folder.parent)]
+    assert synced == [str(temporary_path(folder.with_name("best"))), str(folder.parent)]
 
 
 def test_a_spike_before_the_first_checkpoint_is_only_passed_over(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 from launch.commands.launch.options import Command, DryRun, Logs, check_command
 
 EXAMPLE = "internimage launch hostfile --hostfile hosts.txt pretrain internimage_l_in22k"
@@ -41,5 +41,5 @@ def hostfile(
     if dry_run:
         for host, line in zip(found, commands, strict=True):
             typer.echo(shlex.join([*shlex.split(ssh), host.name, line]))
-        return exits.DONE
+        return DONE
     return run_hosts(found, commands, shlex.split(ssh))

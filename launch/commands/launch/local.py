@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 from launch.commands.launch.options import Command, DryRun, Logs, check_command
 
 EXAMPLE = "internimage launch local --processes 8 pretrain internimage_t_in1k"
@@ -41,7 +41,7 @@ def local(
     argv = invocation.resolve_command(command)
     if dry_run:
         typer.echo(f"{count} x {shlex.join(argv)}")
-        return exits.DONE
+        return DONE
     run = invocation.run_directory(command)
     return spawn(
         argv,

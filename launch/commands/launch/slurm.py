@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import DONE
 from launch.commands.launch.options import Command, DryRun, check_command
 
 EXAMPLE = "internimage launch slurm --nodes 2 --gpus-per-node 8 pretrain internimage_h_m3i_427m"
@@ -86,7 +86,7 @@ def slurm(
     )
     if dry_run:
         typer.echo(script(job), nl=False)
-        return exits.DONE
+        return DONE
     number = submit(job)
     typer.echo(f"submitted job {number} ({job.script}); output in {job.logs}")
-    return exits.DONE
+    return DONE

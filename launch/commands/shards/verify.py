@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launch import exits
+from data_pipeline.errors import BAD_DATA, DONE
 from launch.commands.options import Json
 from launch.commands.shards.options import IndexFolder, ShardSet
 
@@ -25,4 +25,4 @@ def verify(
     with progress("verifying") as report:
         summary = preparation.verify(folder, index_folder=index_folder, decode=decode, progress=report)
     show(summary, as_json=json)
-    return exits.DONE if summary.sound else exits.BAD_DATA
+    return DONE if summary.sound else BAD_DATA

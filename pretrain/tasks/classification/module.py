@@ -8,10 +8,10 @@ from torch import Tensor
 from data_pipeline.reading import Targets
 from data_pipeline.reading.batch import Batch, normalize
 from pretrain.models import InternImage
-from pretrain.models.randomness import sample_keys
+from pretrain.models.randomness import drawing_from
 from pretrain.objectives import losses
 from pretrain.objectives.collectives import global_mean, summed
-from pretrain.objectives.keys import StepKeys, position_keys
+from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics
 from pretrain.objectives.mixing import pairing
 from pretrain.objectives.mixup import mix_pairs
@@ -49,14 +49,14 @@ class ClassificationModule(TaskModule):
         measure: bool = True,
     ) -> LossOutput:
         """Raises UserError where pairs are to be mixed and the local batch is odd."""
-        metrics, keyed = Metrics(measure), position_keys(keys, batch.positions)
+        metrics, keyed = Metrics(measure), sample_keys(keys, batch.positions)
         images = normalize(batch.views[:, 0], self.mean, self.std, next(self.image.parameters()).dtype)
         known = image_text_of(batch)
         labels, valid = known.labels, known.has_label
         share = None
         if self.training and (self.mixup > 0 or self.cutmix > 0):
             images, share = mix_pairs(images, keyed, self.mixup, self.cutmix)
-        with sample_keys(keyed):
+        with drawing_from(keyed):
             logits = self.image(images)
         wanted = labels
         if share is not None:

@@ -16,12 +16,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.reading import ImageTextTargets, Targets
 from data_pipeline.reading.batch import Batch, normalize
 from pretrain.models import InternImage
-from pretrain.models.randomness import sample_keys
+from pretrain.models.randomness import drawing_from
 from pretrain.objectives import losses
 from pretrain.objectives.collectives import gather_rows, global_mean, summed
 from pretrain.objectives.contrastive import info_nce, text_loss
 from pretrain.objectives.decoder import Blocks
-from pretrain.objectives.keys import StepKeys, position_keys
+from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics, collapse_alarms
 from pretrain.objectives.mixing import TOKEN, Cells, draw_cells, mix, partners
 from pretrain.objectives.position import identity_parameters, relative_parameters
@@ -201,7 +201,7 @@ class PretrainingModule(TaskModule):
             images = self._normalized(first)
         if recipe.image == "masked":
             images = images * (~cells.pixels).to(images.dtype)
-        with sample_keys(position_keys(keys, batch.positions)):
+        with drawing_from(sample_keys(keys, batch.positions)):
             fused = self.image.forward_fused(images).flatten(1, 2)
 
         parts: dict[str, Tensor] = {}
@@ -215,7 +215,7 @@ class PretrainingModule(TaskModule):
             if self._on("text"):
                 tokens = known.tokens
                 if self.training and self.settings.token_dropout > 0:
-                    tokens = drop_tokens(tokens, position_keys(keys, batch.positions), self.settings.token_dropout)
+                    tokens = drop_tokens(tokens, sample_keys(keys, batch.positions), self.settings.token_dropout)
                 text, scale = self.text(tokens), self.logit_scale()
                 parts["text"] = text_loss(metrics.watch_gradient(pooled, "text"), text, scale, known, metrics)
             if self._on("category"):

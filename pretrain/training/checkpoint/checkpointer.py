@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.durable import file_sha256, remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import GaveUpError, UserError
 from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
-from pretrain.training.checkpoint.rank_file import sha256_of, sync_folder, write_durably, write_shard
+from pretrain.training.checkpoint.rank_file import write_rank_file
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
@@ -84,6 +85,7 @@ class Checkpointer:
             for prefix in (disk.WRITING, disk.DELETING):
                 for left in self._folder.glob(f"{prefix}*"):
                     shutil.rmtree(left, ignore_errors=True)
+            remove_leftovers(self._folder)
         context.barrier()
 
     # --- what is saved
@@ -164,7 +166,7 @@ class Checkpointer:
     def _write(self, step: int, entries: list[tuple[str, Tensor]]) -> None:
         rank, folder = self._context.rank, self._temporary(step)
         folder.mkdir(parents=True, exist_ok=True)
-        written = write_shard(folder / _shard(rank), entries)
+        written = write_rank_file(folder / _shard(rank), entries)
         (folder / _note(rank)).write_text(json.dumps(written))
 
     def poll(self) -> None:
@@ -233,7 +235,7 @@ class Checkpointer:
             (disk.CONFIG, self._config_text),
         ):
             write_durably(temporary / name, text)
-            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": sha256_of(temporary / name)}
+            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
         write_durably(temporary / disk.MANIFEST, disk.sealed({"schema": disk.SCHEMA, "step": step, "files": files}))
         if final.exists():
             self._set_aside(final)

@@ -31,9 +31,9 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data_pipeline.durable import file_sha256, write_durably
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, parse_config
-from pretrain.training.checkpoint.rank_file import sha256_of, write_durably
 
 SCHEMA = 1
 FOLDER, LATEST, BEST, WRITING, DELETING = "checkpoints", "latest", "best", ".writing-", ".deleting-"
@@ -105,7 +105,7 @@ class Checkpoint:
                     f"checkpoint {self.path}: {name} has {path.stat().st_size} bytes, "
                     f"its manifest says {expected['bytes']}"
                 )
-            if number % parts == part and sha256_of(path) != expected["sha256"]:
+            if number % parts == part and file_sha256(path) != expected["sha256"]:
                 raise DamagedError(f"checkpoint {self.path}: {name} does not have the digest its manifest says")
 
     def read_into(self, target: Tensor, kind: str, name: str, start: int, files: "OpenFiles") -> None:

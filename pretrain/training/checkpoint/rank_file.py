@@ -44,7 +44,7 @@ def header(entries: Iterable[tuple[str, Tensor]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_shard(path: Path, entries: list[tuple[str, Tensor]]) -> dict[str, Any]:
+def write_rank_file(path: Path, entries: list[tuple[str, Tensor]]) -> dict[str, Any]:
     """Write, fsync; returns {"bytes", "sha256"}. Raises OSError where the disk does."""
     digest, size = hashlib.sha256(), 0
     with open(path, "wb", buffering=0) as file:
@@ -77,27 +77,3 @@ def _blocks(entries: list[tuple[str, Tensor]]) -> Iterable[memoryview | bytes]:
                 yield view[start : start + BLOCK]
     if pending:
         yield b"".join(pending)
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """A small file that is whole or absent, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pretrain.training.checkpoint.rank_file import write_durably
+from data_pipeline.durable import write_durably
 
 EVENTS, METRICS, ENVIRONMENT, CONFIG = "events.jsonl", "metrics.jsonl", "environment.json", "config.yaml"
 _PACKAGES = (

@@ -21,9 +21,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import GaveUpError
 from pretrain.configuration.schema import PolicyConfig
-from pretrain.training.checkpoint.rank_file import write_durably
 
 WINDOW = 64
 SETTLED = 16

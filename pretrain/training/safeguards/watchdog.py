@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from data_pipeline.errors import GAVE_UP
+
 TICK_SECONDS = 1.0
 START_UP_SECONDS = 600.0  # imports, building, reading a checkpoint
-HUNG = 4
 GRACE_EXCEEDED = 143  # as a lost node: the scheduler runs the command again, from the checkpoint before
 LINGER_TICKS = 4
 
@@ -87,7 +88,7 @@ class Watchdog:
                     self._dump("grace_exceeded", f"no checkpoint within the grace of {self._grace:g} s", GRACE_EXCEEDED)
                     return
             if self._quiet > self._limit:
-                self._dump("hang", f"no step ended for {self._limit:g} s", HUNG)
+                self._dump("hang", f"no step ended for {self._limit:g} s", GAVE_UP)
                 return
 
     def _dump(self, kind: str, message: str, code: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline.errors import UserError
+from data_pipeline.reading.order import rows_per_rank
 from pretrain.configuration.schema import TrainingConfig
 
 LARGEST_BUCKET = 50_000_000
@@ -25,13 +26,7 @@ def derive(
     parameters: trainable parameters, which bound the communication buckets. Raises UserError for a batch that does
     not divide.
     """
-    micro, rest = divmod(training.batch_size, training.accumulation * world_size)
-    if rest:
-        raise UserError(
-            f"training.batch_size {training.batch_size} is not divisible by "
-            f"training.accumulation {training.accumulation} "
-            f"x {world_size} ranks; choose a multiple of {training.accumulation * world_size}"
-        )
+    micro = rows_per_rank(training.batch_size, training.accumulation, world_size)
     if training.precision == "fp16" and not cuda:
         raise UserError("training.precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     bucket = min(LARGEST_BUCKET, -(-parameters // ALIGNMENT) * ALIGNMENT or ALIGNMENT)

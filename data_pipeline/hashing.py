@@ -4,37 +4,39 @@ The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Nu
 out here because library generators may change their streams between versions, and the order of a run must not.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_GOLDEN64 = np.uint64(_GOLDEN)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GOLDEN64, _FIRST64, _SECOND64 = np.uint64(GOLDEN), np.uint64(_FIRST), np.uint64(_SECOND)
 
 Integers = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 
 
 def _mix_integer(x: int) -> int:
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    x = ((x ^ (x >> 30)) * _FIRST) & _MASK
+    x = ((x ^ (x >> 27)) * _SECOND) & _MASK
     return x ^ (x >> 31)
 
 
 def _mix(x: Bits) -> Bits:
-    x = (x ^ (x >> np.uint64(30))) * _FIRST
-    x = (x ^ (x >> np.uint64(27))) * _SECOND
+    x = (x ^ (x >> np.uint64(30))) * _FIRST64
+    x = (x ^ (x >> np.uint64(27))) * _SECOND64
     return x ^ (x >> np.uint64(31))
 
 
 def key(*parts: int) -> int:
     """One 64-bit key from integers: key(seed, purpose, epoch, ...). Order matters, and so does every part."""
-    folded = _GOLDEN
+    folded = GOLDEN
     for part in parts:
-        folded = _mix_integer((folded ^ _mix_integer((int(part) + _GOLDEN) & _MASK)) + _GOLDEN & _MASK)
+        folded = _mix_integer((folded ^ _mix_integer((int(part) + GOLDEN) & _MASK)) + GOLDEN & _MASK)
     return folded
 
 
@@ -56,15 +58,24 @@ def uniforms(stream: int, positions: Integers, count: int) -> NDArray[np.float64
 
 
 def uniforms_at(stream: int, position: int, count: int) -> list[float]:
-    """`uniforms` of one position: without arrays, which take longer than so few numbers."""
-    own = _mix_integer((stream ^ _mix_integer((position + _GOLDEN) & _MASK)) & _MASK)
-    return [(_mix_integer((own + n * _GOLDEN) & _MASK) >> 11) * 2.0**-53 for n in range(1, count + 1)]
+    """What `uniforms` gives for one position, without arrays, which take longer for so few numbers."""
+    own = _mix_integer((stream ^ _mix_integer((position + GOLDEN) & _MASK)) & _MASK)
+    return [(_mix_integer((own + n * GOLDEN) & _MASK) >> 11) * 2.0**-53 for n in range(1, count + 1)]
 
 
-def integer_below(bound: int, *parts: int) -> int:
-    """One integer in [0, bound) from what it is for."""
-    return key(*parts) % bound
+def signed(value: int) -> int:
+    """The int64 that has the bits of `value` modulo 2^64."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
 
 
-def as_integers(values: Any) -> Integers:
-    return np.asarray(values, dtype=np.int64)
+def mix_tensor(z: "Tensor") -> "Tensor":
+    """SplitMix64's finalizer of int64 values, the same bits on every device: int64 arithmetic wraps around."""
+    z = (z ^ shift_right(z, 30)) * signed(_FIRST)
+    z = (z ^ shift_right(z, 27)) * signed(_SECOND)
+    return z ^ shift_right(z, 31)
+
+
+def shift_right(z: "Tensor", bits: int) -> "Tensor":
+    """Logical shift of int64 values: torch's own keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

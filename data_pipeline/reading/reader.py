@@ -99,6 +99,11 @@ class Reader(Generic[T]):
     def num_classes(self) -> int:
         return len(self.classes or ())
 
+    def has_labels(self) -> bool:
+        """Whether a sample of the sources whose labels are used has one; true of streams, which cannot tell."""
+        used = [one for source, one in zip(self.config.sources, self._sets, strict=bool(self._sets)) if source.labels]
+        return self._streams is not None or any(one.has_labels() for one in used)
+
     @property
     def fingerprint(self) -> str:
         """A digest of all that the order depends on: equal fingerprints give equal batches."""

@@ -227,6 +227,16 @@ class ShardSet:
             self._open.move_to_end(number)
         return found
 
+    def has_labels(self) -> bool:
+        """Whether a sample of the set has a label. Sidecars are read up to the first that says so."""
+        for entry in self.manifest.shards:
+            try:
+                if (_Index.read(self.files.sidecar(entry), ()).labels >= 0).any():
+                    return True
+            except Exception:  # a sidecar that cannot be read: its samples are bad ones, counted when they are read
+                continue
+        return False
+
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()

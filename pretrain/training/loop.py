@@ -13,6 +13,7 @@ from pretrain.tasks.module import StepKeys
 from pretrain.tasks.task import BatchReader
 from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.distributed import DistributedContext, seed_step
+from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.meter import Meter
 from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
@@ -107,7 +108,7 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) ->
     if decision is not StepDecision.ROLL_BACK:
         decision = parts.policy.record(step, loss, applied)
     if decision is not StepDecision.APPLY and parts.context.leader:
-        parts.events("step_not_applied", step=step, loss=loss, grad_norm=norm, verdict=decision.value)
+        parts.events(EventKind.STEP_NOT_APPLIED, step=step, loss=loss, grad_norm=norm, verdict=decision.value)
     parts.meter.end_step()
     if logged:
         values = parts.meter.collect(loss, lr, norm, engine.flops_per_sample)
@@ -121,7 +122,7 @@ def _roll_back(parts: LoopParts, step: int) -> int:
     parts.checkpointer.wait()
     state = parts.checkpointer.restore()
     if parts.context.leader:
-        parts.events("rollback", step=step, to=state["step"] if state else None, passed_over=offending)
+        parts.events(EventKind.ROLLBACK, step=step, to=state["step"] if state else None, passed_over=offending)
     if state is not None:
         parts.log.rewind(int(state["step"]))
         if parts.teacher is not None:

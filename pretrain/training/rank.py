@@ -21,6 +21,7 @@ from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.checkpoint.disk import complete_checkpoints
 from pretrain.training.distributed import DistributedContext, join
 from pretrain.training.folder import open_run
+from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.meter import Meter
 from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
@@ -86,14 +87,14 @@ def run(
             finally:
                 parts.log.close()
             if context.leader:
-                events("done" if finished else "stopped", reason=interruption.reason)
+                events(EventKind.DONE if finished else EventKind.STOPPED, reason=interruption.reason)
                 (output / STOP_FILE).unlink(missing_ok=True)
                 what = "done" if finished else f"stopped ({interruption.reason}) and saved; the same command goes on"
                 parts.log.progress.say(f"{what}: {output}")
             context.barrier()  # nobody leaves before everybody is done: a launcher ends the others at the first exit
             parts.engine.close()
         except Exception as error:
-            kind = "gave_up" if isinstance(error, GaveUpError) else "failed"
+            kind = EventKind.GAVE_UP if isinstance(error, GaveUpError) else EventKind.FAILED
             events(kind, message=str(error), error=type(error).__name__)
             raise
         finally:
@@ -171,12 +172,17 @@ def _compose(
     if state is not None:
         policy.load(state["policy"])
     if context.leader:
-        events("start" if state is None else "resume", step=start, ranks=context.world_size, stage=engine.stage)
+        events(
+            EventKind.START if state is None else EventKind.RESUME,
+            step=start,
+            ranks=context.world_size,
+            stage=engine.stage,
+        )
     plain = config.model_dump(mode="json")
     log = RunLog(output, start, schedule.total_steps, training, plain, module.alarms, events, context)
     if context.leader:
         for notice in module.notices():
-            events("notice", step=start, message=notice)
+            events(EventKind.NOTICE, step=start, message=notice)
             log.progress.say(f"note: {notice}")
     parts = LoopParts(
         settings=training,
@@ -211,4 +217,4 @@ def _initialize_from(module: TaskModule, path: str, report: EventLog, leader: bo
 
     fresh = initialize_from(module, path)
     if leader:
-        report("initialized", source=path, kept_fresh=fresh)
+        report(EventKind.INITIALIZED, source=path, kept_fresh=fresh)

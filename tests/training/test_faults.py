@@ -119,14 +119,26 @@ def test_a_manifest_that_still_parses_but_is_not_what_was_written_is_refused(
     assert_ends_like(finished, unbroken)
 
 
-def test_a_manifest_of_another_schema_is_no_damage(finished: Path) -> None:
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"schema": 1}, r"internimage-pretrain 0\.1\.0; this is 0\.2\.0"),
+        ({"schema": 99, "version": "9.9"}, r"internimage-pretrain 9\.9; this is 0\.2\.0"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_by_both_names(
+    finished: Path, theirs: dict[str, object], message: str
+) -> None:
     manifest = newest_shard(finished).with_name("manifest.json")
     content = json.loads(manifest.read_text())
-    del content["digest"]
-    manifest.write_text(sealed(content | {"schema": 99}))
-    with pytest.raises(UserError, match="schema 99, this program reads 1") as error:
+    del content["digest"], content["version"]
+    manifest.write_text(sealed(content | theirs))
+    (finished / "config.yaml").write_text("objective: {preset: m3i}\n")  # as 0.1.0 wrote it
+    with pytest.raises(UserError, match=message) as error:
         go(finished)
     assert not isinstance(error.value, DamagedError)
+    with pytest.raises(UserError, match=message):
+        load_weights(finished)
 
 
 def test_where_no_checkpoint_is_intact_nothing_starts_afresh_over_them(finished: Path) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 from data_pipeline.errors import UserError
 from data_pipeline.reading.config import DataConfig
 from pretrain.configuration.schema import ModelConfig, RunConfig
-from pretrain.tasks.task import MainScore, Task
+from pretrain.tasks.task import BatchReader, MainScore, Task
 
 if TYPE_CHECKING:
     from pretrain.tasks.classification.module import ClassificationModule
@@ -36,6 +36,13 @@ class Classification(Task):
         if model.activation_checkpointing:
             image.set_grad_checkpointing(True)
         return ClassificationModule(image, data.mean, data.std, self.label_smoothing, self.mixup, self.cutmix)
+
+    def check_reader(self, reader: BatchReader) -> None:
+        if not reader.has_labels():
+            raise UserError(
+                "task classification: no sample of data.sources has a label, so nothing can be learned; name sets with "
+                "labels, and look at data.sources.N.labels"
+            )
 
     def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> list[str]:
         from pretrain.evaluation.sets import describe, trained_classes

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from data_pipeline.durable import file_sha256, remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import GaveUpError, UserError
+from pretrain import __version__
 from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
 from pretrain.training.checkpoint.rank_file import write_rank_file
 from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.kinds import EventKind
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 
@@ -71,7 +73,10 @@ class Checkpointer:
         # Staging would bring back into memory what the user has put into files.
         self._asynchronous = settings.asynchronous and engine.offload_folder is None
         if settings.asynchronous and not self._asynchronous and context.leader:
-            report("synchronous_checkpoints", message="training.offload_folder: a step waits until a save is written")
+            report(
+                EventKind.SYNCHRONOUS_CHECKPOINTS,
+                message="training.offload_folder: a step waits until a save is written",
+            )
         self._staging: list[Tensor] | None = None
         self._index = json.dumps(self._build_index())
         self._thread: threading.Thread | None = None
@@ -212,7 +217,7 @@ class Checkpointer:
     def _drop(self, step: int) -> None:
         self._pending, self._failures, self.last_step = None, self._failures + 1, -1
         if self._error is not None:
-            self._report("checkpoint_failed", step=step, message=f"{self._temporary(step)}: {self._error}")
+            self._report(EventKind.CHECKPOINT_FAILED, step=step, message=f"{self._temporary(step)}: {self._error}")
         if self._context.leader:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         if self._failures >= FAILURES_ALLOWED:
@@ -236,13 +241,14 @@ class Checkpointer:
         ):
             write_durably(temporary / name, text)
             files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
-        write_durably(temporary / disk.MANIFEST, disk.sealed({"schema": disk.SCHEMA, "step": step, "files": files}))
+        manifest = {"schema": disk.SCHEMA, "version": __version__, "step": step, "files": files}
+        write_durably(temporary / disk.MANIFEST, disk.sealed(manifest))
         if final.exists():
             self._set_aside(final)
         os.rename(temporary, final)
         sync_folder(self._folder)
         write_durably(self._folder / disk.LATEST, final.name)
-        self._report("checkpoint", step=step, bytes=sum(entry["bytes"] for entry in files.values()))
+        self._report(EventKind.CHECKPOINT, step=step, bytes=sum(entry["bytes"] for entry in files.values()))
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
@@ -281,7 +287,7 @@ class Checkpointer:
                 return checkpoint.state
             refused.append(problem)
             if self._context.leader:
-                self._report("checkpoint_refused", step=checkpoint.step, message=problem)
+                self._report(EventKind.CHECKPOINT_REFUSED, step=checkpoint.step, message=problem)
                 with contextlib.suppress(OSError):  # a read-only folder: it is refused again next time
                     self._set_aside(checkpoint.path)
             self._context.barrier()

@@ -33,9 +33,11 @@ from torch import Tensor
 
 from data_pipeline.durable import file_sha256, write_durably
 from data_pipeline.errors import UserError
+from pretrain import __version__
 from pretrain.configuration import RunConfig, parse_config
 
-SCHEMA = 1
+SCHEMA = 2
+VERSIONS = {"1": "0.1.0"}  # of programs whose manifests did not name theirs, by schema
 FOLDER, LATEST, BEST, WRITING, DELETING = "checkpoints", "latest", "best", ".writing-", ".deleting-"
 MANIFEST, INDEX, STATE, CONFIG = "manifest.json", "index.json", "state.json", "config.yaml"
 
@@ -49,7 +51,7 @@ def step_name(step: int) -> str:
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:
-    """The text of a manifest with its own digest in it."""
+    """The text of a manifest, with its own digest in it."""
     return json.dumps({**manifest, "digest": _digest(manifest)})
 
 
@@ -73,9 +75,12 @@ class Checkpoint:
         digest = found.pop("digest", None)
         if digest not in (None, _digest(found)) or not isinstance(found.get("files"), dict):
             raise DamagedError(f"checkpoint file {path} does not have the digest that it says")
-        if found.get("schema") != SCHEMA:
+        if (schema := found.get("schema")) != SCHEMA:
+            theirs = found.get("version") or VERSIONS.get(str(schema), f"of schema {schema!r}")
             raise (UserError if digest else DamagedError)(
-                f"{path}: schema {found.get('schema')!r}, this program reads {SCHEMA}"
+                f"{path} was written by internimage-pretrain {theirs}; this is {__version__}, which does not read it. "
+                f"End the run with {theirs}, or export its image model with that version (internimage export) and "
+                "start a new run from it (initialize_from)"
             )
         return found
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.durable import write_durably
+from pretrain.training.logging.kinds import EventKind
 
 EVENTS, METRICS, ENVIRONMENT, CONFIG = "events.jsonl", "metrics.jsonl", "environment.json", "config.yaml"
 _PACKAGES = (
@@ -32,15 +33,15 @@ _PACKAGES = (
 
 
 class EventLog:
-    """`events(kind, **what)`; also takes one dict that has a "kind", as the reader gives."""
+    """`events(kind, **what)`; also takes one dictionary that has a "kind", as the reader gives."""
 
     def __init__(self, run: Path, rank: int) -> None:
         self._path, self._rank = run / EVENTS, rank
 
-    def __call__(self, kind: str | dict[str, Any], **what: Any) -> None:
+    def __call__(self, kind: EventKind | dict[str, Any], **what: object) -> None:
         if isinstance(kind, dict):
             what = {key: value for key, value in kind.items() if key != "kind"}
-            kind = str(kind.get("kind", "event"))
+            kind = EventKind(kind["kind"])
         entry = {"time": time.time(), "kind": kind, "rank": self._rank, **what}
         line = json.dumps(_plain(entry), default=str, allow_nan=False) + "\n"
         try:

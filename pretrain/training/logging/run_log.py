@@ -6,6 +6,7 @@ from typing import Any
 
 from pretrain.configuration.schema import TrainingConfig
 from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.profiling import Profiler
 from pretrain.training.logging.progress import Progress
 from pretrain.training.logging.record import EventLog, MetricsLog
@@ -38,7 +39,7 @@ class RunLog:
         self._metrics.write(step, values)
         self.progress.show(step, values["loss"], values["lr"])
         for alarm in self._alarms(values):
-            self._events("alarm", step=step, message=alarm)
+            self._events(EventKind.ALARM, step=step, message=alarm)
 
     def step_ended(self, step: int) -> None:
         self._profiler.step(step)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data_pipeline.errors import GAVE_UP
+from pretrain.training.logging.kinds import EventKind
 
 TICK_SECONDS = 1.0
 START_UP_SECONDS = 600.0  # imports, building, reading a checkpoint
@@ -34,7 +35,7 @@ class Watchdog:
         rank: int,
         hang_seconds: float,
         grace_seconds: float,
-        report: Callable[[str, str], None],
+        report: Callable[[EventKind, str], None],
         stop_requested: Callable[[], bool],
         leave: Callable[[int], None] = os._exit,
         tick_seconds: float = TICK_SECONDS,
@@ -85,13 +86,15 @@ class Watchdog:
             if self._stop_requested():
                 self._stopping_for += self._tick
                 if self._stopping_for > self._grace:
-                    self._dump("grace_exceeded", f"no checkpoint within the grace of {self._grace:g} s", GRACE_EXCEEDED)
+                    self._dump(
+                        EventKind.GRACE_EXCEEDED, f"no checkpoint within the grace of {self._grace:g} s", GRACE_EXCEEDED
+                    )
                     return
             if self._quiet > self._limit:
-                self._dump("hang", f"no step ended for {self._limit:g} s", GAVE_UP)
+                self._dump(EventKind.HANG, f"no step ended for {self._limit:g} s", GAVE_UP)
                 return
 
-    def _dump(self, kind: str, message: str, code: int) -> None:
+    def _dump(self, kind: EventKind, message: str, code: int) -> None:
         try:
             with open(self._stacks, "a", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file=file, all_threads=True)

@@ -92,6 +92,6 @@ def test_a_loss_that_the_data_switch_off_is_told_and_so_are_labels_that_are_not_
     assert "the category loss is off" in write_report(tmp_path / "run").read_text()
     raw = config.model_dump(mode="json")
     raw |= {"task": {"name": "classification"}, "model": raw["model"] | {"num_classes": 5}}
-    with pytest.raises(UserError, match="no sample of data.sources has a label") as error:
+    with pytest.raises(UserError, match=r"no sample of data\.sources has a label") as error:
         run(parse_config(raw), tmp_path / "labels")
     assert error.value.exit_code == 2

@@ -4,6 +4,7 @@ step.
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -18,11 +19,13 @@ from pretrain.objectives.text import build_text_tower
 from pretrain.tasks.module import classes_for
 from pretrain.tasks.pretraining.module import PretrainingModule, Settings
 from pretrain.tasks.pretraining.recipes import RECIPES, Recipe
-from pretrain.tasks.pretraining.task import Pretraining
 from pretrain.tasks.pretraining.teacher import TeacherRecipe
 
+if TYPE_CHECKING:
+    from pretrain.tasks.pretraining.task import Pretraining
 
-def build_pretraining(task: Pretraining, model: ModelConfig, data: DataConfig, *, classes: int) -> PretrainingModule:
+
+def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig, *, classes: int) -> PretrainingModule:
     """classes: of the data, used where model.num_classes is 0.
 
     Raises UserError where preset, model and data do not fit together.
@@ -86,7 +89,7 @@ def build_pretraining(task: Pretraining, model: ModelConfig, data: DataConfig, *
     return module
 
 
-def _weights(task: Pretraining, recipe: Recipe, classes: int) -> tuple[dict[str, float], list[str]]:
+def _weights(task: "Pretraining", recipe: Recipe, classes: int) -> tuple[dict[str, float], list[str]]:
     """The losses that are on, with their weights, and what the user should know of one that is not.
 
     A preset of one loss takes the weight of the kind it is: same view `intra`, other view `inter`.

@@ -170,7 +170,8 @@ class PretrainingModule(TaskModule):
 
     def classify(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> logits [B, classes]."""
-        return self.image(images)
+        logits: Tensor = self.image(images)
+        return logits
 
     # -- the losses
 
@@ -271,7 +272,7 @@ class PretrainingModule(TaskModule):
             .unflatten(4, (grid, TOKEN))
         )
         patches = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        guess = self.pixel_head(fused[:, cells.hidden])
+        guess: Tensor = self.pixel_head(fused[:, cells.hidden])
         return (losses.full(guess) - patches[:, cells.hidden]).abs().mean()
 
     def _pooled(self, pooled: Tensor, target: Tensor) -> Tensor:

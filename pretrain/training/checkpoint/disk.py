@@ -133,9 +133,9 @@ class OpenFiles:
     """Safetensors files opened once. Nothing is unpickled."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, safe_open] = {}
 
-    def get(self, path: Path) -> Any:
+    def get(self, path: Path) -> safe_open:
         if path not in self._open:
             try:
                 self._open[path] = safe_open(str(path), framework="pt")

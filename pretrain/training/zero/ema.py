@@ -25,7 +25,7 @@ class Ema:
         self._masters = [fragment.master for fragment in self.fragments]
         like = self._masters[0] if self._masters else torch.empty(0)
         flat = zeros((sum(master.numel() for master in self._masters),), like, folder)
-        self.values: list[Tensor] = list(flat.split([master.numel() for master in self._masters]))
+        self.values: list[Tensor] = list(torch.split(flat, [master.numel() for master in self._masters]))
         self.reset()
 
     @torch.no_grad()

@@ -271,7 +271,7 @@ class PretrainingModule(TaskModule):
             .unflatten(2, (grid, TOKEN))
             .unflatten(4, (grid, TOKEN))
         )
-        patches = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        patches: Tensor = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         guess: Tensor = self.pixel_head(fused[:, cells.hidden])
         return (losses.full(guess) - patches[:, cells.hidden]).abs().mean()
 

@@ -15,7 +15,7 @@ FLOORS = [
     ["dcnv3"],
     ["data_pipeline.errors", "data_pipeline.callbacks", "data_pipeline.hashing"],
     ["data_pipeline.durable"],
-    ["data_pipeline.format"],
+    ["data_pipeline.format", "data_pipeline.executors"],
     ["data_pipeline.preparation", "data_pipeline.reading"],
     ["pretrain.configuration"],
     ["pretrain.models"],

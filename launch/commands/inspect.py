@@ -78,12 +78,14 @@ def loader(
         preflight.check_source(source.path)
     count = machine.resolve_processes(processes)
     from data_pipeline.reading import ImageText
-    from data_pipeline.reading.advice import advise
+    from data_pipeline.reading.advice import recommend_workers
     from pretrain.objectives import build_tokenizer
 
     length = run.data.context_length
     targets = ImageText(build_tokenizer(length, run.objective.text.vocab_size), length)
-    found = advise(run.data, targets, samples_per_second=samples_per_second, processes=count, seconds=seconds)
+    found = recommend_workers(
+        run.data, targets, samples_per_second=samples_per_second, processes=count, seconds=seconds
+    )
     show(found, as_json=json)
     return DONE
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.reading.recorded import objects, replaced
+from data_pipeline.reading.events import count_replaced, read_jsonl
 from pretrain.training.processes import Processes
 from pretrain.training.record import EVENTS
 
@@ -17,7 +17,9 @@ class Account:
     def __init__(self, reader: Any, processes: Processes, run: Path, start: int) -> None:
         self._reader, self._processes = reader, processes
         self._faults = getattr(reader, "faults", None)
-        self._before = replaced(objects(run / EVENTS), start) if processes.leader and self._faults is not None else {}
+        self._before = (
+            count_replaced(read_jsonl(run / EVENTS), start) if processes.leader and self._faults is not None else {}
+        )
 
     def mine(self) -> list[float]:
         """This rank's samples and bad samples, to be summed over ranks."""

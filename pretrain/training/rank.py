@@ -65,7 +65,7 @@ def standard_factories(still_starting: Callable[[], None] | None = None) -> Fact
             world_size=processes.world_size,
             seed=config.training.seed,
             events=events,
-            judge=False,
+            enforce_bad_rate=False,
             heartbeat=still_starting,
         )
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading.config import DataConfig, Section
-from data_pipeline.reading.order import rows_per_rank
+from data_pipeline.reading.order.share import rows_per_rank
 
 
 class ModelConfig(Section):

@@ -75,12 +75,12 @@ def _prepare(shards: Path) -> None:
     from rich.progress import Progress
 
     from data_pipeline.format import read_manifest
-    from data_pipeline.preparation import openmoji
+    from data_pipeline.preparation.sources import openmoji
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("drawings", total=None)
-        folders = openmoji.build(
+        folders = openmoji.build_openmoji(
             shards,
             drawings_a_concept=DRAWINGS_A_CONCEPT,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),

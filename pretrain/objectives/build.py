@@ -93,7 +93,7 @@ def build_task(config: RunConfig, *, classes: int) -> Task:
         make_image=make_image,
         make_projector=make_projector,
     )
-    if model.activation_checkpointing:
+    if model.recompute != "none":
         task.set_grad_checkpointing()
     return task
 

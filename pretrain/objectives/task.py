@@ -17,6 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.reading.batch import Batch, normalize
 from pretrain.models import InternImage
 from pretrain.models.randomness import sample_keys as drawing_from
+from pretrain.models.recomputation import values_within
 from pretrain.objectives import losses
 from pretrain.objectives.collectives import gather_rows, global_mean, summed
 from pretrain.objectives.contrastive import contrast, text_loss
@@ -111,6 +112,13 @@ class Task(nn.Module):
         for module in self.modules():
             if isinstance(module, Blocks):
                 module.checkpointing = enable
+
+    def recompute_within(self, gigabytes: float, rows: int, width: int) -> None:
+        """Recompute in the image encoder only what does not fit into the budget, `rows` images of values of `width`
+        bytes at once; elsewhere blocks. Raises UserError where it is too small.
+        """
+        budget = values_within(gigabytes, self.image.arguments, self.image_size, rows=rows, width=width)
+        self.image.recompute_within(budget, self.image_size)
 
     # -- what training calls
 

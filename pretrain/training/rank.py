@@ -17,12 +17,13 @@ from torch import nn
 
 from data_pipeline.errors import GaveUpError, UserError
 from pretrain.configuration import RunConfig, dump_config
+from pretrain.configuration.schema import RecomputeBudget
 from pretrain.training.account import Account
 from pretrain.training.building import build
 from pretrain.training.checkpointer import Checkpointer
 from pretrain.training.checkpoints import complete_checkpoints
 from pretrain.training.ema import Ema
-from pretrain.training.engine import Engine, full_shape
+from pretrain.training.engine import Engine, compute_dtype, full_shape
 from pretrain.training.interruption import STOP_FILE, Interruption
 from pretrain.training.loop import Job, train
 from pretrain.training.meter import Meter
@@ -168,9 +169,9 @@ def _build(
         processes,
     )
     task = built.task
-    image = getattr(task, "image", None)
-    if config.model.activation_checkpointing and image is not None:
-        image.set_grad_checkpointing(True)
+    if isinstance(config.model.recompute, RecomputeBudget):
+        rows = config.training.batch_size // (config.training.accumulation * processes.world_size)
+        task.recompute_within(config.model.recompute.budget_gb, rows, compute_dtype(config).itemsize)
     if config.model.compile:
         from pretrain.models.compilation import compile_regions  # imports the models
 

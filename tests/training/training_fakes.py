@@ -186,7 +186,7 @@ def factories(**arguments: Any) -> Any:
     from pretrain.training.rank import Factories
 
     return Factories(
-        task=lambda config, classes: FakeTask(checkpointing=config.model.activation_checkpointing, **arguments),
+        task=lambda config, classes: FakeTask(checkpointing=config.model.recompute == "blocks", **arguments),
         reader=lambda config, processes, events, run: FakeReader(config, processes),
         keys=FakeKeys,
     )

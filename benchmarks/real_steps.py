@@ -256,7 +256,7 @@ def recipe(argv: list[str]) -> dict[str, Any]:
         "teacher": "image encoder and projector, run every step in bf16, partitioned",
         "precision": training.precision,
         "zero_stage": training.zero_stage,
-        "activation_checkpointing": config.model.activation_checkpointing,
+        "recompute": config.model.model_dump()["recompute"],
         "offload": "Adam's moments and the average in mapped files; weights, gradients, teacher in memory",
         "image_size": config.data.image_size,
         "batch_size": training.batch_size,

@@ -12,12 +12,29 @@ from data_pipeline.reading.config import DataConfig, Section
 from data_pipeline.reading.order.share import rows_per_rank
 
 
+class RecomputeBudget(Section):
+    budget_gb: float = Field(gt=0, description="activations of the image encoder on a rank, at their peak")
+
+
 class ModelConfig(Section):
     name: str = Field("internimage_t", description="internimage_{t,s,b,l,xl,h,g}, or `custom` with all overrides given")
     num_classes: int = Field(0, ge=0, description="rows of the classifier; 0 takes the data's classes")
     overrides: dict[str, Any] = Field({}, description="arguments of InternImage that differ from the named variant")
-    activation_checkpointing: bool = False
+    recompute: Literal["none", "blocks"] | RecomputeBudget = Field(
+        "none", description="in the backward pass: nothing, every block, or what does not fit into {budget_gb: 20}"
+    )
     compile: bool = Field(False, description="torch.compile each block and head, of the teacher too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_key(cls, values: Any) -> Any:
+        """`activation_checkpointing`, a bool, was its name up to 0.1.0: configurations of finished runs have it."""
+        if not isinstance(values, dict) or "activation_checkpointing" not in values:
+            return values
+        if "recompute" in values:
+            raise ValueError("model.activation_checkpointing is now model.recompute: give the latter alone")
+        others = {key: value for key, value in values.items() if key != "activation_checkpointing"}
+        return others | {"recompute": "blocks" if values["activation_checkpointing"] else "none"}
 
 
 class TaskSection(Section):

@@ -18,7 +18,7 @@ FREE = (
     "checkpoint",
     "deepspeed",
     "initialize_from",
-    "model.activation_checkpointing",
+    "model.recompute",
     "model.compile",
     "training.zero_stage",
     "training.offload_optimizer",

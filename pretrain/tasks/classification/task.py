@@ -33,7 +33,7 @@ class Classification(Task):
         if not rows:
             raise UserError("task classification needs classes: set model.num_classes, or use labelled data")
         image = create_model(model.name, num_classes=rows, **model.overrides)
-        if model.activation_checkpointing:
+        if model.recompute != "none":
             image.set_grad_checkpointing(True)
         return ClassificationModule(image, data.mean, data.std, self.label_smoothing, self.mixup, self.cutmix)
 

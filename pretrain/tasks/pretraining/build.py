@@ -84,7 +84,7 @@ def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig,
         dim=dim,
     )
     module = PretrainingModule(recipe, weights, parts, settings, teacher, notices)
-    if model.activation_checkpointing:
+    if model.recompute != "none":
         module.set_grad_checkpointing()
     return module
 

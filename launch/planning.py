@@ -215,7 +215,8 @@ def as_text(result: dict[str, Any]) -> str:
         ]
         for stage in result["stages"]
     ]
-    table = columns(rows, ("", *names, "", "largest micro-batch"))
+    heads = ["EMA" if name == "average" else name for name in names]
+    table = columns(rows, ("", *heads, "", "largest micro-batch"))
     configured = next(stage for stage in result["stages"] if stage["stage"] == result["configured_stage"])
     beside = (
         f"Beside that, a rank as configured: {configured['host'] / 1e9:.2f} GB of the machine's memory (what is "

@@ -44,13 +44,13 @@ class TaskSection(Section):
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(1e-3, ge=0, description="peak rate at `lr_batch`; scaled linearly with the global batch")
+    lr: float = Field(1e-3, ge=0, description="peak lr at `lr_batch`; scaled linearly with the global batch")
     lr_batch: int | None = Field(None, ge=1, description="batch that `lr` is stated for; None: no scaling")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="rate multiplier per block, from the head down")
-    offset_lr_scale: float = Field(1.0, gt=0, description="rate multiplier of the offset and mask projections")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="lr multiplier per block, from the head down")
+    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the offset and mask projections")
     clip_grad: float | None = Field(1.0, gt=0)
 
 
@@ -100,8 +100,8 @@ class TrainingConfig(Section):
     offload_parameters: bool = False
     offload_folder: str | None = Field(
         None,
-        description="folder on a local disk: Adam's moments and the average lie there, in mapped files; a save then "
-        "holds the step up until it is written",
+        description="folder on a local disk: Adam's moments and the EMA lie there, in mapped files; a step then "
+        "waits until a save is written",
     )
     ema: EmaConfig = EmaConfig()
     policy: PolicyConfig = PolicyConfig()

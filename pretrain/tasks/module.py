@@ -71,7 +71,7 @@ class TaskModule(nn.Module):
         raise NotImplementedError
 
     def backbone(self) -> BackboneLayout | None:
-        """The image model's names; None where the module has none, and then every layer learns at the full rate."""
+        """The image model's names; None where the module has none, and then every layer learns at the full lr."""
         return None
 
     def recompute_within(self, gigabytes: float, image_size: int, *, rows: int, width: int) -> None:

@@ -3,9 +3,9 @@
 save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread
              that writes them
 poll()       at every step boundary: once all ranks have written, rank 0 completes the checkpoint (index,
-             state, manifest; fsync; rename; `latest`; rotation); one rank failed: dropped, the run goes on
-wait()       the same, at the end
-restore()    the newest intact one, into the live engine; damaged ones are set aside with a word
+             state, manifest; fsync; rename; `latest`; rotation). Where a rank failed, the save is dropped
+wait()       at the end: poll until nothing is pending
+restore()    load the newest intact checkpoint into the live engine; set damaged ones aside, with an event
 """
 
 import contextlib

@@ -185,7 +185,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
 def load_weights(path: Path | str, which: str = "ema") -> tuple[dict[str, Tensor], RunConfig]:
     """Full fp32 tensors by the task's state-dict names (parameters and buffers), and the run's configuration.
 
-    which: "ema" (the averaged weights; where a parameter has no average, as a frozen one, itself) or "model".
+    which: "ema" (the EMA of the weights; a parameter without one, as a frozen one, itself) or "model".
     Raises UserError where there is no checkpoint, DamagedError where one is damaged.
     """
     if which not in ("ema", "model"):

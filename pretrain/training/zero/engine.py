@@ -196,7 +196,7 @@ class Engine:
 
     @property
     def flops_per_sample(self) -> float | None:
-        """Of one training step, the model's: forward, twice that backward, the teacher forward only. None before the
+        """FLOPs of one training step: forward, twice that backward, the teacher forward only. None before the
         first forward pass.
         """
         return None if self._forward_flops is None else 3.0 * self._forward_flops + self._target_flops
@@ -282,7 +282,7 @@ class Engine:
         return 1.0 if self._scaler is None else float(self._scaler.cur_scale)
 
     def scaler_state(self) -> dict[str, float]:
-        """Of fp16's dynamic loss scale; empty elsewhere."""
+        """The counters of fp16's dynamic loss scale; empty elsewhere."""
         found = vars(self._scaler) if self._scaler is not None else {}
         return {k: v for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 

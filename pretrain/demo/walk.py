@@ -26,7 +26,7 @@ DRAWINGS_A_CONCEPT = 3  # people come in dozens, told apart by skin tone: with a
 SEGMENT_STEPS, PATIENCE, LEAST_STEPS = 50, 4, 250
 
 
-def run(output: Path, overrides: tuple[str, ...] = ()) -> int:
+def walk(output: Path, overrides: tuple[str, ...] = ()) -> int:
     """Walk the whole way into `output`; the exit code.
 
     Raises UserError naming the stage that failed. `overrides` shorten the pretraining (`schedule.steps=20`), for tests.

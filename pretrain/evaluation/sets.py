@@ -28,7 +28,7 @@ class AboutSet:
         return self.classes
 
 
-def describe(set_folder: Path | str) -> AboutSet:
+def describe_set(set_folder: Path | str) -> AboutSet:
     """Raises UserError where there is no set, or an empty one."""
     manifest = open_set(set_folder)
     if not manifest.samples:

@@ -6,7 +6,6 @@
 `_compose` is the one place where the configuration is taken apart: each part is given its own section there.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -34,12 +33,10 @@ from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy
 from pretrain.training.safeguards.watchdog import START_UP_SECONDS, Watchdog
 from pretrain.training.schedule import resolve_schedule
-from pretrain.training.zero.building import Built, build
+from pretrain.training.zero.building import Built, Initialize, build
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine, compute_dtype, full_shape, settings_for
 from pretrain.training.zero.teacher import PartitionedTeacher, WholeTeacher, build_teacher
-
-Initialize = Callable[[TaskModule], None]
 
 
 def run(

@@ -280,7 +280,7 @@ class Checkpointer:
         and where the run was trained on other data.
         """
         refused = []
-        for checkpoint in disk.candidates(self.run):
+        for checkpoint in disk.resumable_checkpoints(self.run):
             problem = self._verify(checkpoint)
             if problem is None:
                 self._check_data(checkpoint.state["data"])

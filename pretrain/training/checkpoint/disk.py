@@ -149,7 +149,7 @@ def complete_checkpoints(run: Path) -> list[Checkpoint]:
     return [checkpoint for checkpoint in _all_checkpoints(run) if (checkpoint.path / MANIFEST).is_file()]
 
 
-def candidates(run: Path) -> list[Checkpoint]:
+def resumable_checkpoints(run: Path) -> list[Checkpoint]:
     """What a run may go on from, newest first: those that are complete, and newer ones that have lost their manifest,
     which are to be refused, not to be passed over in silence.
     """
@@ -203,7 +203,7 @@ def load_weights(path: Path | str, which: str = "ema") -> tuple[dict[str, Tensor
     return weights, checkpoint.config
 
 
-def describe(path: Path | str) -> dict[str, Any]:
+def describe_checkpoint(path: Path | str) -> dict[str, Any]:
     """What a checkpoint holds, after checking every digest; for people."""
     checkpoint = find_checkpoint(Path(path))
     checkpoint.verify()

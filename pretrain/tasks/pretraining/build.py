@@ -14,10 +14,10 @@ from pretrain.configuration.schema import ModelConfig
 from pretrain.models import InternImage, create_model
 from pretrain.objectives.contrastive import LogitScale
 from pretrain.objectives.decoder import PooledMLP, Predictor, Projector
-from pretrain.objectives.mixing import TOKEN, cell_size
+from pretrain.objectives.mixing import TOKEN
 from pretrain.objectives.text import build_text_tower
 from pretrain.tasks.module import classes_for
-from pretrain.tasks.pretraining.module import PretrainingModule, Settings
+from pretrain.tasks.pretraining.module import PretrainingModule
 from pretrain.tasks.pretraining.recipes import RECIPES, Recipe
 from pretrain.tasks.pretraining.teacher import TeacherRecipe
 
@@ -71,19 +71,7 @@ def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig,
     if dense or "pooled" in weights:
         empty_image = partial(create_model, model.name, num_classes=0, **{**overrides, "drop_path_rate": 0.0})
         teacher = TeacherRecipe(empty_image, projector, dense)
-    settings = Settings(
-        image_size=data.image_size,
-        mean=data.mean,
-        std=data.std,
-        cell=0 if recipe.image == "view" else cell_size(data.image_size, task.mask_cell),
-        mask_ratio=task.mask_ratio,
-        mix_probability=task.mix_probability,
-        decorrelation=task.decorrelation if recipe.decorrelated else 0.0,
-        label_smoothing=task.label_smoothing,
-        token_dropout=task.text.token_dropout,
-        dim=dim,
-    )
-    module = PretrainingModule(recipe, weights, parts, settings, teacher, notices)
+    module = PretrainingModule(task, data, weights, parts, teacher, notices)
     if model.recompute != "none":
         module.set_grad_checkpointing()
     return module

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from pretrain.models import VARIANTS, InternImage, create_model, official
 from pretrain.models.reading import INDEX_SUFFIX
+from pretrain.tasks.class_names import row_names
 from pretrain.tasks.module import image_of
 from pretrain.tasks.task import module_of, task_of
+from pretrain.training.checkpoint.disk import AUTO, find_checkpoint
 
 METADATA_KEY = "internimage"  # of a safetensors file's own header: Backbone.description as JSON
 IMAGE_PREFIX = "image."  # the encoder within a task's state dict
@@ -32,9 +34,9 @@ class Backbone:
     image_size: int = 224
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None  # a name for each row of the classifier
     source: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)  # task, step, weights, and the sets that these were trained on
 
     def build(self) -> InternImage:
         """The model with these weights, in evaluation mode. UserError where its arguments are unknown or do not fit."""
@@ -55,23 +57,25 @@ class Backbone:
             "std": list(self.std),
             "classes": None if self.classes is None else list(self.classes),
             "source": self.source,
+            "origin": self.origin,
         }
 
 
-def read_backbone(path: str | Path, which: str = "ema") -> Backbone:
+def read_backbone(path: str | Path, which: str = "ema", choice: str = AUTO) -> Backbone:
     """The image encoder in `path`.
 
     Args:
         path: a run directory, a checkpoint, an exported file or folder (safetensors, .pth, timm's and Hugging Face's
             folders), or the authors' checkpoint.
         which: "ema" or "model", of a run or checkpoint.
+        choice: of a run's checkpoints: "best", "latest", the number of a step, or "auto", the best where there is one.
 
     Raises UserError where there is nothing to read, or no image encoder in it.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such run, checkpoint or weight file")
-    return _from_file(path) if _is_weight_file(path) else _from_run(path, which)
+    return _from_file(path) if _is_weight_file(path) else _from_run(path, which, choice)
 
 
 def load_backbone(
@@ -100,10 +104,9 @@ def _is_weight_file(path: Path) -> bool:
     return any((path / name).is_file() for name in ("model.safetensors", "model" + INDEX_SUFFIX, "pytorch_model.bin"))
 
 
-def _from_run(path: Path, which: str) -> Backbone:
-    from pretrain.training.checkpoint.disk import load_weights
-
-    weights, config = load_weights(path, which)
+def _from_run(path: Path, which: str, choice: str) -> Backbone:
+    checkpoint = find_checkpoint(path, choice)
+    weights, config, trained_on = checkpoint.load(which), checkpoint.config, checkpoint.trained_on
     image = {name.removeprefix(IMAGE_PREFIX): value for name, value in weights.items() if name.startswith(IMAGE_PREFIX)}
     if not image:
         raise UserError(f"{path}: its {which!r} weights hold no image encoder (no entry begins with {IMAGE_PREFIX!r})")
@@ -126,7 +129,15 @@ def _from_run(path: Path, which: str) -> Backbone:
         image_size=data.image_size,
         mean=tuple(data.mean),
         std=tuple(data.std),
-        source=str(path.name),
+        classes=row_names(trained_on.classes, model.num_classes),
+        source=f"{path.name}, {checkpoint.title}, {checkpoint.weights_title(which)}",
+        origin={
+            "task": config.task.model_dump(mode="json"),
+            "step": checkpoint.step,
+            "images": checkpoint.step * config.training.batch_size,
+            "weights": checkpoint.weights_title(which),
+            "sources": trained_on.as_json()["sources"],
+        },
     )
 
 
@@ -142,6 +153,7 @@ def _from_file(path: Path) -> Backbone:
             std=tuple(described["std"]),
             classes=None if described.get("classes") is None else tuple(described["classes"]),
             source=path.name,
+            origin=described.get("origin", {}),
         )
     name = published_variant(state)
     if name is None:

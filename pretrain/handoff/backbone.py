@@ -19,6 +19,7 @@ from pretrain.tasks.task import module_of, task_of
 from pretrain.training.checkpoint.disk import AUTO, find_checkpoint
 
 METADATA_KEY = "internimage"  # of a safetensors file's own header: Backbone.description as JSON
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_PREFIX = "image."  # the encoder within a task's state dict
 
 
@@ -32,8 +33,8 @@ class Backbone:
     state: dict[str, Tensor]
     arguments: dict[str, Any] | None
     image_size: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     classes: tuple[str, ...] | None = None  # a name for each row of the classifier
     source: str = ""
     origin: dict[str, Any] = field(default_factory=dict)  # task, step, weights, and the sets that these were trained on
@@ -149,8 +150,8 @@ def _from_file(path: Path) -> Backbone:
             _official_keys(state, described["arguments"], path),
             described["arguments"],
             image_size=described["image_size"],
-            mean=tuple(described["mean"]),
-            std=tuple(described["std"]),
+            mean=tuple(described.get("mean", IMAGENET_MEAN)),
+            std=tuple(described.get("std", IMAGENET_STD)),
             classes=None if described.get("classes") is None else tuple(described["classes"]),
             source=path.name,
             origin=described.get("origin", {}),
@@ -192,14 +193,58 @@ def published_variant(state: dict[str, Tensor]) -> str | None:
 
 
 def _description(path: Path) -> dict[str, Any] | None:
-    """What an export of ours says of itself: in the file's header, or in the folder's internimage.json."""
+    """What an export of ours says of itself: in the file's header, or in the folder's config.json and internimage.json.
+
+    transformers and timm write the first anew where they save a model again, and leave the other behind.
+    """
     if path.is_dir():
-        beside = path / "internimage.json"
-        if beside.is_file():
-            return json.loads(beside.read_text(encoding="utf-8"))
+        beside, config = _json(path / "internimage.json"), _json(path / "config.json")
+        if config.get("model_type") == "internimage":
+            return beside | _from_transformers(config)
+        if config.get("architecture") in VARIANTS:
+            return beside | _from_timm(config)
+        if beside:
+            return beside
         path = path / "model.safetensors"
     if path.suffix == ".safetensors" and path.is_file():
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
         return json.loads(text) if text else None
     return None
+
+
+def _from_transformers(config: dict[str, Any]) -> dict[str, Any]:
+    names = tuple(name for _, name in sorted(config.get("id2label", {}).items(), key=lambda entry: int(entry[0])))
+    nameless = names == tuple(f"LABEL_{row}" for row in range(len(names)))
+    found = {
+        "arguments": {**config["arguments"], "num_classes": len(names) or config["arguments"].get("num_classes", 0)},
+        "image_size": config.get("image_size", 224),
+        "mean": config.get("image_mean"),
+        "std": config.get("image_std"),
+        "classes": None if nameless else names,
+        "origin": config.get("origin"),
+    }
+    return {key: value for key, value in found.items() if value is not None or key == "classes"}
+
+
+def _from_timm(config: dict[str, Any]) -> dict[str, Any]:
+    fed = config.get("pretrained_cfg", {})
+    arguments = {**VARIANTS[config["architecture"]].arguments, **config.get("model_args", {})}
+    return {
+        "arguments": {**arguments, "num_classes": config["num_classes"], "in_chans": fed["input_size"][0]},
+        "image_size": fed["input_size"][-1],
+        "mean": fed["mean"],
+        "std": fed["std"],
+        "classes": fed.get("label_names"),
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is no such file. Raises UserError where it is not JSON."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    return content if isinstance(content, dict) else {}

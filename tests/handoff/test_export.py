@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from checkpoints import run_config, write_checkpoint
+from checkpoints import CLASSES, run_config, write_checkpoint
 from safetensors import safe_open
 
 from data_pipeline.errors import UserError
@@ -55,7 +55,7 @@ def test_teacher_text_and_decoder_stay_behind(fake_run, tmp_path):
     assert any(not name.startswith("image.") for name in weights)
     written = export(run, "official", tmp_path / "model.pth")
     state = torch.load(written, weights_only=True)
-    assert set(state) == {"model"}
+    assert set(state) == {"model", "internimage"}, "the weights, and how to build and feed the model"
     prefixes = {key.split(".")[0] for key in state["model"]}
     assert prefixes == {"patch_embed", "levels", "dcnv3_head_x3", "dcnv3_head_x4", "clip_projector", "fc_norm", "head"}
 
@@ -138,3 +138,35 @@ def test_a_published_checkpoint_is_recognised_by_its_shapes(tmp_path):
     backbone = read_backbone(tmp_path / "internimage_t.pth")
     assert backbone.arguments["channels"] == 64 and backbone.arguments["num_classes"] == 11
     assert torch.equal(backbone.build().head.bias, model.head.bias)
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "timm", "hf"])
+def test_class_names_and_origin_travel_in_every_layout(layout, fake_run, tmp_path):
+    run, _ = fake_run()
+    lines: list[str] = []
+    written = export(run, layout, tmp_path / f"out.{layout}", say=lines.append)
+    assert lines == ["exported: run, step 1000, trained weights (the run keeps no EMA)"]
+    backbone = read_backbone(written)
+    assert backbone.classes == CLASSES and backbone.mean == (0.5, 0.4, 0.3) and backbone.image_size == 64
+    assert backbone.origin["task"]["preset"] == "m3i" and backbone.origin["images"] == 1000 * 256
+    assert backbone.origin["sources"][0]["about"] == {"license": "CC-BY-4.0"}
+    if layout == "timm":
+        model = timm.create_model(f"local-dir:{written}", pretrained=True)
+        assert tuple(model.pretrained_cfg["label_names"]) == CLASSES
+
+
+def test_a_folder_that_timm_saved_again_is_read_by_its_own_words(fake_run, tmp_path, image):
+    run, _ = fake_run()
+    model = timm.create_model(f"local-dir:{export(run, 'timm', tmp_path / 'folder')}", pretrained=True)
+    model.reset_classifier(0)
+    from timm.models import save_for_hf
+
+    save_for_hf(model, tmp_path / "again", model_args=expected_arguments(model))
+    again = read_backbone(tmp_path / "again")
+    assert again.mean == (0.5, 0.4, 0.3) and again.classes is None
+    with torch.no_grad():
+        torch.testing.assert_close(again.build()(image), model.eval()(image), rtol=0, atol=0)
+
+
+def expected_arguments(model: InternImage) -> dict[str, object]:
+    return {k: v for k, v in model.arguments.items() if k not in ("num_classes", "global_pool", "in_chans")}

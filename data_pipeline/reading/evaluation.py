@@ -10,8 +10,8 @@ from data_pipeline.callbacks import EventSink
 from data_pipeline.format import open_set
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import CacheConfig
-from data_pipeline.reading.decode.pixels import BadSample, Header
-from data_pipeline.reading.decode.views import Crop, centre_crop, one_thread, render_views
+from data_pipeline.reading.decode.centre import render_centre
+from data_pipeline.reading.decode.pixels import BadSample
 from data_pipeline.reading.faults import Fault, FaultLog
 from data_pipeline.reading.storage.remote import is_remote, open_remote
 from data_pipeline.reading.storage.shards import Files, LocalFiles, ShardSet
@@ -36,7 +36,8 @@ def evaluation_batches(
     max_pixels: int = 100_000_000,
     cache: CacheConfig | None = None,
 ) -> Iterator[Batch[T]]:
-    """Batches of one view (the centre square of `crop_fraction` of the shorter side); the last may be short.
+    """Batches of one view, the last may be short: timm's centre crop of the image, decoded whole, at its `crop_pct`
+    `crop_fraction`.
 
     `positions` are the samples' numbers in the set. Ranks take contiguous shares whose lengths differ by one at most.
     A sample that cannot be read is left out and recorded; above `max_bad_rate` BadDataError is raised. Labels are the
@@ -55,9 +56,6 @@ def evaluation_batches(
     source = TargetSource(captions=True, labels=True)
     log = FaultLog(max_bad_rate, events)
 
-    def choose(header: Header) -> list[Crop]:
-        return [centre_crop(header.width, header.height, crop_fraction)]
-
     try:
         for step, start in enumerate(range(first, last, batch_size)):
             positions = np.arange(start, min(start + batch_size, last), dtype=np.int64)
@@ -70,20 +68,20 @@ def evaluation_batches(
             samples: list[SampleRef] = []
             extras: list[object] = []
             faults: list[Fault] = []
-            with one_thread():
-                for position in positions.tolist():
-                    number = int(np.searchsorted(starts, position, side="right")) - 1
-                    row, place = position - int(starts[number]), len(kept)
-                    ref = SampleRef(manifest.name, manifest.shards[number].name, shards.shard(number).key(row), row)
-                    try:
-                        raw = shards.shard(number).read(row)
-                        render_views(raw.image, max_pixels, choose, arrays["views"][place], arrays["crops"][place])
-                        extras.append(targets.write(place, raw, source, arrays["crops"][place], arrays))
-                    except BadSample as bad:
-                        faults.append(Fault(position, *ref, bad.reason, bad.detail, ("", "")))
-                        continue
-                    kept.append(position)
-                    samples.append(ref)
+            for position in positions.tolist():
+                number = int(np.searchsorted(starts, position, side="right")) - 1
+                row, place = position - int(starts[number]), len(kept)
+                ref = SampleRef(manifest.name, manifest.shards[number].name, shards.shard(number).key(row), row)
+                try:
+                    raw = shards.shard(number).read(row)
+                    view, crop = render_centre(raw.image, max_pixels, image_size, crop_fraction)
+                    arrays["views"][place, 0], arrays["crops"][place, 0] = view, crop
+                    extras.append(targets.write(place, raw, source, arrays["crops"][place], arrays))
+                except BadSample as bad:
+                    faults.append(Fault(position, *ref, bad.reason, bad.detail, ("", "")))
+                    continue
+                kept.append(position)
+                samples.append(ref)
             log.add(step, positions, faults)
             log.check()
             if kept:

@@ -22,6 +22,7 @@ from pretrain.evaluation import (
 )
 from pretrain.evaluation.classification import prompts_of
 from pretrain.evaluation.probe import fit_logistic
+from pretrain.evaluation.retrieval import baselines
 from pretrain.evaluation.sets import describe_set
 from pretrain.tasks.class_names import rows_by_name
 
@@ -186,3 +187,37 @@ def test_another_result_can_stand_beside(painter, shapes, config):
 
 def test_a_painter_is_a_painter():
     assert Painter().encode_image(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_retrieval_baselines_are_what_answers_without_looking_score(seed):
+    """Against every choice of k answers, and every order that a category allows."""
+    generator = torch.Generator().manual_seed(seed)
+    owner = torch.cat([torch.arange(4), torch.randint(4, (5,), generator=generator)])
+    labels = torch.randint(2, (9,), generator=generator)
+    found = baselines(owner, labels, 4, (1, 2))
+    pairs = list(zip(owner.tolist(), labels.tolist(), strict=True))
+    for k in (1, 2):
+        constant = max(sum(o in answer for o, _ in pairs) / 9 for answer in itertools.combinations(range(4), k))
+        assert found["image_to_text", k]["constant answer"] == pytest.approx(constant)
+        assert found["text_to_image", k]["constant answer"] == pytest.approx(k / 4)
+        forward = [
+            expected_hit([pairs.count((t, c)) for t in range(4)], [t == o for t in range(4)], k) for o, c in pairs
+        ]
+        assert found["image_to_text", k]["category oracle"] == pytest.approx(sum(forward) / 9)
+        back = [expected_hit([pairs.count((t, c)) for _, c in pairs], [o == t for o, _ in pairs], k) for t in range(4)]
+        assert found["text_to_image", k]["category oracle"] == pytest.approx(sum(back) / 4)
+
+
+def expected_hit(values: list[int], right: list[bool], k: int) -> float:
+    """Share of the k-element answers, among those that leave out no larger value, that hold a right one."""
+    order = sorted(values, reverse=True)[:k]
+    answers = [a for a in itertools.combinations(range(len(values)), k) if sorted(values[i] for i in a)[::-1] == order]
+    return sum(any(right[i] for i in a) for a in answers) / len(answers)
+
+
+def test_an_oracle_needs_a_label_of_every_picture(painter, shapes, config):
+    owner = torch.tensor([0, 1, 1])
+    assert "category oracle" not in baselines(owner, torch.tensor([0, -1, 1]), 2, (1,))["image_to_text", 1]
+    beside = retrieval(painter, shapes, config, tokenizer=colour_tokens)["scores"][0]["beside"]
+    assert beside == {"constant answer": pytest.approx(1 / 3), "category oracle": 1.0}  # a caption is a colour here

@@ -122,10 +122,7 @@ def _explain(error: ErrorDetails, source: str, schema: type[RunConfig]) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "the whole file"
     if error["type"] == "extra_forbidden":
-        section = _section(schema, location[:-1])
-        siblings = [".".join([*location[:-1], name]) for name in (section.model_fields if section else ())]
-        hint = _nearest(key, siblings) or _elsewhere(location[-1], schema)
-        return f"{source}: unknown key {key!r}.{hint}"
+        return f"{source}: unknown key {key!r}.{_nearest_key(location, schema)}"
     if error["type"] == "missing":
         return f"{source}: {key!r} is missing"
     if error["type"] == "value_error":  # raised by our own validators, whose words name the keys
@@ -153,11 +150,24 @@ def _nearest(word: str, choices: list[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _elsewhere(word: str, schema: type[RunConfig]) -> str:
-    """A right name in the wrong section."""
+def _nearest_key(location: list[str], schema: type[RunConfig]) -> str:
+    """A hint at the key that was meant: the same name in another section, else the most alike of all names, of equals
+    one of the same section.
+    """
+    *parents, word = location
     paths = list(_all_paths(schema))
-    inside = [path for path in paths if path.rpartition(".")[2] == word]
-    return f" Did you mean {inside[0]!r}?" if inside else _nearest(word, paths)
+    here = ".".join([*(part for part in parents if not part.isdigit()), ""])
+
+    def likeness(path: str) -> tuple[float, bool]:
+        name = path.rpartition(".")[2]
+        return difflib.SequenceMatcher(None, word, name).ratio(), path == here + name
+
+    best = max(paths, key=likeness)
+    if likeness(best)[0] < 0.6:
+        return _nearest(".".join(location), paths)
+    if here and best.startswith(here):
+        best = ".".join([*parents, best.rpartition(".")[2]])  # with the numbers of lists
+    return f" Did you mean {best!r}?"
 
 
 def _all_paths(model: type[BaseModel], prefix: str = "") -> Iterable[str]:

@@ -4,9 +4,12 @@ It is a run like any other: it stops and resumes by the same command, and layer-
 configuration (optimizer.layer_decay, optimizer.offset_lr_scale).
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch.distributed as dist
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig
@@ -61,4 +64,10 @@ def _start(module: TaskModule, *, source: Path | str, head_rows: Path | str | No
     assert isinstance(module, ClassificationModule)
     image = module.image
     rows = None if head_rows is None else read_rows(head_rows, image.num_classes)
-    load_into(image, source, head_rows=rows)
+    load_into(image, source, head_rows=rows, say=_say_once)
+
+
+def _say_once(message: str) -> None:
+    """On standard error, where the progress is shown; the leader for all ranks."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(message, file=sys.stderr, flush=True)

@@ -1,15 +1,17 @@
 """Which weights a fine-tuning starts from: the backbone as it is, a new classifier, or rows of the old one."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_ten
 from pretrain.handoff import read_backbone
 from pretrain.models import InternImage, official
 
+_log = logging.getLogger(__name__)
 CLASSIFIER = "head."
 # What stands between the stages and the classifier, by official key. A pretraining with text pools otherwise than
 # InternImage-T to -XL classify: where the file has none of a part, the model keeps its own, new one.
@@ -17,13 +19,19 @@ POOLING = (("conv_head.",), ("dcnv3_head_x3.", "dcnv3_head_x4.", "clip_projector
 
 
 def load_into(
-    model: InternImage, source: Path | str, *, head_rows: Tensor | None = None, which: str = "ema"
+    model: InternImage,
+    source: Path | str,
+    *,
+    head_rows: Tensor | None = None,
+    which: str = "ema",
+    say: Callable[[str], None] = _log.info,
 ) -> list[str]:
     """Put the image encoder of `source` into `model`; its classifier stays new without `head_rows`.
 
     Args:
         source: run directory, checkpoint, exported folder or file (.safetensors, .pth), or an official checkpoint.
         head_rows: int64 [num_classes], the row of the source's classifier that each class starts from.
+        say: told which weights these are, and what is new.
 
     Returns the official keys of the model that are new. Raises UserError where the backbones differ.
     """
@@ -50,7 +58,7 @@ def load_into(
     except UserError as error:
         raise UserError(f"{source} does not fit the model that is configured to be fine-tuned: {error}") from None
     new = sorted(listing.missing)
-    logging.getLogger(__name__).info("started from %s; new: %s", source, ", ".join(new) or "nothing")
+    say(f"started from {backbone.source}; new: {first_ten(new) or 'nothing'}")
     return new
 
 

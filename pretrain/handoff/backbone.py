@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_ten
 from pretrain.models import VARIANTS, InternImage, create_model, official
-from pretrain.models.reading import INDEX_SUFFIX
+from pretrain.models.reading import open_weights
 from pretrain.tasks.class_names import row_names
 from pretrain.tasks.module import image_of
 from pretrain.tasks.task import module_of, task_of
-from pretrain.training.checkpoint.disk import AUTO, find_checkpoint
+from pretrain.training.checkpoint.disk import AUTO, find_checkpoint, is_run
 
-METADATA_KEY = "internimage"  # of a safetensors file's own header: Backbone.description as JSON
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_PREFIX = "image."  # the encoder within a task's state dict
 
@@ -68,7 +66,7 @@ def read_backbone(path: str | Path, which: str = "ema", choice: str = AUTO) -> B
     Args:
         path: a run directory, a checkpoint, an exported file or folder (safetensors, .pth, timm's and Hugging Face's
             folders), or the authors' checkpoint.
-        which: "ema" or "model", of a run or checkpoint.
+        which: "ema" or "model", of a run, a checkpoint, or a file that holds both.
         choice: of a run's checkpoints: "best", "latest", the number of a step, or "auto", the best where there is one.
 
     Raises UserError where there is nothing to read, or no image encoder in it.
@@ -76,7 +74,7 @@ def read_backbone(path: str | Path, which: str = "ema", choice: str = AUTO) -> B
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such run, checkpoint or weight file")
-    return _from_file(path) if _is_weight_file(path) else _from_run(path, which, choice)
+    return _from_run(path, which, choice) if is_run(path) else _from_file(path, which)
 
 
 def load_backbone(
@@ -99,12 +97,6 @@ def load_backbone(
     return official.load_state_dict(model, state, allow=allow, head_rows=head_rows)
 
 
-def _is_weight_file(path: Path) -> bool:
-    if path.is_file():
-        return True
-    return any((path / name).is_file() for name in ("model.safetensors", "model" + INDEX_SUFFIX, "pytorch_model.bin"))
-
-
 def _from_run(path: Path, which: str, choice: str) -> Backbone:
     checkpoint = find_checkpoint(path, choice)
     weights, config, trained_on = checkpoint.load(which), checkpoint.config, checkpoint.trained_on
@@ -114,11 +106,8 @@ def _from_run(path: Path, which: str, choice: str) -> Backbone:
     with torch.device("meta"):
         model = image_of(module_of(config, classes=task_of(config).classes_of(weights)))
     expected = model.state_dict()
-    differing = sorted(set(image) ^ set(expected))
-    if differing:
-        raise UserError(
-            f"{path}: the image encoder does not fit its configuration; first differing entry: {differing[0]!r}"
-        )
+    if differing := sorted(set(image) ^ set(expected)):
+        raise UserError(f"{path}: the image encoder does not fit its configuration: {first_ten(differing)}")
     model.load_state_dict(image, assign=True)
     data = config.data
     return Backbone(
@@ -142,9 +131,13 @@ def _from_run(path: Path, which: str, choice: str) -> Backbone:
     )
 
 
-def _from_file(path: Path) -> Backbone:
-    state = official.normalize_layout(official.read(path))
-    described = _description(path)
+def _from_file(path: Path, which: str) -> Backbone:
+    file = open_weights(path, which)
+    wrapper = official.wrapper_of(file.state)
+    state = official.normalize_layout(file.state)
+    under = f"entries under {wrapper!r} ({len(state)} of {len(file.state)})" if wrapper else ""
+    source = ", ".join(fact for fact in (path.name, file.chosen, under) if fact)
+    described = _description(path, file.described)
     if described is not None:
         return Backbone(
             _official_keys(state, described["arguments"], path),
@@ -153,30 +146,26 @@ def _from_file(path: Path) -> Backbone:
             mean=tuple(described.get("mean", IMAGENET_MEAN)),
             std=tuple(described.get("std", IMAGENET_STD)),
             classes=None if described.get("classes") is None else tuple(described["classes"]),
-            source=path.name,
+            source=source,
             origin=described.get("origin", {}),
         )
     name = published_variant(state)
     if name is None:
-        return Backbone(state, None, source=path.name)
+        return Backbone(state, None, source=source)
     variant = VARIANTS[name]
     arguments = {**variant.arguments, "num_classes": state["head.bias"].shape[0] if "head.bias" in state else 0}
-    return Backbone(state, arguments, image_size=variant.image_size, source=path.name)
+    return Backbone(state, arguments, image_size=variant.image_size, source=source)
 
 
 def _official_keys(state: dict[str, Tensor], arguments: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """timm's and Hugging Face's folders hold our own names: the same weights under the official keys."""
-    own = {name.removeprefix("model."): value for name, value in state.items()}
-    if "stem.conv1.weight" not in own:
+    if "stem.conv1.weight" not in state:
         return state
     with torch.device("meta"):
         model = create_model("custom", **arguments)
-    differing = sorted(set(own) ^ set(model.state_dict()))
-    if differing:
-        raise UserError(
-            f"{path}: its weights do not fit what it says of itself; first differing entry: {differing[0]!r}"
-        )
-    model.load_state_dict(own, assign=True)
+    if differing := sorted(set(state) ^ set(model.state_dict())):
+        raise UserError(f"{path}: its weights do not fit what it says of itself; differing are {first_ten(differing)}")
+    model.load_state_dict(state, assign=True)
     return official.state_dict(model)
 
 
@@ -192,8 +181,8 @@ def published_variant(state: dict[str, Tensor]) -> str | None:
     return None
 
 
-def _description(path: Path) -> dict[str, Any] | None:
-    """What an export of ours says of itself: in the file's header, or in the folder's config.json and internimage.json.
+def _description(path: Path, own: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What an export of ours says of itself: in the file (`own`), or in the folder's config.json and internimage.json.
 
     transformers and timm write the first anew where they save a model again, and leave the other behind.
     """
@@ -205,12 +194,7 @@ def _description(path: Path) -> dict[str, Any] | None:
             return beside | _from_timm(config)
         if beside:
             return beside
-        path = path / "model.safetensors"
-    if path.suffix == ".safetensors" and path.is_file():
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-        return json.loads(text) if text else None
-    return None
+    return own
 
 
 def _from_transformers(config: dict[str, Any]) -> dict[str, Any]:

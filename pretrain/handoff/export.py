@@ -9,18 +9,24 @@ onnx          the classifier in standard operators, any batch size              
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from data_pipeline.durable import atomic_path
 from data_pipeline.errors import UserError
-from pretrain.handoff.backbone import METADATA_KEY, Backbone, read_backbone
+from pretrain.handoff.backbone import Backbone, read_backbone
+from pretrain.models.reading import METADATA_KEY
 from pretrain.training.checkpoint.disk import AUTO
 
 _log = logging.getLogger(__name__)
+
+# What classification/models/intern_image.py of OpenGVLab/InternImage writes out; all else is an option there.
+FIXED = {"in_chans": 3, "kernel_size": 3, "mask_activation": "softmax", "share_weights": True}
+PROJECTOR_FIXED = {"clip_embed_dim": 1024, "head_hidden_size": 768, "clip_heads": 16}
 
 
 def export(
@@ -62,7 +68,19 @@ def notices(backbone: Backbone, to: str) -> list[str]:
     found = []
     if "head.bias" in backbone.state and backbone.classes is None:
         found.append("the classifier's rows have no names: the checkpoint keeps none")
+    if to == "official" and (unlike := unlike_authors(backbone.arguments)):
+        found.append(
+            f"the authors' unedited code cannot build this model, since it has no option for {', '.join(unlike)}; "
+            "its weights are under their keys all the same"
+        )
     return found
+
+
+def unlike_authors(arguments: Mapping[str, Any] | None) -> list[str]:
+    """The arguments of a model that the authors' InternImage has fixed at other values, as `name value (theirs)`."""
+    given = {"use_clip_projector": False, **FIXED, **PROJECTOR_FIXED, **(arguments or {})}
+    fixed = FIXED | (PROJECTOR_FIXED if given["use_clip_projector"] else {})
+    return [f"{name} {given[name]} ({value})" for name, value in fixed.items() if given[name] != value]
 
 
 def write_safetensors(backbone: Backbone, out: Path) -> Path:

@@ -14,7 +14,8 @@ from torch import nn
 from data_pipeline.durable import atomic_path
 from data_pipeline.errors import UserError
 from dcnv3 import DCNv3
-from pretrain.handoff.backbone import METADATA_KEY, Backbone
+from pretrain.handoff.backbone import Backbone
+from pretrain.models.reading import METADATA_KEY
 
 OPSET = 18
 LARGEST_FILE = 2**31 - 2**26  # bytes of weights in one file: protobuf holds 2 GB, the graph among them

@@ -3,9 +3,9 @@
     official.load_state_dict(model, official.read("internimage_t_1k_224.pth"))
     official.state_dict(model)                 # the same keys, shapes and bytes
 
-Three layouts are read: the classification checkpoints; Hugging Face's, which prefixes `model.` and calls gamma1 and
-gamma2 layer_scale1 and layer_scale2; and that of the 427M pretraining, whose online backbone is `dcnv3.*`, whose
-momentum encoder is `mm_dcnv3*`, and whose category classifier stands under `clip.`.
+Three layouts are read, under whatever prefix wrappers have put before their names: the classification checkpoints;
+Hugging Face's, which calls gamma1 and gamma2 layer_scale1 and layer_scale2; and that of the 427M pretraining, whose
+online backbone is `dcnv3.*`, whose momentum encoder is `mm_dcnv3*`, and whose category classifier stands under `clip.`.
 """
 
 import re
@@ -16,10 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_ten
 from pretrain.models.reading import read_weights as read
 
-__all__ = ["Listing", "from_official", "load_state_dict", "normalize_layout", "own_names", "read", "state_dict"]
+__all__ = [
+    "Listing",
+    "from_official",
+    "load_state_dict",
+    "normalize_layout",
+    "own_names",
+    "read",
+    "state_dict",
+    "unwrapped",
+    "wrapper_of",
+]
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,16 @@ class Listing:
     reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"missing: {name}" for name in self.missing] + [f"unexpected: {name}" for name in self.unexpected]
-        lines += [
-            f"shape: {name} is {list(theirs)} in the file, {list(ours)} in the model"
-            for name, theirs, ours in self.reshaped
-        ]
-        return "\n".join(lines)
+        """At most ten lines a kind, the rest counted; "" where all fits."""
+        kinds = (
+            [f"missing: {name}" for name in self.missing],
+            [f"unexpected: {name}" for name in self.unexpected],
+            [
+                f"shape: {name} is {list(theirs)} in the file, {list(ours)} in the model"
+                for name, theirs, ours in self.reshaped
+            ],
+        )
+        return "\n".join(first_ten(lines, "\n") for lines in kinds if lines)
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -155,15 +169,46 @@ def own_names(model: nn.Module) -> dict[str, str]:
 
 
 def normalize_layout(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Any of the three layouts -> that of the classification checkpoints. Other keys stay, and count as unexpected."""
-    if set(state) == {"model"} or ("model" in state and isinstance(state["model"], Mapping)):
+    """Any of the three layouts -> that of the classification checkpoints. Other keys stay, and count as unexpected;
+    those outside the prefix of a wrapper are left out.
+    """
+    if isinstance(state.get("model"), Mapping):
         state = state["model"]
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = unwrapped(state, wrapper_of(state))
     if any(key.startswith("dcnv3.levels.") for key in state):
         return dict(_from_pretraining(state))
-    if any(key.startswith("model.levels.") for key in state):
-        state = {key.removeprefix("model."): value for key, value in state.items()}
     return {re.sub(r"\.layer_scale([12])$", r".gamma\1", key): value for key, value in state.items()}
+
+
+def wrapper_of(state: Collection[str]) -> str:
+    """What stands before the names of the image model: `module.`, `_orig_mod.`, `backbone.`, `image.`, or several.
+
+    "" where they stand bare, or are not there. Raises UserError where there are several image models.
+    """
+    found = {
+        key.removesuffix(first)
+        for key in state
+        for first in ("patch_embed.conv1.weight", "stem.conv1.weight")
+        if key == first or key.endswith(f".{first}")
+    }
+    if "" in found:
+        return ""
+    # In the 427M layout the encoder is `dcnv3.`, beside its heads, and `mm_dcnv3.` the momentum copy of it.
+    found = {
+        prefix.removesuffix("dcnv3.") if f".{prefix}".endswith(".dcnv3.") else prefix
+        for prefix in found
+        if not f".{prefix}".endswith(".mm_dcnv3.")
+    }
+    if len(found) > 1:
+        raise UserError(
+            f"these are weights of {len(found)} image models, under {first_ten(sorted(found))}: keep those of one"
+        )
+    return next(iter(found), "")
+
+
+def unwrapped(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries under `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _from_pretraining(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -66,9 +66,8 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
 
     Raises UserError that names the entries.
     """
-    if "stem.conv1.weight" in state:
-        weights = dict(state)
-    else:
+    weights = official.unwrapped(state, official.wrapper_of(state))
+    if "stem.conv1.weight" not in weights:
         state = official.normalize_layout(state)
         weights, listing = official.from_official(model, state)
         names = official.own_names(model)
@@ -77,19 +76,16 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
         for key in listing.missing:  # of an entry in parts, from_official keeps the model's rows for those not there
             weights.pop(names[key], None)
     own = model.state_dict()
-    missing = [f"missing: {name}" for name in own if name not in weights and not name.startswith("head.")]
-    unexpected = [f"unexpected: {name}" for name in weights if name not in own and not name.startswith("head.")]
-    if missing or unexpected:
-        lines = [line for kind in (missing, unexpected) for line in _first(kind)]
+    misfits = official.Listing(
+        [name for name in own if name not in weights and not name.startswith("head.")],
+        [name for name in weights if name not in own and not name.startswith("head.")],
+    )
+    if str(misfits):
         raise UserError(
-            "the pretrained weights do not fit the model:\n" + "\n".join(lines) + "\nName the model that they are of "
+            f"the pretrained weights do not fit the model:\n{misfits}\nName the model that they are of "
             "(the arguments that differ from the published ones too), or remove the prefix that its entries carry."
         )
     return weights
-
-
-def _first(lines: list[str], shown: int = 10) -> list[str]:
-    return lines if len(lines) <= shown else [*lines[:shown], f"... and {len(lines) - shown} more"]
 
 
 def _register(name: str) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from data_pipeline.errors import UserError
 from pretrain.models import official
-from pretrain.models.reading import read_weights
+from pretrain.models.reading import open_weights
 from pretrain.tasks.module import TaskModule
 from pretrain.training.checkpoint import disk
 
@@ -23,7 +23,7 @@ def initialize_from(module: TaskModule, path: Path | str, classes: Sequence[str]
     path, layout = Path(path), module.backbone()
     if not path.exists():
         raise UserError(f"initialize_from: {path} does not exist; name a run, a checkpoint or a weights file")
-    if (path / disk.FOLDER).is_dir() or (path / disk.MANIFEST).is_file():
+    if disk.is_run(path):
         checkpoint = disk.find_checkpoint(path, disk.AUTO)
         own, theirs = module.state_dict(), checkpoint.trained_on.classes
         fitting = {
@@ -34,8 +34,10 @@ def initialize_from(module: TaskModule, path: Path | str, classes: Sequence[str]
     else:
         if layout is None:
             raise UserError(f"initialize_from: {path} holds a backbone, and this task has none")
-        image, theirs = module.get_submodule(layout.prefix.removesuffix(".")), None
-        found, _ = official.from_official(image, read_weights(path))
+        image, weights = module.get_submodule(layout.prefix.removesuffix(".")), open_weights(path)
+        named = (weights.described or {}).get("classes")
+        theirs = None if named is None else tuple(named)
+        found, _ = official.from_official(image, weights.state)
         fitting = {f"{layout.prefix}{name}": value for name, value in found.items()}
     if layout is not None and (theirs is None or classes is None or tuple(classes) != theirs):
         classifier = f"{layout.prefix}head."

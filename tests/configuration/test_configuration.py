@@ -35,6 +35,10 @@ def test_the_resolved_whole_reads_back_as_itself(minimal: str) -> None:
         ("optimizer.lrr=3", ["optimizer.lrr", "optimizer.lr"]),
         ("trainng.seed=1", ["trainng", "training"]),
         ("batch_size=1", ["batch_size", "training.batch_size"]),
+        ("lr=1", ["'lr'", "'optimizer.lr'"]),
+        ("bacth_size=1", ["'bacth_size'", "'training.batch_size'"]),  # at the top, and misspelt
+        ("optimiser=1", ["'optimiser'", "'optimizer'"]),
+        ("training.image_sise=1", ["'training.image_sise'", "'data.image_size'"]),
         ("data.sources.0.wieght=2", ["data.sources.0.wieght", "data.sources.0.weight"]),
         ("training.batch_size=-1", ["training.batch_size", "-1"]),
         ("training.zero_stage=4", ["training.zero_stage", "4"]),

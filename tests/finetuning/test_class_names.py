@@ -12,6 +12,7 @@ from data_pipeline.errors import UserError
 from pretrain.evaluation import evaluate, load_module
 from pretrain.handoff import export, read_backbone
 from pretrain.training import run
+from pretrain.training.checkpoint.disk import mark_best
 from pretrain.training.initialize import initialize_from
 
 PERMUTED = ("blue", "red", "green")
@@ -95,3 +96,28 @@ def test_a_new_run_takes_a_classifier_of_the_same_classes_alone(classifier):
         kept, module = started(classes)
         assert kept == ["image.head.weight", "image.head.bias"]
         assert not torch.equal(module.image.head.weight.cpu(), trained.image.head.weight.cpu())
+
+
+def test_the_best_checkpoint_is_scored_where_there_is_one(tmp_path):
+    shapes = write_set(tmp_path / "train")
+    config = tiny_configuration(shapes, "supervised", 3, checkpoint__every_steps=1, checkpoint__keep=9)
+    assert run(config, tmp_path / "run") == 0
+
+    def scored(**choice: str) -> str:
+        lines: list[str] = []
+        results = evaluate(tmp_path / "run", shapes, untrained=False, say=lines.append, **choice)
+        assert f"/{results['top1']['checkpoint'].removesuffix(' (best)').replace(' ', '-0000000')}," in lines[0]
+        return results["top1"]["checkpoint"]
+
+    assert scored() == scored(choice="latest") == "step 3"
+    with pytest.raises(UserError, match="no evaluation has chosen a best checkpoint; there are step 3, step 2, step 1"):
+        scored(choice="best")
+    mark_best(tmp_path / "run", 2)
+    assert scored() == scored(choice="best") == scored(choice="2") == "step 2 (best)"
+    assert scored(choice="latest") == "step 3" and scored(choice="1") == "step 1"
+    assert read_backbone(tmp_path / "run").origin["step"] == 2
+    for choice, message in (("7", "no complete checkpoint of step 7"), ("newest", "choose best, latest or the number")):
+        with pytest.raises(UserError, match=message):
+            scored(choice=choice)
+    with pytest.raises(UserError, match="is one checkpoint"):
+        evaluate(tmp_path / "run/checkpoints/step-00000001", shapes, choice="best")

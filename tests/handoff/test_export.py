@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from data_pipeline.errors import UserError
 from pretrain.handoff import export, load_backbone, read_backbone
-from pretrain.models import InternImage, create_model, official
+from pretrain.handoff.export import unlike_authors
+from pretrain.models import VARIANTS, InternImage, create_model, official
 
 
 @pytest.fixture
@@ -140,12 +141,12 @@ def test_a_published_checkpoint_is_recognised_by_its_shapes(tmp_path):
     assert torch.equal(backbone.build().head.bias, model.head.bias)
 
 
-@pytest.mark.parametrize("layout", ["safetensors", "timm", "hf"])
+@pytest.mark.parametrize("layout", ["safetensors", "official", "timm", "hf"])
 def test_class_names_and_origin_travel_in_every_layout(layout, fake_run, tmp_path):
     run, _ = fake_run()
     lines: list[str] = []
     written = export(run, layout, tmp_path / f"out.{layout}", say=lines.append)
-    assert lines == ["exported: run, step 1000, trained weights (the run keeps no EMA)"]
+    assert lines[0] == "exported: run, step 1000, trained weights (the run keeps no EMA)"
     backbone = read_backbone(written)
     assert backbone.classes == CLASSES and backbone.mean == (0.5, 0.4, 0.3) and backbone.image_size == 64
     assert backbone.origin["task"]["preset"] == "m3i" and backbone.origin["images"] == 1000 * 256
@@ -153,6 +154,33 @@ def test_class_names_and_origin_travel_in_every_layout(layout, fake_run, tmp_pat
     if layout == "timm":
         model = timm.create_model(f"local-dir:{written}", pretrained=True)
         assert tuple(model.pretrained_cfg["label_names"]) == CLASSES
+
+
+def test_an_official_export_says_where_the_authors_code_cannot_build_the_model(fake_run, tmp_path):
+    lines: list[str] = []
+    run, _ = fake_run()
+    export(run, "official", tmp_path / "small.pth", say=lines.append)
+    assert lines[1].startswith("note: the authors' unedited code cannot build this model")
+    assert "clip_embed_dim 64 (1024), head_hidden_size 32 (768), clip_heads 4 (16)" in lines[1]
+    export(run, "safetensors", tmp_path / "small.safetensors", say=lines.append)
+    assert len(lines) == 3, "which only the official layout has to say"
+    for name, variant in VARIANTS.items():
+        assert not unlike_authors(variant.arguments), name
+
+
+def test_a_detectors_checkpoint_gives_its_backbone_and_says_so(fake_run, tmp_path):
+    run, weights = fake_run("supervised", use_clip_projector=False)
+    state = official.state_dict(read_backbone(run).build())
+    inside = {f"backbone.{key}": value for key, value in state.items() if not key.startswith("head.")}
+    detector = {**inside, "neck.weight": torch.ones(2), "bbox_head.weight": torch.ones(2)}
+    torch.save({"meta": {"epoch": 12}, "state_dict": detector}, tmp_path / "detector.pth")
+    backbone = read_backbone(tmp_path / "detector.pth")
+    assert backbone.source == (
+        "detector.pth, state_dict (no averaged weights beside it), "
+        f"entries under 'backbone.' ({len(inside)} of {len(inside) + 2})"
+    )
+    assert torch.equal(backbone.state["patch_embed.conv1.weight"], weights["image.stem.conv1.weight"])
+    assert not any("neck" in key or "bbox" in key for key in backbone.state)
 
 
 def test_a_folder_that_timm_saved_again_is_read_by_its_own_words(fake_run, tmp_path, image):

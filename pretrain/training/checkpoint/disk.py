@@ -183,6 +183,11 @@ class OpenFiles:
         return self._open[path]
 
 
+def is_run(path: Path) -> bool:
+    """Whether this is a run or checkpoint folder, rather than one of weights."""
+    return (path / FOLDER).is_dir() or (path / MANIFEST).is_file()
+
+
 def complete_checkpoints(run: Path) -> list[Checkpoint]:
     """Those that have a manifest, newest first."""
     return [checkpoint for checkpoint in _all_checkpoints(run) if (checkpoint.path / MANIFEST).is_file()]

@@ -1,0 +1,143 @@
+"""The GPU check's runner: nothing that happens to a step stops the next, or loses what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GPU = ROOT / "benchmarks" / "gpu"
+
+GOOD = (
+    "import record; record.record('good', {'n': 1}); record.record('good', {'n': 2}); record.headline('good', '2 | 3')"
+)
+KILLED = "import os, record, signal; record.record('killed', {'n': 1}); os.kill(os.getpid(), signal.SIGKILL)"
+HANGS = """
+import record, subprocess, sys, time
+sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+children = [subprocess.Popen(sleeper), subprocess.Popen(sleeper, start_new_session=True)]
+record.record("hangs", {"pids": [child.pid for child in children]})
+time.sleep(600)
+"""
+LEAVES = """
+import record, subprocess, sys
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+record.record("leaves", {"pids": [left.pid]})
+"""
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A module of benchmarks/gpu, with its siblings in reach as when it is run."""
+    import importlib
+
+    for folder in (GPU.parent, GPU):
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(GPU))
+    return importlib.import_module
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_no_step_stops_another_and_all_keep_what_they_found(
+    load: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check, steps = load("check"), load("steps")
+
+    def step(name: str, source: str, seconds: float = 30) -> object:
+        return steps.Step(name, "operator", seconds, (sys.executable, "-c", source))
+
+    planned = [
+        step("good", GOOD),
+        step("fails", "import sys; print('words'); sys.exit('ValueError: no such\\nthing')"),
+        step("raises", "{}['key']"),
+        step("killed", KILLED),
+        step("hangs", HANGS, 3),
+        step("leaves", LEAVES),
+        step("absent", "import record; record.not_here('absent', 'no CUDA device')"),
+        steps.Step("missing", "operator", 5, (str(tmp_path / "nothing"),)),
+        step("spoils", "import os; open(os.environ['CHECK_OUT'], 'a').close(); print('no error')"),
+    ]
+    began = time.monotonic()
+    assert check.check(steps.Options(tmp_path / "out", small=True), planned) is False
+    assert time.monotonic() - began < 60
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["steps"]
+    outcomes = {name: its["outcome"] for name, its in found.items()}
+    assert outcomes["good"] == outcomes["leaves"] == outcomes["spoils"] == "ok"
+    assert outcomes["fails"] == "failed: ValueError: no such"
+    assert outcomes["raises"] == "failed: KeyError: 'key'"
+    assert outcomes["killed"].startswith("failed: killed by SIGKILL")
+    assert outcomes["hangs"] == "time limit (3 s)"
+    assert outcomes["absent"] == "not here"
+    assert outcomes["missing"].startswith("failed: ") and "nothing" in outcomes["missing"]
+    assert found["good"]["rows"] == [{"n": 1}, {"n": 2}] and found["killed"]["rows"] == [{"n": 1}]
+    pids = found["hangs"]["rows"][0]["pids"] + found["leaves"]["rows"][0]["pids"]
+    assert len(pids) == 3 and not any(alive(pid) for pid in pids)
+    printed = (tmp_path / "out" / "table.md").read_text()
+    assert printed.count("\n") == 2 + len(planned) and all(line.count("|") == 5 for line in printed.splitlines())
+    assert "| absent | not here |" in printed and "no CUDA device" in printed and "2 / 3" in printed
+    assert capsys.readouterr().out.endswith(printed)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.json", "table.md", "log.txt"}
+
+
+def test_results_that_are_no_json_are_begun_anew(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    check, steps = load("check"), load("steps")
+    (tmp_path / "results.json").write_text('{"steps": {"a": ')
+    planned = [steps.Step("good", "operator", 30, (sys.executable, "-c", GOOD))]
+    assert check.check(steps.Options(tmp_path, small=True), planned) is True
+    assert list(json.loads((tmp_path / "results.json").read_text())["steps"]) == ["good"]
+
+
+def test_a_second_group_adds_to_the_results_of_the_first(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    check, steps = load("check"), load("steps")
+    for name in ("one", "two", "one"):
+        planned = [
+            steps.Step(name, "operator", 30, (sys.executable, "-c", f"import record; record.record('{name}', {{}})"))
+        ]
+        check.check(steps.Options(tmp_path, small=True), planned)
+    found = json.loads((tmp_path / "results.json").read_text())["steps"]
+    assert {name: len(its["rows"]) for name, its in found.items()} == {"two": 1, "one": 1}
+
+
+def test_a_list_of_steps_that_cannot_be_made_is_a_step_that_fails(
+    load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, steps = load("check"), load("steps")
+
+    def broken(options: object) -> None:
+        raise ImportError("no module named 'pydantic'")
+
+    monkeypatch.setattr(load("operator_steps"), "steps", broken)
+    options = steps.Options(tmp_path, small=True)
+    planned = check.plan(options, ("operator",), ())
+    assert [step.name for step in planned] == ["prepare", "operator"]
+    assert check.check(options, planned[1:]) is False
+    assert "cannot be listed: ImportError: no module named 'pydantic'" in (tmp_path / "table.md").read_text()
+    with pytest.raises(SystemExit, match="--only: no step is called nothing; there are prepare, operator"):
+        check.plan(options, ("operator",), ("nothing",))
+
+
+def test_the_command_ends_with_a_table_and_says_what_is_missing(tmp_path: Path) -> None:
+    command = [GPU / "check.sh", "operator", "--small", "--only", "prepare", "--out", tmp_path / "out"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| prepare | ok |" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["machine"]["torch"]
+    bad = subprocess.run(
+        [*command[:2], "--peers", tmp_path / "no"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert bad.returncode == 1 and bad.stderr.strip() == f"--peers: no folder {tmp_path / 'no'}"

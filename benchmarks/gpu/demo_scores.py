@@ -85,8 +85,9 @@ def main() -> None:
         shards, output = options.shards, Path(folder) / "run"
         whole = load_config(CONFIG).schedule.steps or 0
         trial = 4 if small() else TRIAL_STEPS
-        short = (f"schedule.steps={trial}", f"schedule.warmup_steps={trial}", "checkpoint.every_steps=null")
-        row = train(shards, Path(folder) / "trial", *short, f"training.log_every={max(1, trial // 3)}")
+        short = (f"schedule.steps={trial}", "schedule.warmup_steps=1", "checkpoint.every_steps=null")
+        fewer = ("training.batch_size=8",) if small() else ()
+        row = train(shards, Path(folder) / "trial", *short, *fewer, f"training.log_every={max(1, trial // 3)}")
         fit = int(RESERVE * 1e3 * options.seconds / row["step_ms"])
         steps = 6 if small() else min(whole, fit)
         about = {"steps": steps, "recipe_steps": whole, "device": "cuda" if torch.cuda.is_available() else "cpu"}
@@ -95,7 +96,7 @@ def main() -> None:
         if steps <= 60:
             changes.append("schedule.warmup_steps=1")
         if small():
-            changes += ["training.batch_size=8", "training.log_every=2", "checkpoint.every_steps=null"]
+            changes += [*fewer, "training.log_every=2", "checkpoint.every_steps=null"]
         started = time.perf_counter()
         row = train(shards, output, *changes)
         kept = ("loss", "step_ms", "data_wait_ms", "images_per_second", "memory_mb", "tflops_per_rank")

@@ -4,7 +4,8 @@
 
 Rows: a summary a model, then its ten longest kernels by total time, each with its share of all kernels' time. The
 trace itself, trace_h.json.gz beside the results, opens in Perfetto (chrome://tracing). `busy` is kernel time over the
-step's time without the profiler, which slows launches down; on a CPU the operators stand in for kernels.
+step's time without the profiler, which slows launches down;
+covered_ms counts kernels that overlap once; on a CPU the operators stand in for kernels.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def summarize(letter: str, batch: int, step_ms: float, events: list[dict[str, An
         "launches": launches,
         "kernel_ms": round(everything, 2),
         "busy": round(everything / step_ms, 3) if cuda else None,
-        "busy_profiled": round(covered(spans) / 1e3, 2) if cuda else None,
+        "covered_ms": round(covered(spans) / 1e3, 2),
         "kernels_under_10_us": sum(event["dur"] < 10 for event in kernels),
     }
     record(STEP, row)
@@ -121,7 +122,7 @@ def summarize(letter: str, batch: int, step_ms: float, events: list[dict[str, An
 def short(name: str) -> str:
     """A kernel's name for a table: no return type, namespaces or template arguments."""
     bare = name.removeprefix("void ").partition("<")[0].partition("(")[0]
-    return bare.rpartition("::")[2][:40] or name[:40]
+    return (bare.rpartition("::")[2] or name)[:40]
 
 
 def keep(trace: Path, name: str) -> int | None:

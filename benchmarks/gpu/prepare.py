@@ -26,6 +26,7 @@ from record import describe, headline, record
 from steps import ROOT
 
 STEP = "prepare"
+TOOLKIT = Path("/usr/local/cuda")
 PACKAGES = (
     "torch",
     "torchvision",
@@ -90,6 +91,8 @@ def built() -> Path:
     major, minor = torch.cuda.get_device_capability()
     environment = {"DCNV3_CPU": "0", "DCNV3_CUDA": "1", "DCNV3_REQUIRE": "1"}
     environment["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
+    if "CUDA_HOME" not in os.environ and (TOOLKIT / "bin" / "nvcc").exists():
+        environment["CUDA_HOME"] = str(TOOLKIT)  # an nvcc on the PATH may be a link from elsewhere
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(target)]
     command += ["--build-temp", str(target / "objects")]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True, timeout=180)

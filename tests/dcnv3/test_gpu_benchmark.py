@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -262,3 +263,21 @@ def test_counts_are_those_of_the_report(load: Callable[[str], ModuleType], tmp_p
     gone = tests.ended(tests.Part("triton", "golden", ()), None, tmp_path / "none.xml")
     assert gone["failed"] == [{"test": "golden", "message": "time limit"}]
     assert tests.words([row, gone]) == "cuda: 1 of 2 passed, first t[x]; triton: none ran, first golden"
+
+
+@pytest.mark.parametrize("missing", [None, "not built"])
+def test_missing_cuda_kernels_fail_and_tritons_are_tested(
+    missing: str | None,
+    load: Callable[[str], ModuleType],
+    results: Callable[[str], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tests = load("gpu_tests")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tests, "available_backends", lambda: {"cuda": missing})
+    monkeypatch.setattr(tests, "start", lambda part, report: subprocess.Popen(["true"]))
+    with pytest.raises(SystemExit, match="Error: "):
+        tests.main()  # parts without a report have failed
+    kernels = [row["kernels"] for row in results("tests")]
+    assert kernels.count("triton") == 4
+    assert kernels.count("cuda") == (1 if missing else 3)

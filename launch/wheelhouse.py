@@ -253,8 +253,8 @@ def make(target: Target, assumed: Path, out: Path) -> list[Wheel]:
     present = read_versions(assumed.read_text(), str(assumed)) | {"torch": target.torch}
     pins = read_versions((ROOT / "constraints.txt").read_text(), "constraints.txt")
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        folder = Path(scratch)
 
         def fetch(name: str, specifier: SpecifierSet) -> Wheel:
             wheel = fetch_wheel(name, specifier, pins.get(name), target, folder)

@@ -1,11 +1,17 @@
-"""What the compiler makes of the CUDA kernels, without a GPU: registers, spills, occupancy, widths of memory accesses.
+"""What the compiler makes of the CUDA kernels, without a GPU: registers, spills, occupancy, accesses, lengths of loops.
 
-    python benchmarks/operator_resources.py            # compiles for sm_80 and sm_90, writes results/
+    python benchmarks/operator_resources.py            # compiles for sm_80, sm_90 and sm_100, writes results/
     python benchmarks/operator_resources.py --check    # compares with the recorded numbers, fails where worse
 
 Needs nvcc with its C++ compiler, and a disassembler (cuobjdump and nvdisasm: from the toolkit, or those that Triton
 carries). Occupancy is that of the launches: their warps and shared memory (launch.h) beside the registers, for 3 by 3
 kernels. The record holds a digest of the kernels' code, so that a test tells when it is of other kernels.
+
+The loop over the points is counted in the disassembly. A loop is the code from the target of a backward branch to the
+branch. The loop over the points is the innermost that reads the table of the points (LDS.128) and reads global memory
+four or more times; where the compiler has unrolled it and kept a remainder, the one with fewer instructions a point.
+`instructions` are all in it, branches that a launch never takes included; `points` are its global loads by
+four, the pixels around a point. A loop inside, as over the four pixels in the deterministic mode, counts once.
 Results: benchmarks/results/operator_resources.json.
 """
 
@@ -31,7 +37,8 @@ SOURCES = CSRC / "cuda"
 RESULTS = HERE / "results" / "operator_resources.json"
 REGISTERS = 65536  # of a multiprocessor, in four quarters
 WARPS, BLOCKS = 64, 32  # of a multiprocessor
-SHARED = {80: 164 << 10, 90: 228 << 10}  # bytes of a multiprocessor; each block takes 1 KiB more than it asks for
+# Bytes of a multiprocessor; each block takes 1 KiB more than it asks for.
+SHARED = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
 GROUP_CHANNELS = (16, 32)  # of the published models
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 TYPES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
@@ -110,6 +117,34 @@ def launches(kernel: str, registers: int, architecture: int, plans: dict[Any, tu
     return found
 
 
+def functions(listing: str) -> dict[str, list[tuple[int, str]]]:
+    """From cuobjdump's listing: a function's name -> its instructions, each with its address."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    code: list[tuple[int, str]] = []
+    for line in listing.splitlines():
+        if entry := re.search(r"Function : (\w+)", line):
+            code = found.setdefault(entry[1], [])
+        elif instruction := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", line):
+            code.append((int(instruction[1], 16), instruction[2].strip()))
+    return found
+
+
+def point_loop(code: list[tuple[int, str]]) -> dict[str, int]:
+    """Instructions and points of one round of the loop over the points (see above)."""
+    loops: list[tuple[int, int, dict[str, int]]] = []
+    for end, text in code:
+        branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        start = int(branch[1], 16) if branch else end + 1
+        if start > end:
+            continue
+        body = [inside for at, inside in code if start <= at <= end]
+        loads = sum(1 for inside in body if re.search(r"\bLDG\b", inside))
+        outer = any(start <= other[0] and other[1] <= end for other in loops)
+        if loads >= 4 and not outer and any(re.search(r"\bLDS\.128\b", inside) for inside in body):
+            loops.append((start, end, {"instructions": len(body), "points": loads // 4}))
+    return min((loop for _, _, loop in loops), key=lambda loop: loop["instructions"] / loop["points"])
+
+
 def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]]:
     """Kernel name -> numbers, for one architecture."""
     nvcc, cuobjdump, nvdisasm = find("nvcc"), find("cuobjdump"), find("nvdisasm")
@@ -143,6 +178,9 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
         listing = subprocess.run(
             [cuobjdump, "-sass", str(built)], capture_output=True, text=True, check=True, env=environment, timeout=120
         )
+        for mangled, code in functions(listing.stdout).items():
+            if kernel := kernel_name(mangled):
+                kernels[kernel]["point_loop"] = point_loop(code)
         for line in listing.stdout.splitlines():
             if entry := re.search(r"Function : (\w+)", line):
                 current = kernel_name(entry[1])
@@ -178,6 +216,11 @@ def worse(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
             narrow, known = (sum(n for width, n in widths.items() if width != "128") for widths in (now, before))
             if narrow > known:
                 found.append(f"{kernel}: {narrow} {kind} of less than 128 bits, {known} recorded")
+        if "point_loop" in have:
+            loops = have["point_loop"], numbers["point_loop"]
+            length, known = (loop["instructions"] / loop["points"] for loop in loops)
+            if length > known:
+                found.append(f"{kernel}: {length:.0f} instructions a point, {known:.0f} recorded")
     return found
 
 

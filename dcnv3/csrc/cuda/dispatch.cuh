@@ -11,7 +11,7 @@ struct Width {
   static constexpr int value = N;
 };
 
-// Whether all channels of a team can move in 128-bit pieces.
+// Whether all channels of a lane group can move in 128-bit pieces.
 template <typename S>
 bool aligned(const Problem& q, const void* a, const void* b) {
   const int64_t n = 16 / static_cast<int64_t>(sizeof(S));
@@ -37,11 +37,11 @@ int with_type(Type type, const Problem& q, const void* a, const void* b, const F
   return 0;
 }
 
-inline Arguments make_arguments(const Problem& q, const Tensors& t, const Plan& plan) {
-  Arguments a{};
-  a.q = q, a.t = t, a.team_log2 = plan.team_log2, a.chunk = plan.chunk;
-  a.pairs = q.batch * q.pixels() * q.groups;
-  return a;
+// What launch() comes to, which is not called where CUDA already has an error to tell: that is of an earlier operation.
+template <typename F>
+Status checked(const F& launch) {
+  if (cudaPeekAtLastError() != cudaSuccess) return {static_cast<int>(cudaGetLastError()), true};
+  return {launch(), false};
 }
 
 }  // namespace gpu

@@ -54,12 +54,16 @@ def find(tool: str) -> str | None:
 
 
 def kernel_name(mangled: str) -> str | None:
-    """forward bfloat16 x8, or None for a kernel that is not of interest."""
-    match = re.search(r"\d+(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)E([dfy]?)E", mangled)
+    """forward bfloat16 x8 of 16, or None for a kernel that is not of interest.
+
+    x8: channels that a lane moves at once; of 16: channels of a group that the kernel is compiled for, with 9 points.
+    """
+    found = r"\d+(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)ELi(n?\d)E([dfy]?)E"
+    match = re.search(found, mangled)
     if match is None:
         return None
-    fixed = " deterministic" if match[4] == "y" else ""
-    return f"{match[1]} {TYPES[match[2]]} x{match[3]}{fixed}"
+    only = "" if match[4] == "n1" else f" of {int(match[3]) << int(match[4])}"
+    return f"{match[1]} {TYPES[match[2]]} x{match[3]}{only}{' deterministic' if match[5] == 'y' else ''}"
 
 
 def digest() -> str:
@@ -108,8 +112,9 @@ def launch_plans(folder: Path) -> dict[tuple[int, int, int, bool], tuple[int, in
 def launches(kernel: str, registers: int, architecture: int, plans: dict[Any, tuple[int, int]]) -> dict[str, Any]:
     """What one kernel is launched with: group channels -> warps, shared memory, occupancy."""
     direction, dtype, vector = kernel.split()[:3]
+    only = re.search(r" of (\d+)", kernel)
     found = {}
-    for channels in GROUP_CHANNELS:
+    for channels in (int(only[1]),) if only else GROUP_CHANNELS:
         size = max(SIZES[dtype], 4)  # of the arithmetic
         warps, shared = plans[channels, size, int(vector[1:]), direction == "backward"]
         percent = occupancy(architecture, registers, warps, shared)

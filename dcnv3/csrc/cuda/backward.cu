@@ -29,9 +29,11 @@ int run(const Problem& q, const Tensors& t, const float* bound, cudaStream_t str
   Arguments arguments = make_arguments(q, t, plan, sizeof(S), sizeof(Sum));
   arguments.bound = bound;
   arguments.room_log2 = log2_above(q.pixels() * q.points);
-  error = for_images<S, Sum>(arguments, plan, [&](const Arguments& a, unsigned blocks) {
-    backward_kernel<S, N, Sum><<<blocks, plan.warps * kWarp, plan.shared, stream>>>(a);
-    return static_cast<int>(cudaGetLastError());
+  error = with_lanes<N>(q, plan, [&](auto lanes) {
+    return for_images<S, Sum>(arguments, plan, [&](const Arguments& a, unsigned blocks) {
+      backward_kernel<S, N, lanes.value, Sum><<<blocks, plan.warps * kWarp, plan.shared, stream>>>(a);
+      return static_cast<int>(cudaGetLastError());
+    });
   });
   if (error != 0 || t.sum == t.grad_value) return error;
   finish_kernel<S, Sum><<<blocks_for(elements), kThreads, 0, stream>>>(arguments, elements);

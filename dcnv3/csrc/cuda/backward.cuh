@@ -70,8 +70,8 @@ __device__ __forceinline__ double fixed_point_scale(const Arguments& a) {
 }
 
 // Blocks of a multiprocessor that the registers must allow: as many as each form can do without spilling.
-template <typename S, int N>
-constexpr int kBlocks = kSame<S, double> ? 2 : N == 1 ? 4 : 3;
+template <typename S, int N, int L, typename Sum>
+constexpr int kBlocks = kSame<S, double> ? 2 : N == 1 || L != kAny ? 4 : kSame<Sum, Fixed> ? 2 : 3;
 
 // An axis's weight, and in its sign whether the pixel is inside the image: weights are not negative.
 template <typename T>
@@ -118,21 +118,21 @@ __device__ __forceinline__ void add_dots(const LaneGroup& lanes, const T (&dot)[
 }
 
 // `Sum` is what the value's gradient is added up in: float, double or Fixed.
-template <typename S, int N, typename Sum>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N>) backward_kernel(const Arguments a) {
+template <typename S, int N, int L, typename Sum>
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backward_kernel(const Arguments a) {
   using T = Compute<S>;
-  const LaneGroup lanes(a);
-  const int points = static_cast<int>(a.q.points), channels = static_cast<int>(a.q.group_channels);
-  const int table = table_bytes(sizeof(T), a.chunk, true);
+  const Shape<N, L> shape(a);
+  const LaneGroup lanes(a, shape.lanes_log2);
+  const int points = shape.points, channels = shape.channels, table = table_bytes(sizeof(T), shape.chunk, true);
   BackwardPoint<T>* entries = reinterpret_cast<BackwardPoint<T>*>(shared_memory + lanes.slot * table);
-  T* weight = reinterpret_cast<T*>(shared_memory + (blockDim.x >> a.lanes_log2) * table) + lanes.slot * 2 * points;
+  T* weight = reinterpret_cast<T*>(shared_memory + (blockDim.x >> shape.lanes_log2) * table) + lanes.slot * 2 * points;
   T* to_weight = weight + points;
-  const T factor = point_weights<S>(a, lanes, weight);
-  const Points<S> where(a, lanes);
+  const T factor = point_weights<S>(a, lanes, points, weight);
+  const Points<S> where(a, lanes, points);
   // The value's gradient goes out in pieces of W channels: of four channels, piece i of two lanes side by side, of one
   // channel, piece i of all lanes.
   constexpr int W = kSame<Sum, float> && N % kFloats == 0 ? kFloats : 1;
-  const int hop_log2 = W == 4 ? 3 : a.lanes_log2, hop = 1 << hop_log2;  // channels from a piece to the next
+  const int hop_log2 = W == 4 ? 3 : shape.lanes_log2, hop = 1 << hop_log2;  // channels from a piece to the next
   const int piece = W == 4 ? (lanes.rank >> 1) * 2 * N + (lanes.rank & 1) * W : lanes.rank;
   const int mine = first_dot(lanes);
   double scale = 0;
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N>) backward_kern
   S* to_offset = static_cast<S*>(a.t.grad_offset) + out_row * points * 2;
   S* to_mask = static_cast<S*>(a.t.grad_mask) + out_row * points;
 
-  for (int begin = 0; begin < points; begin += a.chunk) {
-    const int count = min(a.chunk, points - begin);
+  for (int begin = 0; begin < points; begin += shape.chunk) {
+    const int count = min(shape.chunk, points - begin);
     __syncwarp();
 #pragma unroll 1
     for (int k = lanes.rank; k < count; k += lanes.size) {

@@ -73,6 +73,20 @@ __device__ __forceinline__ void store(S* to, const Compute<S> (&from)[N]) {
   *reinterpret_cast<Pack<S, N>*>(to) = pack;
 }
 
+// Numbers that a kernel knows when it is compiled where L is not kAny, for the published models: a 3 by 3 kernel, lane
+// groups of 2^L lanes that move their channels at once.
+constexpr int kAny = -1;
+template <int N, int L>
+struct Shape {
+  int lanes_log2, points, channels, chunk;
+
+  __device__ __forceinline__ explicit Shape(const Arguments& a)
+      : lanes_log2(L != kAny ? L : a.lanes_log2),
+        points(L != kAny ? 9 : static_cast<int>(a.q.points)),
+        channels(L != kAny ? N << L : static_cast<int>(a.q.group_channels)),
+        chunk(L != kAny ? 9 : a.chunk) {}
+};
+
 // The lanes of one (pixel, group). Lane groups past the last pair go along with their warp on the last one, and write
 // nothing.
 struct LaneGroup {
@@ -81,11 +95,11 @@ struct LaneGroup {
   bool active;
   uint32_t pair, image, pixel, h, w, group;
 
-  __device__ __forceinline__ explicit LaneGroup(const Arguments& a) {
-    size = 1 << a.lanes_log2;
+  __device__ __forceinline__ LaneGroup(const Arguments& a, int size_log2) {
+    size = 1 << size_log2;
     rank = threadIdx.x & (size - 1);
-    slot = threadIdx.x >> a.lanes_log2;
-    const uint32_t wanted = blockIdx.x * (blockDim.x >> a.lanes_log2) + slot;
+    slot = threadIdx.x >> size_log2;
+    const uint32_t wanted = blockIdx.x * (blockDim.x >> size_log2) + slot;
     active = wanted < a.pairs;
     pair = active ? wanted : a.pairs - 1;
     pixel = divide(pair, a.by_groups), group = pair - pixel * a.by_groups.number;
@@ -112,9 +126,9 @@ struct LaneGroup {
 // The weights of a lane group's points, into its shared memory, but for a factor, which is returned; each logit is read
 // once. A lane works on points of its own here: those of others are there after the next __syncwarp.
 template <typename S>
-__device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const LaneGroup& lanes, Compute<S>* weight) {
+__device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const LaneGroup& lanes, int points, Compute<S>* weight) {
   using T = Compute<S>;
-  const int points = static_cast<int>(a.q.points), activation = a.q.activation;
+  const int activation = a.q.activation;
   const S* logits = static_cast<const S*>(a.t.mask) + lanes.pixel * a.q.mask_stride + lanes.group * points;
   if (activation != kSoftmax) {
     for (int k = lanes.rank; k < points; k += lanes.size) {
@@ -145,8 +159,8 @@ struct Points {
   const S* offsets;
   T start_h, start_w, scale;
 
-  __device__ __forceinline__ Points(const Arguments& a, const LaneGroup& lanes)
-      : offsets(static_cast<const S*>(a.t.offset) + lanes.pixel * a.q.offset_stride + lanes.group * static_cast<uint32_t>(a.q.points) * 2),
+  __device__ __forceinline__ Points(const Arguments& a, const LaneGroup& lanes, int points)
+      : offsets(static_cast<const S*>(a.t.offset) + lanes.pixel * a.q.offset_stride + lanes.group * points * 2),
         start_h(static_cast<T>(lanes.h * a.q.stride_h - a.q.padding_h + a.radius_h)),
         start_w(static_cast<T>(lanes.w * a.q.stride_w - a.q.padding_w + a.radius_w)) {
     if constexpr (kSame<T, double>) {

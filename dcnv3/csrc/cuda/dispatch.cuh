@@ -26,6 +26,23 @@ int with_width(const Problem& q, const void* a, const void* b, const F& f) {
   return f(S{}, Width<1>{});
 }
 
+// f(LanesLog2<L>{}): the published models have 16 or 32 channels a group and 3 by 3 kernels.
+template <int L>
+struct LanesLog2 {
+  static constexpr int value = L;
+};
+template <int N, typename F>
+int with_lanes(const Problem& q, const Plan& plan, const F& f) {
+  if constexpr (N >= 4) {
+    constexpr int sixteen = N == 8 ? 1 : 2;
+    if (q.points == 9 && q.group_channels == N << plan.lanes_log2) {
+      if (plan.lanes_log2 == sixteen) return f(LanesLog2<sixteen>{});
+      if (plan.lanes_log2 == sixteen + 1) return f(LanesLog2<sixteen + 1>{});
+    }
+  }
+  return f(LanesLog2<kAny>{});
+}
+
 template <typename F>
 int with_type(Type type, const Problem& q, const void* a, const void* b, const F& f) {
   switch (type) {

@@ -10,9 +10,11 @@ int run(const Problem& q, const Tensors& t, cudaStream_t stream) {
   const Plan plan = make_plan(q, sizeof(Compute<S>), N, false);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
   const Arguments arguments = make_arguments(q, t, plan, sizeof(S), 0);
-  return for_images<S, S>(arguments, plan, [&](const Arguments& a, unsigned blocks) {
-    forward_kernel<S, N><<<blocks, plan.warps * kWarp, plan.shared, stream>>>(a);
-    return static_cast<int>(cudaGetLastError());
+  return with_lanes<N>(q, plan, [&](auto lanes) {
+    return for_images<S, S>(arguments, plan, [&](const Arguments& a, unsigned blocks) {
+      forward_kernel<S, N, lanes.value><<<blocks, plan.warps * kWarp, plan.shared, stream>>>(a);
+      return static_cast<int>(cudaGetLastError());
+    });
   });
 }
 

@@ -13,26 +13,25 @@ struct ForwardPoint {
   Corners pixels;
 };
 
-template <typename S, int N>
+template <typename S, int N, int L>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 4) forward_kernel(const Arguments a) {
   using T = Compute<S>;
-  const LaneGroup lanes(a);
-  const int points = static_cast<int>(a.q.points);
-  const uint32_t channels = static_cast<uint32_t>(a.q.group_channels);
-  const int table = table_bytes(sizeof(T), a.chunk, false);
+  const Shape<N, L> shape(a);
+  const LaneGroup lanes(a, shape.lanes_log2);
+  const int table = table_bytes(sizeof(T), shape.chunk, false);
   ForwardPoint<T>* entries = reinterpret_cast<ForwardPoint<T>*>(shared_memory + lanes.slot * table);
-  T* weight = reinterpret_cast<T*>(shared_memory + (blockDim.x >> a.lanes_log2) * table) + lanes.slot * points;
-  const T factor = point_weights<S>(a, lanes, weight);
-  uint32_t c = lanes.rank * N;
-  const S* from = static_cast<const S*>(a.t.value) + lanes.image * (a.q.height * a.q.width * a.q.value_stride) + lanes.group * channels + c;
+  T* weight = reinterpret_cast<T*>(shared_memory + (blockDim.x >> shape.lanes_log2) * table) + lanes.slot * shape.points;
+  const T factor = point_weights<S>(a, lanes, shape.points, weight);
+  int c = lanes.rank * N;
+  const S* from = static_cast<const S*>(a.t.value) + lanes.image * (a.q.height * a.q.width * a.q.value_stride) + lanes.group * shape.channels + c;
 
-  for (uint32_t first = 0; first < channels; first += lanes.size * N, c += lanes.size * N, from += lanes.size * N) {
+  for (int first = 0; first < shape.channels; first += lanes.size * N, c += lanes.size * N, from += lanes.size * N) {
     T sum[N] = {};
-    for (int begin = 0; begin < points; begin += a.chunk) {
-      const int count = min(a.chunk, points - begin);
-      if (first == 0 || points > a.chunk) {
+    for (int begin = 0; begin < shape.points; begin += shape.chunk) {
+      const int count = min(shape.chunk, shape.points - begin);
+      if (first == 0 || shape.points > shape.chunk) {
         __syncwarp();
-        const Points<S> where(a, lanes);
+        const Points<S> where(a, lanes, shape.points);
 #pragma unroll 1
         for (int k = lanes.rank; k < count; k += lanes.size) {
           Axis<T> y, x;
@@ -42,7 +41,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 4) forward_kernel(const Argu
         }
         __syncwarp();
       }
-      if (c < channels) {
+      if (c < shape.channels) {
 #pragma unroll sizeof(T) == 8 ? 2 : 3
         for (int k = 0; k < count; ++k) {
           const ForwardPoint<T> point = entries[k];
@@ -57,8 +56,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 4) forward_kernel(const Argu
         }
       }
     }
-    if (c < channels && lanes.active) {
-      store<N>(static_cast<S*>(a.t.output) + static_cast<uint64_t>(lanes.pair) * channels + c, sum);
+    if (c < shape.channels && lanes.active) {
+      store<N>(static_cast<S*>(a.t.output) + static_cast<uint64_t>(lanes.pair) * shape.channels + c, sum);
     }
   }
 }

@@ -19,11 +19,13 @@ void add_up(const Problem& q, Tensors t, const Plan& plan, int64_t elements, con
   Arguments a = make_arguments(q, t, plan, sizeof(S), sizeof(Sum));
   a.bound = bound;
   while ((int64_t(1) << a.room_log2) < q.pixels() * q.points) ++a.room_log2;
-  const auto launch = [&](const Arguments& some, unsigned blocks) {
-    emulation::launch(blocks, plan.warps, [=] { backward_kernel<S, N, Sum>(some); });
-    return 0;
-  };
-  for_images<S, Sum>(a, plan, launch, kMostPairsHere);
+  with_lanes<N>(q, plan, [&](auto lanes) {
+    const auto launch = [&](const Arguments& some, unsigned blocks) {
+      emulation::launch(blocks, plan.warps, [=] { backward_kernel<S, N, decltype(lanes)::value, Sum>(some); });
+      return 0;
+    };
+    return for_images<S, Sum>(a, plan, launch, kMostPairsHere);
+  });
   emulation::launch(3, 2, [=] { finish_kernel<S, Sum>(a, elements); });
 }
 
@@ -35,11 +37,13 @@ int run(const Problem& q, const Tensors& t, bool backward, bool deterministic) {
   std::fill(shared_memory, shared_memory + kSharedBytes, 0xff);
   if (!backward) {
     const Arguments a = make_arguments(q, t, plan, sizeof(S), 0);
-    const auto launch = [&](const Arguments& some, unsigned blocks) {
-      emulation::launch(blocks, plan.warps, [=] { forward_kernel<S, N>(some); });
-      return 0;
-    };
-    for_images<S, S>(a, plan, launch, kMostPairsHere);
+    with_lanes<N>(q, plan, [&](auto lanes) {
+      const auto launch = [&](const Arguments& some, unsigned blocks) {
+        emulation::launch(blocks, plan.warps, [=] { forward_kernel<S, N, decltype(lanes)::value>(some); });
+        return 0;
+      };
+      return for_images<S, S>(a, plan, launch, kMostPairsHere);
+    });
     return N;
   }
   const int64_t elements = q.batch * q.height * q.width * q.channels();

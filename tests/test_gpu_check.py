@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -130,17 +131,71 @@ def test_a_list_of_steps_that_cannot_be_made_is_a_step_that_fails(
         check.plan(options, ("operator",), ("nothing",))
 
 
-def test_the_command_ends_with_a_table_and_says_what_is_missing(tmp_path: Path) -> None:
+def make_wheel(folder: Path) -> None:
+    """A wheel of a package that the check looks for, of a version that nobody has."""
+    about = "open_clip_torch-0.0.1.dist-info"
+    with zipfile.ZipFile(folder / "open_clip_torch-0.0.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: open_clip_torch\nVersion: 0.0.1\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "".join(f"{about}/{name},,\n" for name in ("METADATA", "WHEEL", "RECORD")))
+
+
+def test_the_command_installs_the_wheelhouse_and_ends_with_a_table(tmp_path: Path) -> None:
+    make_wheel(tmp_path)
     command = [GPU / "check.sh", "operator", "--small", "--only", "prepare", "--out", tmp_path / "out"]
     environment = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, "--wheelhouse", tmp_path], env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| prepare | ok |" in done.stdout and "Traceback" not in done.stdout + done.stderr
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["machine"]["torch"]
-    bad = subprocess.run(
-        [*command[:2], "--peers", tmp_path / "no"], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert bad.returncode == 1 and bad.stderr.strip() == f"--peers: no folder {tmp_path / 'no'}"
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["machine"]["torch"]
+    assert found["steps"]["prepare"]["rows"][0]["versions"]["open_clip_torch"] == "0.0.1"
+
+
+def test_a_wheelhouse_or_folder_that_is_unusable_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x-1-py3-none-any.whl").write_text("no wheel")
+    command = [GPU / "check.sh", "operator", f"--wheelhouse={tmp_path}", "--peers", tmp_path / "no"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    *_, install, last = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and last == f"--peers: no folder {tmp_path / 'no'}"
+    assert install.startswith(f"the wheelhouse {tmp_path} could not be installed")
+
+
+@pytest.mark.parametrize(
+    ("working", "said"),
+    [
+        ("own", "the checkout"),
+        ("packed", "a build made beforehand"),
+        ("built", "a build made here"),
+        ("none", "the CUDA kernels were built but do not work: bad"),
+    ],
+)
+def test_the_first_library_that_works_is_taken(
+    working: str, said: str, load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = load("prepare")
+    places = {
+        "own": tmp_path / "tree" / "dcnv3",
+        "packed": tmp_path / "wheelhouse" / "lib",
+        "built": tmp_path / "build",
+    }
+    for name, folder in places.items():
+        folder.mkdir(parents=True)
+        (folder / "_C_cuda.abi3.so").write_text(name)
+    own = places["own"] / "_C_cuda.abi3.so"
+    monkeypatch.setattr(prepare, "ROOT", tmp_path / "tree")
+    monkeypatch.setattr(prepare, "built", lambda: places["built"] / "_C_cuda.abi3.so")
+    monkeypatch.setattr(prepare, "fault", lambda: None if own.read_text() == working else "bad")
+    monkeypatch.setattr(sys, "path", [])
+    if working == "none":
+        with pytest.raises(SystemExit, match=said):
+            prepare.cuda_library(tmp_path / "wheelhouse")
+    else:
+        assert prepare.cuda_library(tmp_path / "wheelhouse") == said
+        assert own.read_text() == working
 
 
 BLOCKER = """

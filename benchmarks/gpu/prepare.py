@@ -112,9 +112,9 @@ def put(library: Path) -> Path:
 def fault() -> str | None:
     """Why the CUDA library in dcnv3/ cannot be used on this GPU: the last line of a small run's error."""
     try:
-        done = subprocess.run([sys.executable, "-c", WORKS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", WORKS], cwd=ROOT, capture_output=True, text=True, timeout=90)
     except subprocess.TimeoutExpired:
-        return "its first call takes more than a minute"
+        return "its first call takes more than 90 seconds"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
 
 

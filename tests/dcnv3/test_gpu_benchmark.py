@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +128,105 @@ def test_what_a_sanitizer_says_is_counted(load: Callable[[str], ModuleType]) -> 
     assert summary("========= Target application returned an error\n") is None
 
 
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a shell script in the place of a tool that only machines with a GPU have, and such a GPU in torch's."""
+
+    def make(name: str, body: str) -> None:
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(sys, "argv", ["step"])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("tells", "errors", "whole"),
+    [
+        ("echo 60 calls; echo '========= ERROR SUMMARY: 0 errors'", 0, True),
+        ("echo 60 calls; echo '========= ERROR SUMMARY: 3 errors'", 3, True),
+        ("echo '========= ERROR SUMMARY: 0 errors'", 0, False),
+        ("echo '========= Error: no device'; exit 1", None, False),
+        ("echo 60 calls; sleep 60", None, True),
+    ],
+)
+def test_a_sanitizer_is_believed_after_all_calls_alone(
+    tells: str,
+    errors: int | None,
+    whole: bool,
+    load: Callable[[str], ModuleType],
+    tool: Callable[[str, str], None],
+    results: Callable[[str], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sanitized = load("sanitized")
+    tool("compute-sanitizer", f"exec 2>&1; {tells}")
+    monkeypatch.setattr(sanitized, "TOOLS", {"memcheck": 1.0})
+    if errors == 0 and whole:
+        sanitized.main()
+    else:
+        with pytest.raises(SystemExit, match="Error: memcheck"):
+            sanitized.main()
+    (row,) = results("sanitizer")
+    assert (row["errors"], row["all_calls_made"]) == (errors, whole)
+
+
+def test_the_counters_of_four_kernels_are_rows_and_a_file(
+    load: Callable[[str], ModuleType],
+    tool: Callable[[str, str], None],
+    results: Callable[[str], list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    """Also where the first form is refused for a counter that this ncu does not know."""
+    lines = ['"ID","Kernel Name","gpu__time_duration.sum","launch__registers_per_thread"', '"","","ns","register"']
+    lines += [f'"{n}","{"forward" if n % 2 == 0 else "backward"}_kernel","{1000 * (n + 1)}","40"' for n in range(4)]
+    (tmp_path / "page.csv").write_text("\n".join(lines))
+    tool(
+        "ncu",
+        f"""if [[ "$*" == *--import* ]]; then cat {tmp_path}/page.csv; exit; fi
+        if [[ "$*" == *--metrics* ]]; then echo '==ERROR== no such metric'; exit 1; fi
+        while [ "$1" != -o ]; do shift; done; touch "$2.ncu-rep" """,
+    )
+    load("kernel_counters").main()
+    rows = results("counters")
+    assert [(row["model"], row["kernel"], row["ns"]) for row in rows] == [
+        ("T", "forward_kernel", 1000),
+        ("T", "backward_kernel", 2000),
+        ("H", "forward_kernel", 3000),
+        ("H", "backward_kernel", 4000),
+    ]
+    assert (tmp_path / "ncu.csv").read_text() == "\n".join(lines)
+
+
+def test_counters_that_may_not_be_read_are_no_failure(
+    load: Callable[[str], ModuleType], tool: Callable[[str, str], None], results: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    tool("ncu", "echo '==ERROR== ERR_NVGPUCTRPERM - no permission'; exit 1")
+    with pytest.raises(SystemExit) as ended:
+        load("kernel_counters").main()
+    assert ended.value.code == load("record").NOT_HERE
+
+
+def test_every_reduction_is_timed_on_every_pattern(
+    load: Callable[[str], ModuleType], results: Callable[[str], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ceilings, calls = load("ceilings"), []
+    functions = SimpleNamespace(reductions=lambda *call: calls.append(call) or 0)
+    small = load("cases").Case("T", 4, "bfloat16", 1)
+    monkeypatch.setattr(ceilings, "Case", lambda *which: small)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    found = ceilings.reductions(functions, torch.device("cpu"))
+    assert len(found) == len(results("ceilings")) == 15 and "as backward, v4.f32" in found
+    assert {(call[0], call[4]) for call in calls} == {(0, 4), (1, 3), (2, 2), (3, 3), (4, 1)}  # pieces of a row, log2
+    functions.reductions = lambda *call: 98
+    with pytest.raises(RuntimeError, match="CUDA error 98"):
+        ceilings.reductions(functions, torch.device("cpu"))
+
+
 def test_the_sanitized_calls_take_every_dtype_and_shape(load: Callable[[str], ModuleType]) -> None:
     assert load("sanitized").calls(torch.device("cpu")) == 60
 
@@ -161,3 +263,21 @@ def test_counts_are_those_of_the_report(load: Callable[[str], ModuleType], tmp_p
     gone = tests.ended(tests.Part("triton", "golden", ()), None, tmp_path / "none.xml")
     assert gone["failed"] == [{"test": "golden", "message": "time limit"}]
     assert tests.words([row, gone]) == "cuda: 1 of 2 passed, first t[x]; triton: none ran, first golden"
+
+
+@pytest.mark.parametrize("missing", [None, "not built"])
+def test_missing_cuda_kernels_fail_and_tritons_are_tested(
+    missing: str | None,
+    load: Callable[[str], ModuleType],
+    results: Callable[[str], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tests = load("gpu_tests")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tests, "available_backends", lambda: {"cuda": missing})
+    monkeypatch.setattr(tests, "start", lambda part, report: subprocess.Popen(["true"]))
+    with pytest.raises(SystemExit, match="Error: "):
+        tests.main()  # parts without a report have failed
+    kernels = [row["kernels"] for row in results("tests")]
+    assert kernels.count("triton") == 4
+    assert kernels.count("cuda") == (1 if missing else 3)

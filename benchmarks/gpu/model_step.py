@@ -88,9 +88,10 @@ class ModelStep:
         self.masters = [parameter.detach().float().clone() for parameter in trained]
         compute = compute_dtype(device)
         self.model.to(compute)
-        self.weights = trained
-        for master in self.masters:
-            master.grad = torch.zeros_like(master)
+        self.weights: list[Tensor] = [*trained]
+        self.gradients = [torch.zeros_like(master) for master in self.masters]
+        for master, gradient in zip(self.masters, self.gradients, strict=True):
+            master.grad = gradient
         self.optimizer = torch.optim.AdamW(self.masters, lr=LEARNING_RATE, weight_decay=0.05, fused=True)
         self.images = torch.randn(batch, 3, size, size, device=device, dtype=compute)
         self.images = self.images.contiguous(memory_format=torch.channels_last)
@@ -105,10 +106,10 @@ class ModelStep:
 
     def __call__(self) -> None:
         self.loss().backward()
-        gradients = [weight.grad for weight in self.weights]
-        if any(gradient is None for gradient in gradients):
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        if len(gradients) < len(self.weights):
             raise RuntimeError("a parameter of this model has no gradient: no loss reaches it")
-        torch._foreach_copy_([master.grad for master in self.masters], gradients)
+        torch._foreach_copy_(self.gradients, gradients)
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
         self.optimizer.step()
         with torch.no_grad():

@@ -72,9 +72,9 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
         if peer is None:
             flops = self.flops
-            model: torch.nn.Module = internimage(self.letter, self.device, tiny=self.tiny)
-            if name == RECOMPUTED:
-                model.set_grad_checkpointing(True)
+            ours = internimage(self.letter, self.device, tiny=self.tiny)
+            ours.set_grad_checkpointing(name == RECOMPUTED)
+            model: torch.nn.Module = ours
         else:
             import timm
 

@@ -58,6 +58,8 @@ def run(step: Step, options: Options) -> tuple[str, float]:
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYTHONUNBUFFERED": "1",
     }
+    if options.small:  # threads of small tensors wait for each other more than they work
+        environment |= {"OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     with (options.out / LOG).open("ab") as log:
         log.write(f"\n== {step.name}: {' '.join(step.command)}\n".encode())

@@ -90,7 +90,11 @@ def main() -> None:
         row = train(shards, Path(folder) / "trial", *short, *fewer, f"training.log_every={max(1, trial // 3)}")
         fit = int(RESERVE * 1e3 * options.seconds / row["step_ms"])
         steps = 6 if small() else min(whole, fit)
-        about = {"steps": steps, "recipe_steps": whole, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+        about: dict[str, Any] = {
+            "steps": steps,
+            "recipe_steps": whole,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        }
         record(STEP, about | {"trial_step_ms": row["step_ms"], "trial_data_wait_ms": row["data_wait_ms"]})
         changes = [f"schedule.steps={steps}"]
         if steps <= 60:

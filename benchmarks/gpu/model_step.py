@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -89,9 +88,10 @@ class ModelStep:
         self.masters = [parameter.detach().float().clone() for parameter in trained]
         compute = compute_dtype(device)
         self.model.to(compute)
-        self.weights = trained
-        for master in self.masters:
-            master.grad = torch.zeros_like(master)
+        self.weights: list[Tensor] = [*trained]
+        self.gradients = [torch.zeros_like(master) for master in self.masters]
+        for master, gradient in zip(self.masters, self.gradients, strict=True):
+            master.grad = gradient
         self.optimizer = torch.optim.AdamW(self.masters, lr=LEARNING_RATE, weight_decay=0.05, fused=True)
         self.images = torch.randn(batch, 3, size, size, device=device, dtype=compute)
         self.images = self.images.contiguous(memory_format=torch.channels_last)
@@ -106,49 +106,46 @@ class ModelStep:
 
     def __call__(self) -> None:
         self.loss().backward()
-        gradients = [master.grad for master in self.masters if master.grad is not None]
-        torch._foreach_copy_(gradients, [weight.grad for weight in self.weights if weight.grad is not None])
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        if len(gradients) < len(self.weights):
+            raise RuntimeError("a parameter of this model has no gradient: no loss reaches it")
+        torch._foreach_copy_(self.gradients, gradients)
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.masters)
         self.model.zero_grad(set_to_none=True)
 
+    def shrink(self, batch: int) -> None:
+        """From now on only the first `batch` images."""
+        self.images, self.labels, self.keys = self.images[:batch], self.labels[:batch], self.keys[:batch]
+        self.batch = len(self.images)
+
     @property
     def parameters(self) -> int:
         return sum(weight.numel() for weight in self.weights)
 
 
-@dataclass
-class Spent:
-    """Of each turn: seconds a step, and those in which the processor was still giving out its work."""
-
-    step: list[float] = field(default_factory=list)
-    host: list[float] = field(default_factory=list)
-
-    def summary(self, batch: int) -> dict[str, float]:
-        """Medians, with quartiles of the step."""
-        low, middle, high = statistics.quantiles(self.step, method="inclusive")
-        return {
-            "images_per_second": round(batch / middle, 1),
-            "step_ms": round(1e3 * middle, 2),
-            "step_ms_low": round(1e3 * low, 2),
-            "step_ms_high": round(1e3 * high, 2),
-            "host_ms": round(1e3 * statistics.median(self.host), 2),
-        }
+def summary(seconds: Sequence[float], batch: int) -> dict[str, float]:
+    """Images a second by the median of the turns, and milliseconds of a step with quartiles."""
+    low, middle, high = statistics.quantiles(seconds, method="inclusive")
+    return {
+        "images_per_second": round(batch / middle, 1),
+        "step_ms": round(1e3 * middle, 2),
+        "step_ms_low": round(1e3 * low, 2),
+        "step_ms_high": round(1e3 * high, 2),
+    }
 
 
-def take_turns(contenders: Mapping[str, ModelStep], turns: int, steps: int) -> dict[str, Spent]:
-    """`steps` steps of each, one contender after the other, `turns` times; all have run before."""
-    spent = {name: Spent() for name in contenders}
+def take_turns(contenders: Mapping[str, ModelStep], turns: int, steps: int) -> dict[str, list[float]]:
+    """Seconds a step of each turn: `steps` steps of each, one contender after the other; all have run before."""
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(turns):
         for name, step in contenders.items():
             synchronize(step.device)
             started = time.perf_counter()
             for _ in range(steps):
                 step()
-            given_out = time.perf_counter()
             synchronize(step.device)
-            spent[name].step.append((time.perf_counter() - started) / steps)
-            spent[name].host.append((given_out - started) / steps)
+            spent[name].append((time.perf_counter() - started) / steps)
     return spent

@@ -47,7 +47,7 @@ def tiny(**training: Any) -> RunConfig:
             "data": {"sources": [{"path": "made-up"}], "image_size": 64, "context_length": 16, "workers": 0},
             "optimizer": {"lr": 1e-3, "clip_grad": 1.0},
             "schedule": {"steps": 20, "warmup_steps": 2},
-            "training": {"batch_size": 16, "precision": "bf16", "log_every": 1, **training},
+            "training": {"batch_size": 8, "precision": "bf16", "log_every": 1, **training},
             "checkpoint": {"every_steps": 5},
         }
     )

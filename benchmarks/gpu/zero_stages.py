@@ -192,7 +192,7 @@ class Check:
             reference, first = plain(tiny())
             if not small():
                 self.judge("plain loop again", compared(plain(tiny())[0], reference, first))
-            found = {}
+            found: dict[int, Curve] = {}
             for stage in self.stages:
                 # DeepSpeed's stage 3 replaces torch's linear for the rest of the process, by one that rounds to bf16
                 # once more: everything else comes before.

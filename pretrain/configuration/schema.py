@@ -15,7 +15,7 @@ class ModelConfig(Section):
     num_classes: int = Field(0, ge=0, description="rows of the classifier; 0 takes the data's classes")
     overrides: dict[str, Any] = Field({}, description="arguments of InternImage that differ from the named variant")
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: bool = Field(False, description="torch.compile each block and head, of the teacher too")
 
 
 class TextConfig(Section):

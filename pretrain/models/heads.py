@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.models.compilation import compiled_region
 from pretrain.models.layers import GlobalBatchNorm, initial_std
 
 
+@compiled_region
 class ConvHead(nn.Module):
     """1x1 convolution (a Linear, as channels are last), BatchNorm, GELU: [B, H, W, C] -> [B, H, W, width]."""
 
@@ -19,6 +21,7 @@ class ConvHead(nn.Module):
         return F.gelu(self.norm(self.proj(x)))
 
 
+@compiled_region
 class FuseStages(nn.Module):
     """Stages 3 and 4 -> one stride-16 map: proj3(x3) + pixel_shuffle(proj4(x4)).
 
@@ -38,6 +41,7 @@ class FuseStages(nn.Module):
         return self.proj3(x3) + fine
 
 
+@compiled_region
 class AttentionPool(nn.Module):
     """Tokens [B, N, D] -> [B, width]: multi-head attention with one query, the mean of the tokens.
 

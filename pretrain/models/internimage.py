@@ -9,7 +9,7 @@ entries of the state dict are our own names; `official` maps them to the release
 conventions are in TimmFeatures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcnv3 import DCNv3
+from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
-from pretrain.models.layers import DropPath, LayerNorm, Mlp, initial_std
+from pretrain.models.layers import DropPath, LayerNorm, Mlp, drop_path_factors, initial_std
 from pretrain.models.linear import use_fast_linears
 from pretrain.models.timm_features import TimmFeatures
 
+BlockFactors = tuple[Tensor | None, Tensor | None]  # what drop path multiplies a block's two branches by
 
+
+@compiled_region
 class Stem(nn.Module):
     """Two 3x3 convolutions of stride 2: [B, in_chans, H, W] -> [B, H/4, W/4, C]."""
 
@@ -40,6 +44,7 @@ class Stem(nn.Module):
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
+@compiled_region
 class Downsample(nn.Module):
     """3x3 convolution of stride 2 without bias, LayerNorm: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
 
@@ -52,6 +57,7 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
+@compiled_region
 class Block(nn.Module):
     """Deformable convolution and MLP, each a residual branch: [B, H, W, C] -> [B, H, W, C].
 
@@ -89,7 +95,7 @@ class Block(nn.Module):
         self.res_norm2 = LayerNorm(channels) if both else None
 
     def forward(self, x: Tensor, factor1: Tensor | None = None, factor2: Tensor | None = None) -> Tensor:
-        """factor1, factor2: [B, 1, 1, 1], what drop path multiplies the branches by (see DropPath.draw); None for 1."""
+        """factor1, factor2: [B, 1, 1, 1], what drop path multiplies the branches by (drop_path_factors); None for 1."""
         x = _add(x, self._branch(x, self.norm1, self.dcn, self.res_norm1), self.gamma1, factor1)
         return _add(x, self._branch(x, self.norm2, self.mlp, self.res_norm2), self.gamma2, factor2)
 
@@ -125,19 +131,29 @@ class Stage(nn.Module):
         self.downsample = Downsample(channels) if downsample else None
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> the stage's feature, same shape; `downsample` makes the next stage's input of it."""
+    def forward(self, x: Tensor, factors: Sequence[BlockFactors] | None = None) -> Tensor:
+        """[B, H, W, C] -> the stage's feature, same shape; `downsample` makes the next stage's input of it.
+
+        factors: of each block; None for the stage to draw its own.
+        """
+        if factors is None:
+            (factors,) = block_factors([self], x)
         recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            factors = block.drop_path1.draw(x), block.drop_path2.draw(x)
             if recompute:
-                x = checkpoint(block, x, *factors, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, *factors[index], use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, *factors)
+                x = block(x, *factors[index])
             if index in self.post_norm_after:
                 x = self.post_norms[self.post_norm_after[index]](x)
         return x if self.norm is None else self.norm(x)
+
+
+def block_factors(stages: Iterable[Any], x: Tensor) -> list[list[BlockFactors]]:
+    """Drop path's factors of every block of the stages, all drawn at once. x: [B, H, W, C], the first block's input."""
+    layers = [layer for stage in stages for block in stage.blocks for layer in (block.drop_path1, block.drop_path2)]
+    drawn = iter(drop_path_factors(layers, x))
+    return [[(next(drawn), next(drawn)) for _ in stage.blocks] for stage in stages]
 
 
 class InternImage(TimmFeatures, nn.Module):
@@ -271,8 +287,8 @@ class InternImage(TimmFeatures, nn.Module):
         """x: [B, in_chans, H, W] -> the four stages' features, NHWC, strides 4, 8, 16, 32."""
         features = []
         x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
+        for stage, factors in zip(self.stages, block_factors(self.stages, x), strict=True):
+            x = stage(x, factors)
             features.append(x)
             if stage.downsample is not None:
                 x = stage.downsample(x)

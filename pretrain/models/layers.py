@@ -1,6 +1,6 @@
 """The small layers: norms that are safe in bf16, drop path by sample, the MLP, a BatchNorm over all ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.randomness import uniform
+from pretrain.models.randomness import on_device, uniforms
 
 
 def initial_std(std: float | None, width: int) -> float:
@@ -39,8 +39,8 @@ class LayerNorm(nn.LayerNorm):
 class DropPath(nn.Module):
     """Drops a residual branch of a whole sample (Huang et al., "Deep Networks with Stochastic Depth", 2016).
 
-    The factors are drawn apart from being applied, so that a block that is recomputed in the backward pass is handed
-    the same ones. `salt` tells this layer's draws from those of others (see randomness).
+    `drop_path_factors` draws for all layers of a model at once, and a block that is recomputed in the backward pass is
+    handed the same factors again. `salt` tells this layer's draws from those of others (see randomness).
     """
 
     def __init__(self, rate: float, salt: int) -> None:
@@ -49,19 +49,31 @@ class DropPath(nn.Module):
             raise ValueError(f"a drop-path rate lies in [0, 1), not {rate}")
         self.rate, self.salt = rate, salt
 
-    def draw(self, x: Tensor) -> Tensor | None:
-        """Factors [B, 1, 1, 1] of x [B, H, W, C]: 0 or 1/(1 - rate); None when nothing is dropped."""
-        if self.rate == 0 or not self.training:
-            return None
-        kept = uniform(x.shape[0], self.salt, x.device) >= self.rate
-        return (kept.to(x.dtype) / (1 - self.rate)).view(-1, *[1] * (x.ndim - 1))
-
     def forward(self, x: Tensor) -> Tensor:
-        factors = self.draw(x)
+        (factors,) = drop_path_factors([self], x)
         return x if factors is None else x * factors
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}, salt={self.salt}"
+
+
+def drop_path_factors(layers: Sequence[DropPath], x: Tensor) -> list[Tensor | None]:
+    """What each layer multiplies its branch by: [B, 1, 1, 1] for x [B, H, W, C], 0 or 1/(1 - rate), in x's dtype; None
+    where nothing is dropped.
+
+    One draw serves all layers, some 40 small kernels whatever their number.
+    """
+    dropping = [layer.rate > 0 and layer.training for layer in layers]
+    active = [layer for layer, drops in zip(layers, dropping, strict=True) if drops]
+    if not active:
+        return [None] * len(layers)
+    rates = torch.tensor([layer.rate for layer in active], dtype=torch.float64)[:, None]
+    kept = uniforms(len(x), [layer.salt for layer in active], x.device) >= on_device(rates.float(), x.device)
+    # the reciprocal is rounded in the precision that a kernel computes in, and then to x's dtype
+    scale = (1 / (1 - rates).to(_at_least_fp32(x.dtype))).to(x.dtype)
+    factors = torch.where(kept, on_device(scale, x.device), torch.zeros((), dtype=x.dtype, device=x.device))
+    rows = iter(factors.view(*factors.shape, *[1] * (x.ndim - 1)).unbind(0))
+    return [next(rows) if drops else None for drops in dropping]
 
 
 class Mlp(nn.Module):

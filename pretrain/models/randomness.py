@@ -2,13 +2,13 @@
 layer).
 
     with sample_keys(keys):          # int64 [B], one a sample, made from (seed, step, global position)
-        loss = model(images)...      # every DropPath draws hash(key, its own salt)
+        loss = model(images)...      # every DropPath's factors come from hash(key, its own salt)
 
 A run then does not depend on the number of ranks, and a recomputed forward sees what the first one saw. Outside the
 context layers draw from torch's generator as usual.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -37,20 +37,40 @@ def hashed_uniform(keys: Tensor, salt: int) -> Tensor:
 
     keys: int64 [B]. The same bits on every device: int64 arithmetic wraps around everywhere.
     """
-    z = _mix(_mix(keys + _signed(0x9E3779B97F4A7C15)) + _signed((salt + 1) * 0xD1B54A32D192ED03))
-    return _shift_right(z, 40).to(torch.float32) * 2.0**-24
+    return _unit_interval(_mix(_of_key(keys) + _of_salt(salt)))
 
 
-def uniform(batch: int, salt: int, device: torch.device) -> Tensor:
-    """float32 [batch] in [0, 1): hashed from the keys of the enclosing `sample_keys`, or drawn from torch's generator.
+def uniforms(batch: int, salts: Sequence[int], device: torch.device) -> Tensor:
+    """float32 [len(salts), batch] in [0, 1): row i is `hashed_uniform(keys, salts[i])` for the keys of the enclosing
+    `sample_keys`, or all are drawn from torch's generator.
 
-    Raises ValueError where the keys are not one a sample.
+    All rows take one launch of each operation. Raises ValueError where the keys are not one a sample.
     """
     if _keys is None:
-        return torch.rand(batch, device=device)
+        return torch.rand(len(salts), batch, device=device)
     if _keys.shape[0] != batch:
         raise ValueError(f"sample_keys holds {_keys.shape[0]} keys, but the model was given a batch of {batch}")
-    return hashed_uniform(_keys.to(device), salt)
+    constants = on_device(torch.tensor([_of_salt(salt) for salt in salts]), device)
+    return _unit_interval(_mix(_of_key(_keys.to(device)) + constants[:, None]))
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on `device`, without waiting for what the device still has to do."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _of_key(keys: Tensor) -> Tensor:
+    return _mix(keys + _signed(0x9E3779B97F4A7C15))
+
+
+def _of_salt(salt: int) -> int:
+    return _signed((salt + 1) * 0xD1B54A32D192ED03)
+
+
+def _unit_interval(z: Tensor) -> Tensor:
+    return _shift_right(z, 40).to(torch.float32) * 2.0**-24
 
 
 def _mix(z: Tensor) -> Tensor:

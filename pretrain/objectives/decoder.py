@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.models.compilation import compiled_region
 from pretrain.objectives.position import absolute_embedding, relative_embedding
 
 
@@ -37,6 +38,7 @@ class Blocks(nn.Sequential):
         return x
 
 
+@compiled_region
 class Projector(nn.Module):
     """[B, N, width] -> [B, N, dim]: a Linear and `layers` blocks over the tokens given, no positions added."""
 
@@ -49,6 +51,7 @@ class Projector(nn.Module):
         return self.blocks(self.embed(tokens))
 
 
+@compiled_region
 class Predictor(nn.Module):
     """Projected tokens and where the target lies -> predictions [B, G * G, dim] at every token of the target."""
 
@@ -78,6 +81,7 @@ class Predictor(nn.Module):
         return self.head(self.norm(x[:, index.shape[0] :]))
 
 
+@compiled_region
 class PooledMLP(nn.Sequential):
     """Projector and predictor of pooled vectors (BYOL, MoCo v3): Linear, LayerNorm, GELU, Linear.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from pretrain.configuration.schema import TextConfig
+from pretrain.models.compilation import compiled_region
 from pretrain.models.randomness import hashed_uniform
 from pretrain.objectives.keys import SALT_TOKEN
 
@@ -18,10 +19,11 @@ FULL_VOCABULARY = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, 
 
 def build_text_tower(config: TextConfig, context_length: int, embed_dim: int) -> nn.Module:
     """tokens int64 [B, context_length] -> [B, embed_dim]."""
-    from open_clip.transformer import TextTransformer
+    from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
     if config.width % config.heads:
         raise UserError(f"objective.text: width {config.width} is not divisible by heads {config.heads}")
+    compiled_region(ResidualAttentionBlock)
     return TextTransformer(
         context_length=context_length,
         vocab_size=config.vocab_size,

@@ -7,7 +7,8 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,24 @@ def settings_for(task: nn.Module, config: RunConfig, processes: Processes) -> di
     return derive(config, world_size=processes.world_size, parameters=trainable, cuda=cuda)
 
 
+def gather_by_region(module: nn.Module) -> None:
+    """At ZeRO stage 3, have each compiled region's own hooks gather all parameters inside it, and nothing below hooked:
+    hooks within would break its graph.
+
+    DeepSpeed's own leaf modules reduce gradients after every call of a module, and so may be called once a step only.
+    """
+    from pretrain.models.compilation import regions  # imports the models
+
+    register = import_deepspeed().zero.register_external_parameter
+    for region in regions(module):
+        for child in region.modules():
+            if child is not region:
+                child._forward_pre_hooks.clear()
+                child._forward_hooks.clear()
+                for parameter in child.parameters(recurse=False):
+                    register(region, parameter)
+
+
 class Engine:
     """The task under ZeRO. `held` and `owned` are the rank's fragments; `compute_dtype` is that of forward and
     backward.
@@ -111,11 +130,13 @@ class Engine:
         self._adam.veto = True  # of the dummy step that some stages take while they build
         self._engine, *_ = deepspeed.initialize(model=task, optimizer=self._adam, config=settings)
         self._adam.veto = False
+        if self.stage == 3 and config.model.compile:
+            gather_by_region(task)
         self._buffers_before = [(b, b.clone()) for _, b in self.buffers()]
         self.settings = settings
         self._forward_flops: float | None = None
         self._target_flops = 0.0
-        self._micro_rows, self._compiled = settings["train_micro_batch_size_per_gpu"], config.model.compile
+        self._micro_rows, self.compiled = settings["train_micro_batch_size_per_gpu"], config.model.compile
         folder = config.training.offload_folder
         self.offload_folder = Path(folder) if folder is not None else None
         self.held, self._masters = held_fragments(self._engine, task, self.offload_folder)
@@ -124,19 +145,30 @@ class Engine:
 
     def __call__(self, *inputs: Any) -> Any:
         """The task's forward pass; the first one is counted (`flops_per_sample`)."""
-        if self._forward_flops is None and not self._compiled:
-            result, self._forward_flops = count_flops(lambda: self._engine(*inputs), self._micro_rows)
+        if self._forward_flops is not None:
+            return self._engine(*inputs)
+        if not self.compiled:
+            result, self._forward_flops = self._counted(lambda: self._engine(*inputs))
             return result
+        # One more pass counts what is compiled, without gradient, so that it holds no activations.
+        with torch.no_grad(), torch.random.fork_rng():
+            _, self._forward_flops = self._counted(lambda: self.task(*inputs))
+        self._settle_buffers(keep=False)
         return self._engine(*inputs)
 
     def targets(self, teacher: nn.Module, batch: Any, keys: Any) -> Any:
         """The task's targets, by its teacher, without gradient; the first ones are counted too."""
         task: Any = self.task
-        if self._forward_flops is None and not self._compiled:
-            call = partial(task.targets, teacher, batch, keys)
-            result, self._target_flops = count_flops(call, self._micro_rows)
+        if self._forward_flops is None:
+            result, self._target_flops = self._counted(partial(task.targets, teacher, batch, keys))
             return result
         return task.targets(teacher, batch, keys)
+
+    def _counted(self, call: Callable[[], Any]) -> tuple[Any, float]:
+        """In eager mode: a compiled graph hides its operations from the counter."""
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with eager:
+            return count_flops(call, self._micro_rows)
 
     @property
     def flops_per_sample(self) -> float | None:

@@ -171,6 +171,12 @@ def _build(
     image = getattr(task, "image", None)
     if config.model.activation_checkpointing and image is not None:
         image.set_grad_checkpointing(True)
+    if config.model.compile:
+        from pretrain.models.compilation import compile_regions  # imports the models
+
+        compile_regions(task)
+        if built.teacher is not None:
+            compile_regions(built.teacher)
     names = task.teacher_names() if built.teacher is not None else []
     if task.teacher_names() and not config.training.ema.enabled:
         raise UserError(
@@ -181,8 +187,6 @@ def _build(
     groups = parameter_groups(shapes, config.optimizer, backbone_of(task))
     engine = Engine(task, config, groups, processes)
     built.start_exactly(engine.held)
-    if config.model.compile and image is not None:
-        image.compile()
     ema = Ema(engine.owned, engine.offload_folder) if config.training.ema.enabled else None
     teacher = None
     if built.teacher is not None and ema is not None:

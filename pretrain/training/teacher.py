@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.training.ema import Ema
-from pretrain.training.engine import Engine, import_deepspeed
+from pretrain.training.engine import Engine, gather_by_region, import_deepspeed
 from pretrain.training.partition import partition, partitions
 from pretrain.training.processes import Processes
 
@@ -70,6 +70,8 @@ class PartitionedTeacher:
         partition(module, settings, processes, self.dtype)
         self._buffers = _shared_buffers(module, engine.task)
         self._wrapper, *_ = import_deepspeed().initialize(model=module, config=settings)
+        if engine.compiled:
+            gather_by_region(module)
         self._parameters: dict[str, Any] = dict(module.named_parameters())
         self._pairs: list[tuple[Tensor, Tensor]] = []
         rank = processes.rank

@@ -1,6 +1,7 @@
 """A rank of the real task over the real reader; a script, given pairs of configuration and output, run one by one.
 
 FAKE_LINEAGE and FAKE_SLEEP mean what they mean in training_fakes.py, at the moment when training takes a batch.
+FAKE_COMPILER names what compiles in the place of inductor, which would take minutes.
 """
 
 import json
@@ -9,12 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pretrain.configuration import RunConfig, parse_config
+from pretrain.models import compilation
 from pretrain.training import run
 from pretrain.training.processes import leave
 from pretrain.training.rank import Factories, standard_factories
@@ -49,6 +52,8 @@ def watched() -> Factories:
 
 
 if __name__ == "__main__":
+    if backend := os.environ.get("FAKE_COMPILER"):
+        compilation.compile_regions = partial(compilation.compile_regions, backend=backend)
     for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         code = run(parse_config(yaml.safe_load(Path(described).read_text())), where, factories=watched())
         if code:

@@ -30,7 +30,10 @@ TINY_HUGE = TINY | {"level2_post_norm_block_ids": (1,)}
 
 
 def device_here() -> torch.device:
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.init()  # statistics of memory can be asked for before anything is allocated
+    return torch.device("cuda", 0)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

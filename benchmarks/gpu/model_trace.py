@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/model_trace.py H T
 
-Rows: a summary a model, then its ten longest kernels by total time, each with its share of all kernels' time. The
-trace itself, trace_h.json.gz beside the results, opens in Perfetto (chrome://tracing). `busy` is kernel time over the
-step's time without the profiler, which slows launches down;
-covered_ms counts kernels that overlap once; on a CPU the operators stand in for kernels.
+Rows: a summary a model with the time of each kind of kernels, then its ten longest kernels by total time, each with its
+share of all kernels' time. The trace itself, trace_h.json.gz beside the results, opens in Perfetto (chrome://tracing).
+`busy` is kernel time over the step's time without the profiler, which slows launches down; covered_ms counts kernels
+that overlap once; on a CPU the operators stand in for kernels.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kernel_kinds import kind, short
 from model_step import ModelStep, device_here, internimage, synchronize
 from needs import packages
 from record import OUT, headline, record, small
@@ -86,6 +87,10 @@ def summarize(letter: str, batch: int, step_ms: float, events: list[dict[str, An
         total[event["name"]] += event["dur"] / 1e3
         count[event["name"]] += 1
     everything = sum(total.values())
+    kinds: dict[str, float] = defaultdict(float)
+    for name, spent in total.items():
+        kinds[kind(name) if cuda else "operator"] += spent
+    by_kind = sorted(kinds.items(), key=lambda item: -item[1])
     spans = [(event["ts"], event["ts"] + event["dur"]) for event in kernels]
     row = {
         "model": letter,
@@ -98,6 +103,7 @@ def summarize(letter: str, batch: int, step_ms: float, events: list[dict[str, An
         "busy": round(everything / step_ms, 3) if cuda else None,
         "covered_ms": round(covered(spans) / 1e3, 2),
         "kernels_under_10_us": sum(event["dur"] < 10 for event in kernels),
+        "ms_by_kind": {name: round(spent, 2) for name, spent in by_kind},
     }
     record(STEP, row)
     longest = sorted(total, key=lambda name: -total[name])[:LONGEST]
@@ -109,20 +115,15 @@ def summarize(letter: str, batch: int, step_ms: float, events: list[dict[str, An
                 "model": letter,
                 "place": place,
                 "kernel": name[:NAME_LENGTH],
+                "short": short(name),
                 "ms": round(total[name], 3),
                 "calls": count[name],
                 "share": round(share, 4),
             },
         )
-    hottest = ", ".join(f"{short(name)} {total[name] / everything:.0%}" for name in longest)
+    hottest = ", ".join(f"{name} {spent / everything:.0%}" for name, spent in by_kind[:LONGEST])
     busy = f"{len(kernels)} kernels, busy {row['busy']:.0%}" if cuda else f"no CUDA device, {len(kernels)} operators"
     return f"{letter}: {step_ms:.0f} ms, {busy}: {hottest}"
-
-
-def short(name: str) -> str:
-    """A kernel's name for a table: no return type, namespaces or template arguments."""
-    bare = name.removeprefix("void ").partition("<")[0].partition("(")[0]
-    return (bare.rpartition("::")[2] or name)[:40]
 
 
 def keep(trace: Path, name: str) -> int | None:

@@ -85,7 +85,30 @@ def test_a_trace_is_summed_by_kernel_and_overlap_counts_once(load_gpu_step, tmp_
         ("void ns::gemm<float, 4>(int)", 2, 0.8),
         ("Memcpy DtoD", 1, 0.2),
     ]
-    assert words == "H: 2 ms, 3 kernels, busy 50%: gemm 80%, Memcpy DtoD 20%"
+    assert rows[0]["ms_by_kind"] == {"matrix product": 0.8, "copy": 0.2}
+    assert words == "H: 2 ms, 3 kernels, busy 50%: matrix product 80%, copy 20%"
+
+
+GEMM = "nvjet_sm90_tst_256x128_64x4_1x2_h_bz_"
+ATEN = "void at::native::"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "short"),
+    [
+        (f"{GEMM}coopA_bias_TNT", "matrix product", f"{GEMM}coo"),
+        ("void dcnv3::gpu::backward_kernel<float, 8>(dcnv3::gpu::Arguments)", "dcnv3 backward", "backward_kernel"),
+        (f"{ATEN}(anonymous namespace)::layer_norm_kernel<float>(int)", "layer norm", "layer_norm_kernel"),
+        (f"{ATEN}reduce_kernel<128, 4, at::native::ReduceOp<float> >(int)", "reduction", "reduce_kernel"),
+        (f"{ATEN}elementwise_kernel<8, at::native::CUDAFunctor_add<float> >(int)", "addition", "elementwise_kernel"),
+        ("wgrad2d_c1_k1_nhwc", "depthwise convolution", "wgrad2d_c1_k1_nhwc"),
+        ("triton_red_fused_native_layer_norm_3", "compiled", "triton_red_fused_native_layer_norm_3"),
+        ("something new", "other", "something new"),
+    ],
+)
+def test_a_kernel_is_told_by_its_name(load_gpu_step, name, kind, short):
+    kinds = load_gpu_step("kernel_kinds")
+    assert kinds.kind(name) == kind and kinds.short(name) == f"{kind} ({short})"
 
 
 def test_the_cpu_benchmark_gives_ratios_with_quartiles(load_benchmark, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a GPU kernel is for, told from its name: a trace's table can then speak of products and norms, not of templates."""
+"""What a GPU kernel is for, told from its name: a table of a trace can then speak of products and norms, not templates."""
 
 from __future__ import annotations
 

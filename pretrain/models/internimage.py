@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from dcnv3 import DCNv3
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
 from pretrain.models.layers import DropPath, LayerNorm, Mlp, initial_std
-from pretrain.models.linear import use_fast_linears
+from pretrain.models.linear import linear, use_fast_linears
 from pretrain.models.timm_features import TimmFeatures
 
 
@@ -225,6 +225,7 @@ class InternImage(TimmFeatures, nn.Module):
                     mask_activation=mask_activation,
                     share_weights=share_weights,
                     backend=backend,
+                    product=linear,
                 )
                 blocks.append(
                     Block(

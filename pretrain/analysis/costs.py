@@ -1,8 +1,9 @@
 """Activations and multiply-adds of what a run computes, in closed form, from shapes alone.
 
 Activations are the values that autograd keeps for the backward pass, counted as this project's modules keep them (a
-test compares them with the tensors that PyTorch really saves). With checkpointing only the blocks' inputs are kept, and
-one block is whole again at a time.
+test compares them with the tensors that PyTorch really saves). What a batch keeps however small it is, is not counted:
+the joined weights of the operators' products, for H 83 M values without checkpointing. With checkpointing only the
+blocks' inputs are kept, and one block is whole again at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from pretrain.models.counting import parameters
 # projection, the value, depthwise convolution, its norm and GELU, the sampled map, the middle, the MLP's input, and
 # twice its fourfold hidden layer.
 _BLOCK = 17.0
-_LAYER_SCALE = _RES_POST_NORM = _CENTRE_SCALE = 2.0
+_LAYER_SCALE = _RES_POST_NORM = 2.0
 _TRANSFORMER = 16.0  # values per token and channel of a pre-norm block with fused attention
 
 
@@ -47,9 +48,7 @@ def image_activations(arguments: Mapping[str, Any], image_size: int, *, checkpoi
         per_channel += _LAYER_SCALE
     elif arguments.get("res_post_norm") and not arguments.get("post_norm"):
         per_channel += _RES_POST_NORM
-    if centre:
-        per_channel += _CENTRE_SCALE
-    per_place = 3.0  # of a point and group: two offsets, a mask
+    per_place = 3.0 + centre / points  # of a point and group: two offsets, a mask; of a group: the centre's share
     if unshared:  # every point's sampled map is kept apart; with the centre, before it is mixed in and after
         per_channel += (points - 1) * (1 + centre) + centre
         per_place += 1.0  # and the activated mask

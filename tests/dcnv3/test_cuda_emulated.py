@@ -55,9 +55,19 @@ def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
 
 
 def emulate(
-    library: ctypes.CDLL, call: Any, dtype: torch.dtype, *, wide: bool = True, fixed: bool = False, gap: int = 0
+    library: ctypes.CDLL,
+    call: Any,
+    dtype: torch.dtype,
+    *,
+    wide: bool = True,
+    fixed: bool = False,
+    gap: int = 0,
+    spread: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed."""
+    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed.
+
+    `spread`: forward's value, already in `dtype`, its pixels as far from each other as they are there.
+    """
     g = make_geometry(**call.options)
     n, height, width, channels = call.value.shape
     start = 0 if wide else 1
@@ -65,6 +75,8 @@ def emulate(
     results = {}
     for backward in (0, 1):
         value = shifted(call.value.to(dtype), start, 0 if backward else gap)
+        if spread is not None and not backward:
+            value = spread
         offset, mask = (shifted(t.to(dtype), start, gap + start) for t in (call.offset, call.mask))
         output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
         grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (value, offset, mask)]
@@ -170,6 +182,24 @@ def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: 
             answers[size, backward] = done
     refused = [key for key, done in answers.items() if done == -1]
     assert refused == [(101, 1), (201, 0), (201, 1)]
+
+
+@pytest.mark.parametrize("height", [3, 5], ids=["past 2^31 elements", "past 2^32 elements"])
+@pytest.mark.parametrize("channels", [16, 5], ids=["wide", "narrow"])
+def test_pixels_of_an_image_lie_past_32_bits(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, tmp_path: Path, height: int, channels: int
+) -> None:
+    """Slices of the channels of a sparse file: pixels 2^28 - 8 elements apart, of which only these are there."""
+    call = make_call(batch=1, height=height, width=4, groups=2, group_channels=channels, dtype=torch.float16)
+    apart = 2**28 - 8
+    whole = torch.from_file(str(tmp_path / "sparse"), shared=True, size=height * 4 * apart, dtype=torch.float16)
+    (tmp_path / "sparse").unlink()  # the mapping stays
+    spread = whole.view(1, height, 4, apart)[..., : 2 * channels].copy_(call.value)
+    wide = channels == 16
+    near, far = (
+        emulate(libraries[800], call, torch.float16, wide=wide, spread=value)["output"] for value in (None, spread)
+    )
+    assert torch.equal(near, far)
 
 
 @pytest.mark.parametrize("by", [1, 2, 3, 7, 9, 40, 56, 100, 641, 2**16 - 1, 2**16 + 1, 2**30 + 1, 2**31 - 1])

@@ -73,10 +73,10 @@ __device__ __forceinline__ double fixed_point_scale(const Arguments& a) {
 template <typename S, int N, int L, typename Sum>
 constexpr int kBlocks = kSame<S, double> ? 2 : N == 1 || L != kAny ? 4 : kSame<Sum, Fixed> ? 2 : 3;
 
-// An axis's weight, and in its sign whether the pixel is inside the image: weights are not negative.
+// An axis's weight, and in its sign whether the pixel is inside the image: weights are not negative, but may be -0.
 template <typename T>
 __device__ __forceinline__ T marked(T weight, T inside) {
-  return inside != T(0) ? weight : -T(0);
+  return inside != T(0) ? fabs(weight) : -T(0);
 }
 template <typename T>
 __device__ __forceinline__ T is_inside(T marked_weight) {
@@ -165,8 +165,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
       Sum* into = sums + first + piece;
       const bool here = c < channels;
       T g[N] = {}, out[N] = {};
-      const int left = lanes.active ? channels - first - piece : 0;
-      const int pieces = (left + hop - 1) >> hop_log2;  // of this lane inside the group's channels
+      // This lane's pieces inside the group's channels: all where the shape is known.
+      const int pieces = !lanes.active ? 0 : L != kAny ? N / W : (channels - first - piece + hop - 1) >> hop_log2;
       if (here) load<N>(gradient + c, g);
 #pragma unroll
       for (int i = 0; i < N / W; ++i) {
@@ -176,10 +176,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
 #pragma unroll
         for (int w = 0; w < W; ++w) out[i * W + w] = numbers[w];
       }
+      const BackwardPoint<T>* entry = entries;
+      T* to_dots = entries->dots.at + mine;
 #pragma unroll 1
-      for (int k = 0; k < count; ++k) {
-        const Four<T> axis = entries[k].axes;
-        const Corners pixel = entries[k].pixels;
+      for (int k = 0; k < count; ++k, ++entry, to_dots += sizeof(BackwardPoint<T>) / sizeof(T)) {
+        const Four<T> axis = entry->axes;
+        const Corners pixel = entry->pixels;
         T dot[4] = {};
         if (here) {
           T v[4][N];
@@ -196,13 +198,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
 #pragma unroll kSame<Sum, Fixed> ? 1 : 4
         for (int i = 0; i < 4; ++i) {
           const T share = (i < 2 ? top : bottom) * (i % 2 == 0 ? axis.at[2] : axis.at[3]);
-          Sum* to = advance(into, entries[k].pixels.at[i], a.sum_unit);
+          Sum* to = advance(into, entry->pixels.at[i], a.sum_unit);
 #pragma unroll
           for (int n = 0; n < N / W; ++n) {
             add<W>(to + n * hop, out + n * W, share, n < pieces && share != T(0), scale);
           }
         }
-        add_dots(lanes, dot, first == 0, entries[k].dots.at + mine);
+        add_dots(lanes, dot, first == 0, to_dots);
       }
     }
     __syncwarp();

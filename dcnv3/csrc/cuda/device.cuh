@@ -126,7 +126,8 @@ struct LaneGroup {
 // The weights of a lane group's points, into its shared memory, but for a factor, which is returned; each logit is read
 // once. A lane works on points of its own here: those of others are there after the next __syncwarp.
 template <typename S>
-__device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const LaneGroup& lanes, int points, Compute<S>* weight) {
+__device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const LaneGroup& lanes, int points,
+                                                    Compute<S>* weight) {
   using T = Compute<S>;
   const int activation = a.q.activation;
   const S* logits = static_cast<const S*>(a.t.mask) + lanes.pixel * a.q.mask_stride + lanes.group * points;
@@ -176,8 +177,8 @@ struct Points {
     const int j = cell - i * static_cast<int>(a.q.kernel_h);
     const int cell_w = i * static_cast<int>(a.q.dilation_w) - a.radius_w, cell_h = j * static_cast<int>(a.q.dilation_h) - a.radius_h;
     const S* pair = offsets + 2 * k;
-    x = axis(location(start_w, static_cast<T>(cell_w), static_cast<T>(widen(pair[0])), scale), static_cast<int>(a.q.width));
-    y = axis(location(start_h, static_cast<T>(cell_h), static_cast<T>(widen(pair[1])), scale), static_cast<int>(a.q.height));
+    x = axis(location(start_w, static_cast<T>(cell_w), widen(pair[0]), scale), static_cast<int>(a.q.width));
+    y = axis(location(start_h, static_cast<T>(cell_h), widen(pair[1]), scale), static_cast<int>(a.q.height));
   }
 };
 

@@ -35,7 +35,7 @@ template <int N, typename F>
 int with_lanes(const Problem& q, const Plan& plan, const F& f) {
   if constexpr (N >= 4) {
     constexpr int sixteen = N == 8 ? 1 : 2;
-    if (q.points == 9 && q.group_channels == N << plan.lanes_log2) {
+    if (q.points == 9 && plan.chunk == 9 && q.group_channels == N << plan.lanes_log2) {
       if (plan.lanes_log2 == sixteen) return f(LanesLog2<sixteen>{});
       if (plan.lanes_log2 == sixteen + 1) return f(LanesLog2<sixteen + 1>{});
     }

@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 4) forward_kernel(const Argu
   T* weight = reinterpret_cast<T*>(shared_memory + (blockDim.x >> shape.lanes_log2) * table) + lanes.slot * shape.points;
   const T factor = point_weights<S>(a, lanes, shape.points, weight);
   int c = lanes.rank * N;
-  const S* from = static_cast<const S*>(a.t.value) + lanes.image * (a.q.height * a.q.width * a.q.value_stride) + lanes.group * shape.channels + c;
+  const S* image = static_cast<const S*>(a.t.value) + lanes.image * (a.q.height * a.q.width * a.q.value_stride);
+  const S* from = image + lanes.group * shape.channels + c;
 
   for (int first = 0; first < shape.channels; first += lanes.size * N, c += lanes.size * N, from += lanes.size * N) {
     T sum[N] = {};

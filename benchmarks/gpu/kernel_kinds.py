@@ -1,4 +1,4 @@
-"""What a GPU kernel is for, told from its name: a table of a trace can then speak of products and norms, not templates."""
+"""What a GPU kernel is for, told from its name: tables of a trace can then speak of products and norms."""
 
 from __future__ import annotations
 

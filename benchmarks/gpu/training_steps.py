@@ -24,5 +24,5 @@ def steps(options: Options) -> list[Step]:
         step("memory", 80, "model_memory.py", "T", "B", "H"),  # 40
         step("layers", 50, "model_layers.py", "H", "B", "T"),  # 20
         step("demo", 110, "demo_scores.py", *shards),  # 75
-        step("compiled", 110, "model_steps.py", "T", "B", "--compile", "--seconds", "45"),  # 60
+        step("compiled", 110, "model_steps.py", "T", "H", "B", "--compile", "--seconds", "60"),  # 60
     ]

@@ -21,13 +21,13 @@ from machine import machine
 from pretrain.evaluation import write_result
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, verdict
 from pretrain.finetuning.derive import classifier_config
-from pretrain.training.checkpoints import find_checkpoint
+from pretrain.training.checkpoint.disk import find_checkpoint
 
 DEFAULTS = {
     "optimizer.lr": 1e-3,
     "optimizer.layer_decay": 0.8,
     "schedule.warmup_steps": 20,
-    "objective.label_smoothing": 0.1,
+    "task.label_smoothing": 0.1,
     "training.ema.decay": 0.98,
     "training.log_every": 20,
 }

@@ -28,7 +28,7 @@ import torch
 from machine import machine
 from PIL import Image
 
-from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading import DataConfig, ImageText, Reader
 
 EVERY = 100
 LIMIT = {"anonymous growth per 1000 steps, megabytes": 0.1}
@@ -93,7 +93,7 @@ def main() -> None:
         )
         began = time.perf_counter()
         kept = []
-        with Reader(config, tokenizer=Tokenizer(arguments.leak), batch_size=arguments.batch) as reader:
+        with Reader(config, ImageText(Tokenizer(arguments.leak), 16), batch_size=arguments.batch) as reader:
             for batch in reader.batches(0):
                 if arguments.leak:
                     kept.append(os.urandom(arguments.leak))

@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 
 from data_pipeline.format import ShardEntry, write_manifest, write_sidecar
 from data_pipeline.format.sidecar import table
-from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading import DataConfig, ImageText, Reader
 from data_pipeline.reading.mixture import Mixture
 from data_pipeline.reading.order import SourceOrder
 
@@ -85,7 +85,7 @@ def seeking(folder: Path) -> dict[str, float]:
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     began = time.process_time()
-    reader = Reader(config, tokenizer=None, batch_size=BATCH)
+    reader = Reader(config, ImageText(), batch_size=BATCH)
     manifest_read = time.process_time() - began
     assert len(reader.lineage(0)) == BATCH
     start = time.process_time() - began

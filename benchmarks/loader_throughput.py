@@ -38,9 +38,9 @@ from machine import machine
 from PIL import Image
 from torchvision import transforms
 
-from data_pipeline.reading import DataConfig, Reader, normalize
+from data_pipeline.hashing import uniforms
+from data_pipeline.reading import DataConfig, ImageText, Reader, normalize
 from data_pipeline.reading.decode import can_reduce, decode, read_header
-from data_pipeline.reading.hashing import uniforms
 from data_pipeline.reading.views import UNIFORMS, on_reduced, random_crop, reduction, render
 
 SIZE, BATCH = 224, 64
@@ -88,7 +88,7 @@ def ours(folder: Path, tokenizer: Callable) -> Callable[[int], int]:
         workers=0,
         augmentation={"scale": SCALE, "ratio": RATIO, "flip": 0.0},
     )
-    reader = Reader(config, tokenizer=tokenizer, batch_size=BATCH)
+    reader = Reader(config, ImageText(tokenizer, config.context_length), batch_size=BATCH)
     stream = reader.batches(0)
 
     def run(batches: int) -> int:
@@ -230,7 +230,7 @@ def threads_and_processes(folder: Path, tokenizer: Callable, batches: int, count
     """Images per second of wall time of `count` worker processes, and of as many threads of one process, reading the
     same batches with captions. Nothing else runs: training would share its interpreter with the threads."""
     config = DataConfig(sources=[{"path": str(folder)}], image_size=SIZE, views=1, workers=count)
-    with Reader(config, tokenizer=tokenizer, batch_size=BATCH) as reader:
+    with Reader(config, ImageText(tokenizer, config.context_length), batch_size=BATCH) as reader:
         stream = reader.batches(0)
         for _ in islice(stream, 2 * count):
             pass
@@ -240,7 +240,7 @@ def threads_and_processes(folder: Path, tokenizer: Callable, batches: int, count
         processes = batches * BATCH / (time.perf_counter() - began)
         stream.close()
     alone = config.model_copy(update={"workers": 0})
-    readers = [Reader(alone, tokenizer=tokenizer, batch_size=BATCH) for _ in range(count)]
+    readers = [Reader(alone, ImageText(tokenizer, alone.context_length), batch_size=BATCH) for _ in range(count)]
 
     def work(number: int, steps: range) -> None:
         for step in steps:

@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from machine import machine
 
-from data_pipeline.reading import Batch
+from data_pipeline.reading import Batch, DataConfig
 from pretrain.configuration import RunConfig, load_config
-from pretrain.objectives import StepKeys, build_task
-from pretrain.training.processes import Processes
-from pretrain.training.rank import Factories, run, standard_factories
-from pretrain.training.record import environment
+from pretrain.tasks.pretraining.task import Pretraining
+from pretrain.tasks.task import ReaderOptions
+from pretrain.training.distributed import DistributedContext, join
+from pretrain.training.logging.record import environment
+from pretrain.training.rank import run
 
 LIMIT = 0.95
 WARM_PAIRS = 2
@@ -40,7 +41,7 @@ WARM_PAIRS = 2
 class Alternating:
     """The run's reader; every second block of steps it gives the batches of the block before once more."""
 
-    def __init__(self, reader: Any, config: RunConfig, processes: Processes, steps: int) -> None:
+    def __init__(self, reader: Any, config: RunConfig, processes: DistributedContext, steps: int) -> None:
         self.reader, self.config, self.processes = reader, config, processes
         self.steps = max(steps, 3 * config.data.workers * config.data.prefetch)
         self.real: list[tuple[float, float]] = []  # wall and CPU seconds of a step
@@ -90,10 +91,11 @@ def main() -> None:
     about = machine()
     made: list[Any] = []
 
-    def reader(config: RunConfig, processes: Processes, events: Any, folder: Path) -> Alternating:
-        inner = standard_factories().reader(config, processes, events, folder)
-        made.extend([Alternating(inner, config, processes, chosen.steps), processes])
-        return made[0]  # type: ignore[no-any-return]
+    class Alternated(Pretraining):
+        def open_reader(self, data: DataConfig, options: ReaderOptions) -> Alternating:
+            inner, processes = super().open_reader(data, options), join(3600.0)
+            made.extend([Alternating(inner, config, processes, chosen.steps), processes])
+            return made[0]  # type: ignore[no-any-return]
 
     with tempfile.TemporaryDirectory() as temporary:
         shared = Path(os.environ.get("BENCHMARK_FOLDER", temporary))
@@ -105,7 +107,7 @@ def main() -> None:
         config.schedule.warmup_steps = 1
         config.checkpoint.every_steps = None
         config.training.log_every = config.schedule.steps + 1
-        run(config, shared / "run", factories=Factories(build_task, reader, StepKeys))
+        run(config.model_copy(update={"task": Alternated(**config.task.model_dump())}), shared / "run")
     if int(os.environ.get("RANK", 0)):
         return
     alternating, processes = made

@@ -33,12 +33,13 @@ from typing import Any
 import psutil
 from machine import machine
 
+from data_pipeline.errors import STOPPED
 from data_pipeline.preparation.openmoji import build
 from pretrain.configuration import load_config
-from pretrain.training.checkpoints import describe, find_checkpoint
-from pretrain.training.record import environment
+from pretrain.training.checkpoint.disk import describe, find_checkpoint
+from pretrain.training.logging.record import environment
 
-CONFIG, STOPPED, RANKS = "internimage_h_m3i_427m", 75, 2
+CONFIG, RANKS = "internimage_h_m3i_427m", 2
 FLOOR = 1.2e9  # bytes of available memory below which the run is ended
 RATE = 1e-4
 DISK_GB = {"h": 55.0, "b": 10.0}  # 12 bytes a parameter in files, twice 16 in checkpoints, and what both round up to
@@ -247,9 +248,9 @@ def recipe(argv: list[str]) -> dict[str, Any]:
     training, adam = config.training, config.optimizer
     return {
         "model": config.model.name,
-        "objective": f"{config.objective.preset}: intra, inter, text, category, weights {config.objective.weights}",
-        "text_tower": config.objective.text.model_dump(),
-        "decoder": config.objective.decoder.model_dump(),
+        "objective": f"{config.task.preset}: intra, inter, text, category, weights {config.task.weights}",
+        "text_tower": config.task.text.model_dump(),
+        "decoder": config.task.decoder.model_dump(),
         "optimizer": f"AdamW {adam.betas}, weight decay {adam.weight_decay}, clip {adam.clip_grad}, lr {adam.lr}",
         "average": f"fp32, momentum {training.ema.teacher_start} to {training.ema.teacher_end}",
         "teacher": "image encoder and projector, run every step in bf16, partitioned",

@@ -25,58 +25,75 @@ from typing import Any
 import torch
 from machine import machine
 
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import Batch, ImageTextTargets
+from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.faults import FaultLog
 from pretrain.configuration import RunConfig, load_config
-from pretrain.objectives import StepKeys, build_task
-from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.engine import Engine
+from pretrain.tasks.module import StepKeys
+from pretrain.tasks.pretraining.task import Pretraining
+from pretrain.tasks.task import ReaderOptions, module_of
+from pretrain.training.checkpoint.checkpointer import Checkpointer
+from pretrain.training.distributed import DistributedContext, join
+from pretrain.training.logging.record import environment
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.training.processes import Processes
-from pretrain.training.rank import Factories, backbone_of, run
-from pretrain.training.record import environment
+from pretrain.training.rank import run
+from pretrain.training.zero.engine import Engine, settings_for
 
 CLASSES, WARM_BLOCKS = 9, 2
 
 
-def made_up_batch(config: RunConfig, world_size: int) -> Batch:
+def made_up_batch(config: RunConfig, world_size: int) -> Batch[ImageTextTargets]:
     rows = config.training.batch_size // config.training.accumulation // world_size
     size, views = config.data.image_size, config.data.views
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(
-        1, config.objective.text.vocab_size - 1, (rows, config.data.context_length), generator=generator
-    )
-    tokens[:, -1] = config.objective.text.vocab_size - 1
+    assert isinstance(config.task, Pretraining)
+    tokens = torch.randint(1, config.task.text.vocab_size - 1, (rows, config.data.context_length), generator=generator)
+    tokens[:, -1] = config.task.text.vocab_size - 1
     return Batch(
         step=0,
         micro=0,
         positions=torch.arange(rows),
         views=torch.randint(0, 256, (rows, views, size, size, 3), generator=generator, dtype=torch.uint8),
         crops=torch.tensor([0.0, 0.0, size, size, 0.0, size]).expand(rows, views, 6).contiguous(),
-        tokens=tokens,
-        has_text=torch.ones(rows, dtype=torch.bool),
-        labels=torch.randint(0, CLASSES, (rows,), generator=generator),
-        has_label=torch.ones(rows, dtype=torch.bool),
+        targets=ImageTextTargets(
+            tokens=tokens,
+            has_text=torch.ones(rows, dtype=torch.bool),
+            labels=torch.randint(0, CLASSES, (rows,), generator=generator),
+            has_label=torch.ones(rows, dtype=torch.bool),
+        ),
     )
 
 
 class Bare:
     """DeepSpeed and nothing else."""
 
-    def __init__(self, config: RunConfig, processes: Processes) -> None:
-        self.config, self.task = config, build_task(config, classes=CLASSES)
-        self.teacher = self.task.teacher()
-        shapes = {name: tuple(p.shape) for name, p in self.task.named_parameters()}
-        groups = parameter_groups(shapes, config.optimizer, backbone_of(self.task))
-        self.engine = Engine(self.task, config, groups, processes)._engine  # built alike; stepped by DeepSpeed alone
+    def __init__(self, config: RunConfig, processes: DistributedContext) -> None:
+        self.config, self.module = config, module_of(config, classes=CLASSES)
+        self.teacher = self.module.teacher()
+        shapes = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
+        groups = parameter_groups(shapes, config.optimizer, self.module.backbone())
+        training, optimizer = config.training, config.optimizer
+        settings = settings_for(self.module, training, optimizer.clip_grad, config.deepspeed, processes)
+        built = Engine(  # as training builds it; stepped by DeepSpeed alone
+            self.module,
+            groups,
+            settings,
+            optimizer=optimizer,
+            training=training,
+            compiled=False,
+            context=processes,
+        )
+        self.engine = built._engine
         self.batch = made_up_batch(config, processes.world_size).to(processes.device)
 
     def step(self, number: int) -> None:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = 1e-4
         for micro in range(self.config.training.accumulation):
-            keys = StepKeys(0, number, micro, False)
-            targets = self.task.targets(self.teacher, self.batch, keys) if self.teacher is not None else None
-            self.engine.backward(self.engine(self.batch, keys, targets).total)
+            keys = StepKeys(0, number, micro)
+            teacher = self.teacher
+            targets = self.module.teacher_targets(teacher, self.batch, keys) if teacher is not None else None
+            self.engine.backward(self.engine(self.batch, keys, targets, False).total)
             self.engine.step()
 
 
@@ -85,12 +102,13 @@ class Interleaving:
     `lead` steps before a multiple of its length.
     """
 
-    epoch_samples, num_classes = 10**6, CLASSES
+    epoch_samples, num_classes, fingerprint = 10**6, CLASSES, "made up"
 
-    def __init__(self, config: RunConfig, processes: Processes, steps: int, lead: int = 0) -> None:
+    def __init__(self, config: RunConfig, processes: DistributedContext, steps: int, lead: int = 0) -> None:
         self.processes, self.steps, self.lead = processes, steps, lead
         self.batch, self.bare = made_up_batch(config, processes.world_size), Bare(config, processes)
         self.accumulation = config.training.accumulation
+        self.faults = FaultLog(0.01, None)
         self.ours: list[float] = []
         self.theirs: list[float] = []
 
@@ -116,6 +134,9 @@ class Interleaving:
             torch.cuda.synchronize()
         self.processes.barrier()
 
+    def progress(self, step: int) -> dict[str, dict[str, float]]:
+        return {}
+
     def close(self) -> None:
         pass
 
@@ -128,9 +149,11 @@ def interleaved(
     saves: list[dict[str, float]] = []
     save = Checkpointer.save
 
-    def reader(config: RunConfig, processes: Processes, events: Any, folder: Path) -> Interleaving:
-        kept.extend([Interleaving(config, processes, steps, lead), processes])
-        return kept[0]
+    class Interleaved(Pretraining):
+        def open_reader(self, data: DataConfig, options: ReaderOptions) -> Interleaving:
+            processes = join(3600.0)
+            kept.extend([Interleaving(config, processes, steps, lead), processes])
+            return kept[0]  # type: ignore[no-any-return]
 
     def timed(self: Checkpointer, step: int, state: dict[str, Any]) -> None:
         begin = time.perf_counter()
@@ -139,7 +162,8 @@ def interleaved(
 
     Checkpointer.save = timed  # type: ignore[method-assign]
     try:
-        run(config, output, factories=Factories(build_task, reader, StepKeys))
+        measured = config.model_copy(update={"task": Interleaved(**config.task.model_dump())})
+        run(measured, output)
     finally:
         Checkpointer.save = save  # type: ignore[method-assign]
     return kept[0], saves, kept
@@ -164,7 +188,7 @@ def main() -> None:
         shared = Path(os.environ.get("BENCHMARK_FOLDER", folder))
         for name, extra in (
             ("whole", []),
-            ("average off", ["training.ema.enabled=false", "objective.preset=clip"]),
+            ("average off", ["training.ema.enabled=false", "task.preset=clip"]),
         ):
             config = load_config(chosen.config, [*common, *extra])
             config.checkpoint.every_steps = None
@@ -199,7 +223,7 @@ def main() -> None:
                 f.stat().st_size for f in (shared / "saving" / "checkpoints").glob(f"step-{total:08d}/*")
             ) / 1e6,
         }  # fmt: skip
-        processes: Processes = kept[1]
+        processes: DistributedContext = kept[1]
     if rank:
         return
     print(f"overhead over bare DeepSpeed: {result['whole']['overhead_percent']:+.1f} %  "

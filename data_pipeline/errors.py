@@ -1,25 +1,33 @@
-"""Errors that a user can act on. Each carries the exit code that the command ends with."""
+"""Errors that a user can act on, and the exit codes of every command."""
+
+DONE = 0
+OTHER = 1
+USAGE = 2
+BAD_DATA = 3
+GAVE_UP = 4
+STOPPED = 75
+INTERRUPTED = 130
 
 
 class UserError(Exception):
     """Usage or configuration is wrong. The message says what, where (file, key, shard) and what to do."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class BadDataError(UserError):
     """More bad samples than the run allows."""
 
-    exit_code = 3
+    exit_code = BAD_DATA
 
 
 class GaveUpError(UserError):
     """The run cannot go on: non-finite losses, divergence, a hang."""
 
-    exit_code = 4
+    exit_code = GAVE_UP
 
 
 class StoppedError(UserError):
     """Stopped on request after saving. The same command continues."""
 
-    exit_code = 75
+    exit_code = STOPPED

@@ -18,7 +18,19 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from launch import exits
-from launch.commands import after, check, demo, inspect, launching, shards, training
+from launch.commands import (
+    demo,
+    doctor,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    launch,
+    plan,
+    pretrain,
+    report,
+    shards,
+)
 
 app = typer.Typer(
     name="internimage",
@@ -30,12 +42,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(shards.app, name="shards")
-training.register(app)
-after.register(app)
-app.add_typer(launching.app, name="launch")
-check.register(app)
+app.command(epilog=f"Example: {pretrain.EXAMPLE}")(pretrain.pretrain)
+app.command(epilog=f"Example: {finetune.EXAMPLE}")(finetune.finetune)
+app.command(epilog=f"Example: {evaluate.EXAMPLE}")(evaluate.evaluate)
+app.command(epilog=f"Example: {export.EXAMPLE}")(export.export)
+app.command(epilog=f"Example: {report.EXAMPLE}")(report.report)
+app.add_typer(launch.app, name="launch")
+app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
+app.command(epilog=f"Example: {doctor.EXAMPLE}")(doctor.doctor)
 app.add_typer(inspect.app, name="inspect")
-demo.register(app)
+app.command(epilog=f"Example: {demo.EXAMPLE}")(demo.demo)
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,8 +88,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     code = run(sys.argv[1:])
-    if "pretrain.training.processes" in sys.modules:  # this process was a rank
-        from pretrain.training.processes import leave
+    if "pretrain.training.distributed" in sys.modules:  # this process was a rank
+        from pretrain.training.distributed import leave
 
         leave(code)
     sys.exit(code)

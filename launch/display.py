@@ -29,6 +29,17 @@ def show(result: Any, as_json: bool = False) -> None:
     print("\n".join(lines(result)))
 
 
+def show_table(rows: list[dict[str, Any]], table: Any, as_json: bool) -> None:
+    """Print the rows as JSON, or the rich table that they make."""
+    if as_json:
+        show(rows, as_json=True)
+        return
+    from rich.console import Console
+
+    # A table of numbers cut to fit is no table; a wider line can be scrolled.
+    Console(width=max(Console().width, 160)).print(table)
+
+
 def lines(result: Mapping[str, Any], indent: str = "") -> list[str]:
     width = max((len(key) for key, value in result.items() if not isinstance(value, dict)), default=0)
     out = []

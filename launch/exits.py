@@ -1,4 +1,4 @@
-"""Exit codes and how an error is shown: the one place.
+"""What an exit code means, and how an error is shown. The constants stand in `data_pipeline.errors`.
 
 | code | meaning |
 |---|---|
@@ -19,15 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from data_pipeline.errors import UserError
-
-DONE = 0
-OTHER = 1
-USAGE = 2
-BAD_DATA = 3
-GAVE_UP = 4
-STOPPED = 75
-INTERRUPTED = 130
+from data_pipeline.errors import DONE, INTERRUPTED, OTHER, UserError
 
 DEBUG_VARIABLE = "INTERNIMAGE_DEBUG"  # in the environment, so that the ranks of a run inherit it
 

@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import UserError
-from launch import exits
+from data_pipeline.errors import OTHER, UserError
 from launch.invocation import own_command
 from launch.supervision import Patience, signals_into, watch
 
@@ -88,7 +87,9 @@ def remote_commands(
     return commands
 
 
-def run(hosts: Sequence[Host], commands: Sequence[str], ssh: Sequence[str], patience: Patience | None = None) -> int:
+def run_hosts(
+    hosts: Sequence[Host], commands: Sequence[str], ssh: Sequence[str], patience: Patience | None = None
+) -> int:
     """Start every host's command, pass signals on, and return one exit code as `local.spawn` does."""
     patience = patience or Patience()
     received: list[int] = []
@@ -115,7 +116,7 @@ class Node:
         if self.code is None and (code := self._process.poll()) is not None:
             if code == _SSH_FAILED:
                 print(f"internimage: {self.name}: the ssh connection failed or was lost", flush=True)
-                code = exits.OTHER
+                code = OTHER
             self.code = code if code >= 0 else 128 - code
         return self.code
 

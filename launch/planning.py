@@ -1,7 +1,7 @@
 """`internimage plan`: a configuration, counted on the meta device, into the pure functions of the plan."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from launch.display import columns
 from launch.preflight import check_batch
 from pretrain.analysis import costs, plan
 from pretrain.configuration import RunConfig
+from pretrain.tasks.pretraining.recipes import RECIPES
+from pretrain.tasks.pretraining.task import Pretraining
 
 _SUMS = ("trainable", "frozen", "teacher")
 
@@ -35,41 +37,53 @@ def count(config: RunConfig, classes: int) -> Counts:
     import torch
 
     from pretrain.models.counting import multiply_adds
-    from pretrain.objectives import build_task
+    from pretrain.tasks.module import image_of
+    from pretrain.tasks.task import module_of
 
     with torch.device("meta"):
-        task = build_task(config, classes=classes)
-    parameters = dict(task.named_parameters())
-    averaged = set(task.teacher_names())
+        module = module_of(config, classes=classes)
+    parameters = dict(module.named_parameters())
+    averaged = set(module.teacher_names())
     sizes = plan.Sizes(
         trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         frozen=sum(p.numel() for p in parameters.values() if not p.requires_grad),
         teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
     )
-    modules = {name: sum(p.numel() for p in module.parameters()) for name, module in task.named_children()}
-    objective, recipe, keep = config.objective, task.recipe, config.model.activation_checkpointing
-    arguments = task.image.arguments
-    size, decoder, text = config.data.image_size, objective.decoder, objective.text
+    modules = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
+    keep, size = config.model.activation_checkpointing, config.data.image_size
+    arguments = image_of(module).arguments
     image = float(multiply_adds(arguments, size).total)
-    activations = costs.image_activations(arguments, size, checkpointing=keep)
-    trained, teacher = image, 0.0
-    tokens, targets = (size // 16) ** 2, len(task.dense_targets)
-    if targets:
-        seen = tokens * (objective.mask_ratio if recipe.image == "mixed" else 1 - objective.mask_ratio)
-        width, dim = int(arguments["clip_embed_dim"]), decoder.dim
+    counts = Counts(
+        sizes,
+        modules,
+        trained_multiply_adds=image,
+        teacher_multiply_adds=image if averaged else 0.0,
+        activations=costs.image_activations(arguments, size, checkpointing=keep),
+    )
+    if isinstance(config.task, Pretraining):
+        return _with_heads(counts, config, config.task, int(arguments.get("clip_embed_dim", 1024)))
+    return counts
+
+
+def _with_heads(counts: Counts, config: RunConfig, task: Pretraining, width: int) -> Counts:
+    """`counts` of the image models, with the decoder and the text tower. width: channels of the fused map."""
+    recipe, decoder, text, keep = RECIPES[task.preset], task.decoder, task.text, config.model.activation_checkpointing
+    image, tokens = counts.trained_multiply_adds, (config.data.image_size // 16) ** 2
+    trained, teacher, activations = image, counts.teacher_multiply_adds, counts.activations
+    weight = {"intra": task.weights.intra, "inter": task.weights.inter}
+    if targets := sum(weight[target.name] > 0 for target in recipe.dense):
+        seen = tokens * (task.mask_ratio if recipe.image == "mixed" else 1 - task.mask_ratio)
         for length, layers in ((seen, decoder.projector_layers), (seen + tokens, decoder.layers)):
-            trained += targets * costs.transformer_multiply_adds(length, dim, layers)
-            activations += costs.transformer_activations(targets * length, dim, layers, checkpointing=keep)
-        trained += targets * (seen * width * dim + tokens * 3.0 * dim**2)
-        projector = tokens * width * dim + costs.transformer_multiply_adds(tokens, dim, decoder.projector_layers)
-        teacher = targets * (image + projector)
-    elif averaged:
-        teacher = image
-    if hasattr(task, "text"):
+            trained += targets * costs.transformer_multiply_adds(length, decoder.dim, layers)
+            activations += costs.transformer_activations(targets * length, decoder.dim, layers, checkpointing=keep)
+        trained += targets * (seen * width * decoder.dim + tokens * 3.0 * decoder.dim**2)
+        projection = costs.transformer_multiply_adds(tokens, decoder.dim, decoder.projector_layers)
+        teacher = targets * (image + tokens * width * decoder.dim + projection)
+    if "text" in counts.modules:
         length = config.data.context_length
         trained += costs.transformer_multiply_adds(length, text.width, text.layers)
         activations += costs.transformer_activations(length, text.width, text.layers, checkpointing=keep)
-    return Counts(sizes, modules, trained, teacher, activations)
+    return replace(counts, trained_multiply_adds=trained, teacher_multiply_adds=teacher, activations=activations)
 
 
 def plan_run(

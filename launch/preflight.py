@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.reading.order import rows_per_rank
 from pretrain.configuration import RunConfig
 
 
@@ -23,16 +24,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
 
 def check_batch(config: RunConfig, world_size: int) -> None:
-    batch, accumulation = config.training.batch_size, config.training.accumulation
-    share = world_size * accumulation
-    if batch % share == 0:
-        return
-    below = batch // share * share
-    nearest = f"{below} or {below + share}" if below else f"{share}"
-    raise UserError(
-        f"training.batch_size {batch} is not divisible by {world_size} processes x training.accumulation "
-        f"{accumulation} = {share}: take {nearest}, or another number of processes"
-    )
+    rows_per_rank(config.training.batch_size, config.training.accumulation, world_size)
 
 
 def check_source(path: str) -> None:

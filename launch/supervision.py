@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from launch import exits
+from data_pipeline.errors import BAD_DATA, DONE, GAVE_UP, INTERRUPTED, OTHER, STOPPED, USAGE
 from launch.stopping import HANDLED, Action, StopRequests, as_forwarded, seconds_to_stop
 
 _TICK = 0.05
@@ -59,11 +59,11 @@ def combined_code(codes: Sequence[int]) -> int:
     the first with a meaning of its own counts (bad data, gave up, usage), since the ranks beside it fail for
     want of a partner a moment earlier or later; else the first.
     """
-    failures = [code for code in codes if code not in (exits.DONE, exits.STOPPED)]
-    telling = [code for code in failures if code in (exits.BAD_DATA, exits.GAVE_UP, exits.USAGE)]
+    failures = [code for code in codes if code not in (DONE, STOPPED)]
+    telling = [code for code in failures if code in (BAD_DATA, GAVE_UP, USAGE)]
     if failures:
         return (telling or failures)[0]
-    return exits.STOPPED if exits.STOPPED in codes else exits.DONE
+    return STOPPED if STOPPED in codes else DONE
 
 
 def watch(members: Sequence[Member], received: list[int], patience: Patience, control: int | None = None) -> int:
@@ -87,14 +87,14 @@ def watch(members: Sequence[Member], received: list[int], patience: Patience, co
             action = Action.KILL if number == signal.SIGKILL else requests.decide(number)
             if action is Action.KILL:
                 _say("killed on request; nothing is saved since the last checkpoint")
-                return exits.INTERRUPTED
+                return INTERRUPTED
             if action is Action.FORWARD:
                 for member in members:
                     member.send(as_forwarded(number))
         for member in members:
             if member not in ended and member.poll() is not None:
                 ended.append(member)
-                if failed_at is None and member.code not in (exits.DONE, exits.STOPPED):
+                if failed_at is None and member.code not in (DONE, STOPPED):
                     failed_at = time.monotonic()
         if abandoned_at is not None and time.monotonic() - abandoned_at > patience.orphans:
             break
@@ -106,9 +106,9 @@ def watch(members: Sequence[Member], received: list[int], patience: Patience, co
                     member.send(signal.SIGTERM)
             if waited > patience.failure + patience.terminate:
                 break
-    code = combined_code([m.code for m in ended if m.code is not None]) if ended else exits.OTHER
-    if len(ended) < len(members) and code in (exits.DONE, exits.STOPPED):
-        code = exits.OTHER
+    code = combined_code([m.code for m in ended if m.code is not None]) if ended else OTHER
+    if len(ended) < len(members) and code in (DONE, STOPPED):
+        code = OTHER
     _explain(ended, code)
     return code
 
@@ -152,7 +152,7 @@ def _read_control(control: int, received: list[int]) -> bool:
 def _explain(ended: Sequence[Member], code: int) -> None:
     """Quote the log of the member whose code is returned, unless it (or one like it) spoke on this terminal already."""
     guilty = [member for member in ended if member.code == code]
-    if not guilty or code in (exits.DONE, exits.STOPPED) or any(m.log is None and code < 128 for m in guilty):
+    if not guilty or code in (DONE, STOPPED) or any(m.log is None and code < 128 for m in guilty):
         return
     by_signal = code - 128 in [s.value for s in signal.Signals]
     cause = f"was ended by {signal.Signals(code - 128).name}" if by_signal else f"ended with exit code {code}"

@@ -50,7 +50,7 @@ def tiny_run(tmp_path: Path) -> Callable[..., Path]:
                     "clip_heads": 2,
                 },
             },
-            "objective": {
+            "task": {
                 "embed_dim": 32,
                 "decoder": {"dim": 32, "layers": 1, "heads": 2},
                 "text": {"width": 32, "layers": 1, "heads": 2},

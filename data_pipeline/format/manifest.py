@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import BadDataError, UserError
-from data_pipeline.format.files import write_bytes
 
 NAME = "manifest.json"
 VERSION = 1
@@ -63,7 +63,7 @@ def write_manifest(
     if about:
         content["about"] = dict(about)
     content["shards"] = [asdict(shard) for shard in shards]
-    write_bytes(folder / NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_durably(folder / NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return read_manifest(folder)
 
 

@@ -1,17 +1,15 @@
 """Opens a set: by its manifest, or, where somebody else made the shards, by indexing them once."""
 
-import fcntl
-import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.callbacks import Heartbeat, ProgressCallback
+from data_pipeline.durable import file_lock, file_sha256
 from data_pipeline.errors import UserError
 from data_pipeline.format import manifest as manifests
 from data_pipeline.format import sidecar
@@ -21,19 +19,17 @@ from data_pipeline.format.manifest import Manifest, ShardEntry
 # img2dataset puts a Parquet file of its own beside a shard, 00000.parquet; an index must not take its name.
 INDEX_SUFFIX = ".index.parquet"
 _ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry, kept before there is a manifest
-_LOCK_SECONDS = 0.5
-
-Progress = Callable[[int, int], None]  # shards done, shards in all
-Beat = Callable[[], None]
 
 
-def open_set(folder: Path | str, index_folder: Path | str | None = None, *, beat: Beat | None = None) -> Manifest:
+def open_set(
+    folder: Path | str, index_folder: Path | str | None = None, *, heartbeat: Heartbeat | None = None
+) -> Manifest:
     """The set in `folder`: its manifest if it has one, else its `*.tar` shards, indexed on first use.
 
     The index of foreign shards goes to `index_folder` (default: beside the shards), unless a current one lies beside
     them. It is made once: processes that come at the same time wait for the first, and one that was killed goes on
-    where it was. A shard that changed since (other size, or newer and of another digest) is indexed again. `beat` is
-    called while that takes time, for every shard and every moment of waiting.
+    where it was. A shard that changed since (other size, or newer and of another digest) is indexed again.
+    `heartbeat` is called while that takes time, for every shard and every moment of waiting.
 
     Raises UserError for a missing or empty folder, or one that cannot take the index.
     """
@@ -44,7 +40,7 @@ def open_set(folder: Path | str, index_folder: Path | str | None = None, *, beat
             return found  # packed here: nothing but `shards index --force` may touch it
         if index_folder is not None and _covers(found, _shards(folder)):
             return found
-    return index_set(folder, folder if index_folder is None else Path(index_folder), beat=beat)
+    return index_set(folder, folder if index_folder is None else Path(index_folder), heartbeat=heartbeat)
 
 
 def index_set(
@@ -52,8 +48,8 @@ def index_set(
     index_folder: Path,
     *,
     force: bool = False,
-    progress: Progress | None = None,
-    beat: Beat | None = None,
+    progress: ProgressCallback | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> Manifest:
     """Indexes every `*.tar` of `folder` that has no current index in `index_folder`, and writes the manifest there."""
     folder, index_folder = Path(folder), Path(index_folder)
@@ -67,19 +63,13 @@ def index_set(
         return former  # without the lock: a set that is indexed already must open from a read-only disk
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
-        with lock(index_folder / ".index.lock", beat):
-            return _index(folder, index_folder, shards, force, progress, beat)
+        with file_lock(index_folder / ".index.lock", heartbeat=heartbeat):
+            return _index(folder, index_folder, shards, force, progress, heartbeat)
     except OSError as error:
         raise UserError(
             f"the index of {folder} cannot be written to {index_folder} ({error.strerror}); "
             "give another index folder that can be written"
         ) from None
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a whole file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_index(path: Path, shard: str, rows: pa.Table, size: int, digest: str, names: dict[int, str]) -> ShardEntry:
@@ -106,7 +96,12 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _index(
-    folder: Path, index_folder: Path, shards: list[Path], force: bool, progress: Progress | None, beat: Beat | None
+    folder: Path,
+    index_folder: Path,
+    shards: list[Path],
+    force: bool,
+    progress: ProgressCallback | None,
+    heartbeat: Heartbeat | None,
 ) -> Manifest:
     former = _former(folder, index_folder)
     known = {} if former is None else {entry.name: entry for entry in former.shards}
@@ -121,12 +116,12 @@ def _index(
             rows = index_shard(path)
             mine = _label_names(path, sidecar.packed_rows(rows), names)
             names |= mine
-            entry = write_index(index, path.name, rows, path.stat().st_size, file_digest(path), mine)
+            entry = write_index(index, path.name, rows, path.stat().st_size, file_sha256(path), mine)
         entries.append(entry)
         if progress is not None:
             progress(done + 1, len(shards))
-        if beat is not None:
-            beat()
+        if heartbeat is not None:
+            heartbeat()
     if force or entries != list(known.values()):
         classes = former.classes if former is not None else None
         if classes is None and names:
@@ -176,21 +171,6 @@ def _current(entry: ShardEntry, shard: Path, index: Path) -> bool:
     try:
         if entry.bytes != shard.stat().st_size:
             return False
-        return index.stat().st_mtime_ns > shard.stat().st_mtime_ns or entry.sha256 == file_digest(shard)
+        return index.stat().st_mtime_ns > shard.stat().st_mtime_ns or entry.sha256 == file_sha256(shard)
     except OSError:
         return False
-
-
-@contextmanager
-def lock(path: Path, beat: Beat | None = None) -> Iterator[None]:
-    """One process at a time; the lock ends with its holder, however that ends. `beat` is called while it waits."""
-    with open(path, "a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if beat is not None:
-                    beat()
-                time.sleep(_LOCK_SECONDS)
-        yield

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline.durable import atomic_file
 from data_pipeline.errors import BadDataError
-from data_pipeline.format.files import atomic_file
 
 PACKED = "packed"
 REJECTED = "rejected"

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from data_pipeline.durable import sync_folder, temporary_path
 from data_pipeline.format import ustar
-from data_pipeline.format.files import sync_folder, temporary_path
 
 
 class Place(NamedTuple):

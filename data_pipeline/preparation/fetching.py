@@ -10,12 +10,14 @@ with `retry` asks again for failed rows of these reasons alone, and writes a sha
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from data_pipeline.callbacks import ProgressCallback
+from data_pipeline.durable import file_sha256
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry
 from data_pipeline.preparation import plan as plans
@@ -27,8 +29,6 @@ from data_pipeline.preparation.samples import KEY_DIGITS, Sample, read_entry, re
 from data_pipeline.preparation.web import Web, WebRules
 
 _SHARDS_UNDER_WAY = 2
-
-Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fetch(
     retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> FetchSummary:
     """Fetches the images that a CSV, TSV, Parquet or text table (one URL a line) names, into the set `output`.
 
@@ -96,7 +96,7 @@ def fetch(
         raise UserError(f"{table} holds no rows to fetch; check the file")
     plan = {
         "what": "fetch",
-        "input": {"sha256": plans.file_digest(table), "columns": asdict(columns)},
+        "input": {"sha256": file_sha256(table), "columns": asdict(columns)},
         "rows": number_of_rows,
         "rows_per_shard": rows_per_shard,
         "classes": None if names is None else list(names),
@@ -124,7 +124,7 @@ class _Run:
     retry: tuple[str, ...]
     rows_per_shard: int
     tally: _Tally
-    progress: Progress | None
+    progress: ProgressCallback | None
 
     async def all(self, rows: Iterator[Row], workers: int) -> None:
         """Every shard, in order, two at a time."""

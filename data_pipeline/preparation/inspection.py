@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from data_pipeline.callbacks import ProgressCallback
+from data_pipeline.durable import file_sha256
 from data_pipeline.errors import BadDataError
 from data_pipeline.format import (
     Manifest,
@@ -23,9 +25,6 @@ from data_pipeline.format import (
     read_manifest,
     read_sidecar,
 )
-from data_pipeline.format.sets import file_digest
-
-Progress = Callable[[int, int], None]  # shards done, shards in all
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Stats:
 
 
 def index(
-    folder: Path, *, index_folder: Path | None = None, force: bool = False, progress: Progress | None = None
+    folder: Path, *, index_folder: Path | None = None, force: bool = False, progress: ProgressCallback | None = None
 ) -> IndexSummary:
     """Indexes the `*.tar` shards of `folder`: sidecars and a manifest, beside them or in `index_folder`.
 
@@ -121,7 +120,7 @@ def verify(
     index_folder: Path | None = None,
     decode: bool = False,
     kept: int = 100,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> VerifySummary:
     """Compares every shard of a set with its manifest (size, digest) and its sidecar (members, places, image digests).
 
@@ -141,7 +140,7 @@ def verify(
     return VerifySummary(found.folder, len(found.shards), found.samples, count == 0, count, tuple(problems))
 
 
-def stats(folder: Path, *, index_folder: Path | None = None, progress: Progress | None = None) -> Stats:
+def stats(folder: Path, *, index_folder: Path | None = None, progress: ProgressCallback | None = None) -> Stats:
     """Counts, sizes, caption lengths and labels of a set, from its sidecars alone; foreign shards are indexed first."""
     found = open_set(folder, index_folder)
     tables = []
@@ -207,7 +206,7 @@ def _problems(found: Manifest, entry: ShardEntry, decode: bool) -> Iterator[Prob
         return
     if size != entry.bytes:
         yield Problem(entry.name, "", f"has {size} bytes, the manifest says {entry.bytes}")
-    elif (digest := file_digest(path)) != entry.sha256:
+    elif (digest := file_sha256(path)) != entry.sha256:
         yield Problem(entry.name, "", f"has sha256 {digest}, the manifest says {entry.sha256}")
     try:
         rows = read_sidecar(found.sidecar_path(entry))

@@ -10,7 +10,7 @@ Drawings: OpenMoji, CC BY-SA 4.0 (the manifest's `about` carries the attribution
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry, manifest, write_manifest
 from data_pipeline.preparation.emoji_drawings import CLASSES, Drawing, drawings
@@ -32,8 +33,6 @@ LARGEST_WITHHELD = 30
 JPEG_QUALITY = 95
 _RECIPE = 2  # to be raised with any change of what build() writes
 
-Progress = Callable[[int, int], None]  # drawings rendered, drawings in all
-
 
 def build(
     output: Path,
@@ -42,7 +41,7 @@ def build(
     rows_per_shard: int = 512,
     drawings_a_concept: int | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Path]:
     """Writes the three sets under `output` and returns their folders by split; sets already there are left alone.
 
@@ -128,7 +127,7 @@ def _group(found: Sequence[Drawing], same_as: dict[str, bytes]) -> dict[str, lis
     return concepts
 
 
-def _render(paths: list[Path], size: int, workers: int, progress: Progress | None) -> list[bytes]:
+def _render(paths: list[Path], size: int, workers: int, progress: ProgressCallback | None) -> list[bytes]:
     """JPEG bytes of each drawing, in order."""
     images = []
     for image in ordered_map(partial(_draw, size=size), paths, workers):
@@ -144,7 +143,7 @@ def _draw(path: Path, size: int) -> bytes:
     svg = path.read_text(encoding="utf-8")
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
     pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling="444")
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling="444"))
 
 
 def _write(

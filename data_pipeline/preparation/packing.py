@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.callbacks import ProgressCallback
+from data_pipeline.durable import file_sha256, write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry, count_reasons, manifest, read_sidecar, write_manifest
-from data_pipeline.format.files import write_bytes
 from data_pipeline.format.index import NO_IMAGE
 from data_pipeline.preparation import plan as plans
 from data_pipeline.preparation.images import ImageRules, Refused, prepare
@@ -34,8 +35,6 @@ from data_pipeline.preparation.samples import KEY_DIGITS, Sample, read_entry, wr
 
 UNKNOWN_LABEL = "label_unknown"
 UNREADABLE = "image_unreadable"
-
-Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def pack(
     rules: ImageRules | None = None,
     rows_per_shard: int = 1000,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> PackSummary:
     """Packs a folder of images or a CSV, TSV or Parquet table into the set `output`; goes on where a killed run ended.
 
@@ -136,7 +135,7 @@ def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] |
     if (output / manifest.NAME).exists():
         return
     sizes = {entry.name: entry.samples for entry in entries}
-    write_bytes(output / "sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
+    write_durably(output / "sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
     write_manifest(output, name=output.resolve().name, shards=entries, classes=classes)
 
 
@@ -159,7 +158,7 @@ def _source(
         raise UserError(f"{source} is neither a folder nor a .csv, .tsv or .parquet table; give one of these")
     columns = resolve(source, columns or Columns(), needs="image")
     read = partial(read_table, source, columns, root=root)
-    return read, {"sha256": plans.file_digest(source), "columns": asdict(columns), "root": str(root) if root else None}
+    return read, {"sha256": file_sha256(source), "columns": asdict(columns), "root": str(root) if root else None}
 
 
 def survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tuple[str, ...] | None]:
@@ -200,7 +199,7 @@ def numbered(rows: Iterator[Row], classes: Sequence[str] | None) -> Iterator[Row
 
 
 def _counted(
-    samples: Iterator[Sample], found: set[int], rows_per_shard: int, total: int, progress: Progress | None
+    samples: Iterator[Sample], found: set[int], rows_per_shard: int, total: int, progress: ProgressCallback | None
 ) -> Iterator[Sample]:
     done = sum(min(rows_per_shard, total - number * rows_per_shard) for number in found)
     for sample in samples:

@@ -4,17 +4,16 @@
 leaves it behind; the next run with the same plan finishes the set, a run with another plan is refused.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import file_lock, write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.format import manifest
-from data_pipeline.format.files import write_bytes
 from data_pipeline.preparation.samples import recover
 
 NAME = "plan.json"
@@ -27,25 +26,17 @@ def opened(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
     What a killed run left unfinished is put right first. Raises UserError where another run is writing there, or where
     the folder holds shards of another plan.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(f"output folder {folder} cannot be written: {error.strerror}; choose another") from None
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is writing to {folder}; wait for it, or choose another output") from None
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = held.enter_context(file_lock(folder / ".lock", wait=False))
+        except OSError as error:
+            raise UserError(f"output folder {folder} cannot be written: {error.strerror}; choose another") from None
+        if not mine:
+            raise UserError(f"another run is writing to {folder}; wait for it, or choose another output")
         _agree(folder, plan)
         recover(folder)
         yield
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a table that rows come from."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path, paths: Iterable[Path]) -> str:
@@ -63,7 +54,7 @@ def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
     if not path.exists():
         if (folder / manifest.NAME).exists() or any(folder.glob("*.tar")):
             raise UserError(f"{folder} already holds shards that this did not write; choose another output folder")
-        write_bytes(path, (json.dumps(wanted, indent=1, ensure_ascii=False) + "\n").encode())
+        write_durably(path, (json.dumps(wanted, indent=1, ensure_ascii=False) + "\n").encode())
         return
     try:
         begun = json.loads(path.read_bytes())

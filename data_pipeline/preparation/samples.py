@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
 from data_pipeline.format import ShardEntry, ShardWriter, manifest, sidecar
-from data_pipeline.format.files import remove_leftovers, sync_folder, write_bytes
 
 STAGING = ".new"
 COMMIT = ".commit"
@@ -70,9 +70,9 @@ def write_shard(
             rows.append(_add(shard, sample_key(number, sample.row - first_row), sample, classes))
     sidecar.write_sidecar(_staged(parquet), sidecar.table(rows))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
-    write_bytes(_staged(stats), (json.dumps(_statistics(entry, rows), indent=1) + "\n").encode())
+    write_durably(_staged(stats), (json.dumps(_statistics(entry, rows), indent=1) + "\n").encode())
     mark = folder / (stem + COMMIT)
-    write_bytes(mark, b"")
+    write_durably(mark, b"")
     _finish(mark)
     return entry
 

@@ -1,11 +1,12 @@
-"""From shards to batches: order -> read -> decode -> views -> batch.
+"""From shards to batches: order -> read -> decode -> views and typed targets -> batch.
 
 hashing       every random number is a hash of what it is for
 order         (seed, epoch, position) -> sample          mixture    position -> source
 shards        reads by offset, says what is wrong        sources    opens the configured sets
 decode        bytes -> pixels                            views      crops and antialiased resize
 augmentation  colours, RandAugment, erasing
-assembly      positions -> rows of a batch               pool       worker processes
+targets       what a task wants besides views            image_text captions and labels
+builder       positions -> arrays of a batch             pool       worker processes
 reader        Reader: the batches of one rank            evaluation whole sets, centre crops
 """
 
@@ -16,15 +17,34 @@ if TYPE_CHECKING:
     from data_pipeline.reading.batch import Batch, SampleRef, normalize
     from data_pipeline.reading.config import DataConfig
     from data_pipeline.reading.evaluation import evaluation_batches
+    from data_pipeline.reading.image_text import ImageText, ImageTextTargets
     from data_pipeline.reading.reader import Reader
+    from data_pipeline.reading.targets import Targets, TargetSource, TargetSpec
 
-__all__ = ["Batch", "DataConfig", "Reader", "SampleRef", "evaluation_batches", "normalize"]
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "ImageText",
+    "ImageTextTargets",
+    "Reader",
+    "SampleRef",
+    "TargetSource",
+    "TargetSpec",
+    "Targets",
+    "evaluation_batches",
+    "normalize",
+]
 
 _HOMES = {
     "Batch": "batch",
     "SampleRef": "batch",
     "normalize": "batch",
     "DataConfig": "config",
+    "ImageText": "image_text",
+    "ImageTextTargets": "image_text",
+    "TargetSource": "targets",
+    "TargetSpec": "targets",
+    "Targets": "targets",
     "evaluation_batches": "evaluation",
     "Reader": "reader",
 }

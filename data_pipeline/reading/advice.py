@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.assembly import Tokenizer
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.reader import Reader
 from data_pipeline.reading.streaming import check_streams
+from data_pipeline.reading.targets import Targets, TargetSpec
 
 _CHUNK = 32
 
 
 def advise(
     config: DataConfig,
+    targets: TargetSpec[Targets],
     *,
-    tokenizer: Tokenizer | None,
     samples_per_second: float | None = None,
     processes: int = 1,
     seconds: float = 5.0,
@@ -37,7 +37,7 @@ def advise(
             "a run's data_wait_ms in metrics.jsonl says what reading costs"
         )
     alone = config.model_copy(update={"workers": 0, "max_bad_rate": 1.0})
-    with Reader(alone, tokenizer=tokenizer, batch_size=_CHUNK) as reader:
+    with Reader(alone, targets, batch_size=_CHUNK) as reader:
         reader.at(np.arange(_CHUNK, dtype=np.int64))  # opens shards, loads libraries
         count, began = 0, time.process_time()
         while (spent := time.process_time() - began) < seconds:

@@ -5,10 +5,10 @@ import functools
 import cv2
 import numpy as np
 
+from data_pipeline.hashing import key, uniforms, uniforms_at
 from data_pipeline.reading import randaugment
 from data_pipeline.reading.config import AugmentationConfig
 from data_pipeline.reading.decode import Pixels
-from data_pipeline.reading.hashing import key, uniforms, uniforms_at
 
 _COLOUR, _RANDOM, _ERASE = 1, 2, 3
 _LUMA = (0.299, 0.587, 0.114)

@@ -1,12 +1,14 @@
 """What the reader yields: one rank's share of a micro-batch, as uint8, to be normalised on the device."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Generic, NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from data_pipeline.reading.targets import T
 
 
 class SampleRef(NamedTuple):
@@ -19,8 +21,8 @@ class SampleRef(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B samples of V views of S x S pixels, on the CPU until `to`.
+class Batch(Generic[T]):
+    """B samples of V views of S x S pixels and their targets, on the CPU until `to`.
 
     `crops` are (top, left, height, width, flip, source width) in pixels of the source image, measured after the whole
     image was flipped where `flip` is 1 (the convention of SiameseIM's relative positions).
@@ -31,27 +33,29 @@ class Batch:
     positions: Tensor  # int64 [B] global positions
     views: Tensor  # uint8 [B, V, S, S, 3]
     crops: Tensor  # float32 [B, V, 6]
-    tokens: Tensor  # int64 [B, L]
-    has_text: Tensor  # bool [B]
-    labels: Tensor  # int64 [B], -1 where missing
-    has_label: Tensor  # bool [B]
+    targets: T
     samples: tuple[SampleRef, ...] = ()
-    captions: tuple[str | None, ...] = ()
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with every tensor replaced by `change` of it."""
+        return replace(
+            self,
+            positions=change(self.positions),
+            views=change(self.views),
+            crops=change(self.crops),
+            targets=self.targets.map_tensors(change),
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """The same batch on `device`; the copy is asynchronous where the batch is pinned."""
-        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in TENSORS}
-        return replace(self, **moved)
+        """The batch on `device`; the copy is asynchronous where the batch is pinned."""
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin(self) -> Self:
-        """The same batch in page-locked memory."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
+        """The batch in page-locked memory."""
+        return self.map_tensors(lambda tensor: tensor.pin_memory())
 
     def __len__(self) -> int:
         return self.positions.shape[0]
-
-
-TENSORS = ("positions", "views", "crops", "tokens", "has_text", "labels", "has_label")
 
 
 def normalize(views: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -64,7 +68,7 @@ def normalize(views: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
     out = torch.empty(rows.shape, dtype=dtype, device=views.device)
     # A CPU takes image by image: the floats between the two steps then stay in its cache.
     part = 1 if views.device.type == "cpu" else max(1, len(rows))
-    for source, target in zip(rows.split(part), out.split(part), strict=True):
+    for source, target in zip(torch.split(rows, part), torch.split(out, part), strict=True):
         torch.addcmul(shift, source.float(), scale, out=target)
     return out.view(views.shape).permute(0, 3, 1, 2)
 

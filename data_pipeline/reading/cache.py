@@ -9,19 +9,17 @@ No shared memory, no names that could collide, no daemon. A file evicted while a
 process: files are handed out open.
 """
 
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from data_pipeline.durable import TEMPORARY, file_lock, temporary_path
 from data_pipeline.errors import UserError
-from data_pipeline.format.files import TEMPORARY, temporary_path
 
 _STRIPES = 64
 _ATTEMPTS = 4
@@ -83,7 +81,7 @@ class FileCache:
         path = self.path(url, sha256 or version)
         if path.exists():
             return True
-        with self._lock(int(path.name[:8], 16) % _STRIPES, wait) as mine:
+        with file_lock(self.folder / f".lock-{int(path.name[:8], 16) % _STRIPES:02d}", wait=wait) as mine:
             if not mine:
                 return False
             if not path.exists():
@@ -146,7 +144,7 @@ class FileCache:
 
     def _evict(self, keep: Path) -> None:
         """Deletes the least recently used copies until the rest fit; `keep`, just fetched, stays in any case."""
-        with self._lock("evict", True):
+        with file_lock(self.folder / ".lock-evict"):
             found = []
             for path in self.folder.iterdir():
                 with suppress(FileNotFoundError):
@@ -160,20 +158,6 @@ class FileCache:
                 if path != keep:
                     path.unlink(missing_ok=True)
                     total -= size
-
-    @contextmanager
-    def _lock(self, name: int | str, wait: bool) -> Iterator[bool]:
-        """Whether the lock was taken; held until the block ends or the process does."""
-        with open(self.folder / f".lock-{name if isinstance(name, str) else format(name, '02d')}", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not do where a fork has copied the descriptor
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_systems": {}}

@@ -47,7 +47,6 @@ class DataConfig(Section):
     image_size: int = Field(224, ge=32, description="side of the square view, pixels")
     views: Literal[1, 2] = Field(2, description="augmented views of each image")
     context_length: int = Field(77, ge=4, description="caption length in tokens")
-    tokenizer: str = Field("open_clip", description="open_clip's BPE tokenizer")
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from data_pipeline.durable import write_durably
 from data_pipeline.format import Manifest, count_reasons, read_sidecar
-from data_pipeline.format.files import write_bytes
 from data_pipeline.format.manifest import NAME as MANIFEST
 
 _NAME = "damage.json"
@@ -27,7 +27,7 @@ def index_damage(manifest: Manifest) -> list[tuple[str, str, int]]:
         if _has_rejected(path, shard.samples):
             found += [(shard.name, reason, count) for reason, count in count_reasons(read_sidecar(path)).items()]
     with suppress(OSError):  # a folder that cannot be written costs time at the next start, nothing else
-        write_bytes(summary, json.dumps({"manifest": state, "damage": found}).encode())
+        write_durably(summary, json.dumps({"manifest": state, "damage": found}).encode())
     return found
 
 

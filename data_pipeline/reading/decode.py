@@ -84,7 +84,7 @@ def decode(data: bytes, header: Header, reduce: int = 1) -> Pixels:
         pixels = _pillow(data)
         if reduce > 1:
             pixels = np.asarray(Image.fromarray(pixels).reduce(reduce))
-    return _upright(pixels, header.orientation)  # type: ignore[arg-type]
+    return _upright(pixels, header.orientation)
 
 
 def can_reduce(header: Header) -> bool:

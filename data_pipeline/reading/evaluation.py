@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipeline.format import Manifest, open_set
-from data_pipeline.reading.assembly import Fault, Tokenizer
+from data_pipeline.callbacks import EventSink
+from data_pipeline.format import open_set
 from data_pipeline.reading.batch import Batch, SampleRef
+from data_pipeline.reading.builder import Fault
 from data_pipeline.reading.config import CacheConfig
-from data_pipeline.reading.decode import BadSample, can_reduce, decode, read_header
-from data_pipeline.reading.faults import Events, FaultLog
+from data_pipeline.reading.decode import BadSample, Header
+from data_pipeline.reading.faults import FaultLog
+from data_pipeline.reading.memory import Layout, allocate
 from data_pipeline.reading.remote import is_remote, open_remote
-from data_pipeline.reading.shards import Files, LocalFiles, RawSample, ShardSet
-from data_pipeline.reading.views import centre_crop, enlarged, on_reduced, one_thread, reduction, render
+from data_pipeline.reading.shards import Files, LocalFiles, ShardSet
+from data_pipeline.reading.targets import T, TargetSource, TargetSpec
+from data_pipeline.reading.views import Crop, centre_crop, one_thread, render_views
 
 _OPEN_SHARDS = 4
 
@@ -23,17 +26,17 @@ def evaluation_batches(
     set_folder: Path | str,
     image_size: int,
     batch_size: int,
+    targets: TargetSpec[T],
     *,
-    tokenizer: Tokenizer | None = None,
     crop_fraction: float = 1.0,
     rank: int = 0,
     world_size: int = 1,
     index_folder: Path | str | None = None,
-    events: Events | None = None,
+    events: EventSink | None = None,
     max_bad_rate: float = 0.01,
     max_pixels: int = 100_000_000,
     cache: CacheConfig | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[Batch[T]]:
     """Batches of one view (the centre square of `crop_fraction` of the shorter side); the last may be short.
 
     `positions` are the samples' numbers in the set. Ranks take contiguous shares whose lengths differ by one at most.
@@ -49,71 +52,46 @@ def evaluation_batches(
         files = LocalFiles(manifest)
     first, last = (manifest.samples * r // world_size for r in (rank, rank + 1))
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in manifest.shards])])
-    shards = ShardSet(manifest, files, keep=_OPEN_SHARDS)
+    shards = ShardSet(manifest, files, keep=_OPEN_SHARDS, members=targets.members)
+    source = TargetSource(captions=True, labels=True)
     log = FaultLog(max_bad_rate, events)
+
+    def choose(header: Header) -> list[Crop]:
+        return [centre_crop(header.width, header.height, crop_fraction)]
+
     try:
         for step, start in enumerate(range(first, last, batch_size)):
             positions = np.arange(start, min(start + batch_size, last), dtype=np.int64)
+            layout: Layout = {
+                "views": ((len(positions), 1, image_size, image_size, 3), np.uint8),
+                "crops": ((len(positions), 1, 6), np.float32),
+            }
+            arrays = allocate(layout | targets.layout(len(positions)))
+            kept: list[int] = []
+            samples: list[SampleRef] = []
+            extras: list[object] = []
             faults: list[Fault] = []
-            found = []
             with one_thread():
-                for position in positions:
+                for position in positions.tolist():
                     number = int(np.searchsorted(starts, position, side="right")) - 1
-                    row = int(position - starts[number])
+                    row, place = position - int(starts[number]), len(kept)
+                    ref = SampleRef(manifest.name, manifest.shards[number].name, shards.shard(number).key(row), row)
                     try:
                         raw = shards.shard(number).read(row)
-                        view, crop = _view(raw.image, image_size, crop_fraction, max_pixels)
-                        found.append((int(position), number, row, raw, view, crop))
+                        render_views(raw.image, max_pixels, choose, arrays["views"][place], arrays["crops"][place])
+                        extras.append(targets.write(place, raw, source, arrays["crops"][place], arrays))
                     except BadSample as bad:
-                        entry, key = manifest.shards[number], shards.shard(number).key(row)
-                        faults.append(
-                            Fault(int(position), manifest.name, entry.name, key, row, bad.reason, bad.detail, ("", ""))
-                        )
+                        faults.append(Fault(position, *ref, bad.reason, bad.detail, ("", "")))
+                        continue
+                    kept.append(position)
+                    samples.append(ref)
             log.add(step, positions, faults)
             log.check()
-            if found:
-                yield _batch(step, manifest, found, tokenizer)
+            if kept:
+                arrays = {name: array[: len(kept)] for name, array in arrays.items()}
+                targets.finish(extras, arrays)
+                views, crops = (torch.from_numpy(arrays[name]) for name in ("views", "crops"))
+                typed = targets.collate(arrays, extras)
+                yield Batch(step, 0, torch.tensor(kept), views, crops, typed, tuple(samples))
     finally:
         shards.close()
-
-
-def _view(data: bytes, size: int, fraction: float, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    header = read_header(data, max_pixels)
-    crop = centre_crop(header.width, header.height, fraction)
-    reduce = reduction([crop], size) if can_reduce(header) else 1
-    pixels = decode(data, header, reduce)
-    if reduce > 1:
-        crop = on_reduced(crop, reduce, pixels)
-    view = np.empty((size, size, 3), np.uint8)
-    render(pixels, crop, view)
-    return view, np.array(enlarged(crop, reduce), np.float32)
-
-
-def _batch(
-    step: int,
-    manifest: Manifest,
-    found: list[tuple[int, int, int, RawSample, np.ndarray, np.ndarray]],
-    tokenizer: Tokenizer | None,
-) -> Batch:
-    captions = tuple(raw.caption for _, _, _, raw, _, _ in found)
-    labels = torch.tensor([-1 if raw.label is None else raw.label for _, _, _, raw, _, _ in found])
-    has_text = torch.tensor([caption is not None for caption in captions])
-    if tokenizer is None:
-        tokens = torch.zeros(len(found), 0, dtype=torch.int64)
-    else:
-        tokens = torch.as_tensor(tokenizer([caption or "" for caption in captions])).long() * has_text[:, None]
-    return Batch(
-        step=step,
-        micro=0,
-        positions=torch.tensor([position for position, *_ in found]),
-        views=torch.from_numpy(np.stack([view for *_, view, _ in found])[:, None]),
-        crops=torch.from_numpy(np.stack([crop for *_, crop in found])[:, None]),
-        tokens=tokens,
-        has_text=has_text,
-        labels=labels,
-        has_label=labels >= 0,
-        samples=tuple(
-            SampleRef(manifest.name, manifest.shards[n].name, raw.key, row) for _, n, row, raw, _, _ in found
-        ),
-        captions=captions,
-    )

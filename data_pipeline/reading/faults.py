@@ -1,15 +1,16 @@
 """Counts bad samples, records them, and says when there are too many."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
+from data_pipeline.callbacks import EventSink
 from data_pipeline.errors import BadDataError
-from data_pipeline.reading.assembly import Fault
-from data_pipeline.reading.hashing import Integers
+from data_pipeline.hashing import Integers
+from data_pipeline.reading.builder import Fault
 
 _NAMED = 8  # shards in a message
-Events = Callable[[dict[str, Any]], None]
 
 
 def too_many(bad: int, seen: int, rate: float) -> bool:
@@ -18,7 +19,7 @@ def too_many(bad: int, seen: int, rate: float) -> bool:
     if rate == 0:
         return bad > 0
     expected = rate * seen
-    return bad > expected + 3 * expected**0.5 + 2
+    return bad > expected + 3 * math.sqrt(expected) + 2
 
 
 class FaultLog:
@@ -28,7 +29,7 @@ class FaultLog:
     and is recorded once then.
     """
 
-    def __init__(self, max_bad_rate: float, events: Events | None, *, repeats: bool = True) -> None:
+    def __init__(self, max_bad_rate: float, events: EventSink | None, *, repeats: bool = True) -> None:
         self.seen = self.bad = 0
         self.reasons: Counter[str] = Counter()
         self.replaced: Counter[str] = Counter()  # samples by source

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_pipeline.format import Manifest, packed_rows
+from data_pipeline.hashing import Integers
 from data_pipeline.reading.decode import BadSample
-from data_pipeline.reading.hashing import Integers
 from data_pipeline.reading.order import Located
 from data_pipeline.reading.shards import ShardSet
 

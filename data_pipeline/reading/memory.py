@@ -4,11 +4,14 @@
 import mmap
 import os
 import tempfile
+from collections.abc import Mapping
 from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
 
+Layout = dict[str, tuple[tuple[int, ...], type[np.generic]]]  # array name -> shape, element type
+Arrays = Mapping[str, np.ndarray]
 _ALIGN = 64
 
 
@@ -40,22 +43,24 @@ class SharedMemory:
             self._file = -1
 
 
-Shapes = list[tuple[tuple[int, ...], type[np.generic]]]
+def allocate(layout: Layout) -> dict[str, np.ndarray]:
+    """Arrays of this process alone."""
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in layout.items()}
 
 
-def slot_bytes(shapes: Shapes) -> int:
-    """Bytes of one slot holding arrays of these shapes, each aligned."""
-    return sum(_aligned(shape, dtype) for shape, dtype in shapes)
+def slot_bytes(layout: Layout) -> int:
+    """Bytes of one slot holding the arrays of a layout, each aligned."""
+    return sum(_aligned(shape, dtype) for shape, dtype in layout.values())
 
 
-def slot_arrays(memory: SharedMemory, slot: int, shapes: Shapes) -> tuple[np.ndarray, list[np.ndarray]]:
+def slot_arrays(memory: SharedMemory, slot: int, layout: Layout) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The slot's bytes as one array, and the arrays in it (views that keep the first alive)."""
-    size = slot_bytes(shapes)
+    size = slot_bytes(layout)
     whole = np.frombuffer(memory.map, np.uint8, count=size, offset=slot * size)
-    arrays, start = [], 0
-    for shape, dtype in shapes:
+    arrays, start = {}, 0
+    for name, (shape, dtype) in layout.items():
         length = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        arrays.append(whole[start : start + length].view(dtype).reshape(shape))
+        arrays[name] = whole[start : start + length].view(dtype).reshape(shape)
         start += _aligned(shape, dtype)
     return whole, arrays
 

@@ -12,7 +12,7 @@ from math import gcd, lcm
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.reading.hashing import Integers, key, permutation
+from data_pipeline.hashing import Integers, key, permutation
 
 _PURPOSE = 3
 _SHORTEST, _LONGEST = 1024, 65536

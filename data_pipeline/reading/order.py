@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.hashing import Integers, key, permutation
+from data_pipeline.hashing import Integers, key, permutation
 from data_pipeline.reading.mixture import Mixture
 
 _SHARDS, _BLOCK, _NEAR, _FAR = 1, 2, 3, 4  # purposes of hash keys
@@ -172,6 +172,19 @@ class Order:
         return [n / s.samples for n, s in zip(self.mixture.consumed(position), self.sources, strict=True)]
 
 
+def rows_per_rank(batch_size: int, accumulation: int, world_size: int) -> int:
+    """Samples of one micro-batch on one rank. Raises UserError where the global batch does not divide."""
+    parts = accumulation * world_size
+    if batch_size % parts:
+        whole = batch_size // parts * parts
+        near = f"{whole} or {whole + parts}" if whole else f"{parts}"
+        raise UserError(
+            f"training.batch_size {batch_size} is not divisible by {world_size} processes x training.accumulation "
+            f"{accumulation} = {parts}: take {near}, or another number of processes"
+        )
+    return batch_size // parts
+
+
 @dataclass(frozen=True)
 class Share:
     """One rank's part of the global batches: step s is positions [s B, (s + 1) B), micro-batch a of it the a-th run of
@@ -183,21 +196,14 @@ class Share:
     world_size: int
 
     def __post_init__(self) -> None:
-        parts = self.accumulation * self.world_size
-        if self.batch_size % parts:
-            whole = [self.batch_size // parts * parts, -(-self.batch_size // parts) * parts]
-            near = " or ".join(str(n) for n in whole if n > 0)
-            raise UserError(
-                f"training.batch_size {self.batch_size} does not divide into {self.accumulation} micro-batch(es) on "
-                f"{self.world_size} rank(s): set it to a multiple of {parts}, for instance {near}"
-            )
+        rows_per_rank(self.batch_size, self.accumulation, self.world_size)
         if not 0 <= self.rank < self.world_size:
             raise UserError(f"rank {self.rank} is not below the world size {self.world_size}")
 
     @property
     def rows(self) -> int:
         """Samples of one micro-batch on one rank."""
-        return self.batch_size // (self.accumulation * self.world_size)
+        return rows_per_rank(self.batch_size, self.accumulation, self.world_size)
 
     def positions(self, step: int, micro: int) -> Integers:
         """Global positions of this rank's rows: int64 [rows]."""

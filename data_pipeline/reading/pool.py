@@ -19,19 +19,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.assembly import Assembled, Assembler, Rows
-from data_pipeline.reading.hashing import Integers
-from data_pipeline.reading.memory import Shapes, SharedMemory, slot_arrays, slot_bytes
+from data_pipeline.hashing import Integers
+from data_pipeline.reading.builder import BatchBuilder, Filled
+from data_pipeline.reading.memory import Arrays, Layout, SharedMemory, slot_arrays, slot_bytes
 
 _SPARE = 2  # slots for batches in the consumer's hands
 _POLL_SECONDS = 1.0
+Name = TypeVar("Name")
 
 
 @dataclass
@@ -44,10 +45,12 @@ class _Worker:
 class WorkerPool:
     """`workers` processes, `prefetch` tasks ahead for each."""
 
-    def __init__(self, assembler: Assembler, shapes: Shapes, *, workers: int, prefetch: int, start_method: str) -> None:
+    def __init__(
+        self, builder: BatchBuilder, layout: Layout, *, workers: int, prefetch: int, start_method: str
+    ) -> None:
         slots = workers * prefetch + _SPARE
-        self._shapes = shapes
-        self._memory = SharedMemory(slots * slot_bytes(shapes))
+        self._layout = layout
+        self._memory = SharedMemory(slots * slot_bytes(layout))
         self._free: deque[int] = deque(range(slots))
         self._ahead = workers * prefetch
         context = multiprocessing.get_context(start_method)
@@ -56,7 +59,7 @@ class WorkerPool:
             ours, theirs = context.Pipe()
             process = context.Process(  # type: ignore[attr-defined]
                 target=_work,
-                args=(assembler, self._memory, shapes, theirs, os.getpid()),
+                args=(builder, self._memory, layout, theirs, os.getpid()),
                 name=f"reader-{number}",
                 daemon=True,
             )
@@ -65,11 +68,12 @@ class WorkerPool:
             self._workers.append(_Worker(process, ours))
         self._finalizer = weakref.finalize(self, _end, self._workers, self._memory)
 
-    def run(self, tasks: Iterable[tuple[Any, Integers]]) -> Iterator[tuple[Any, Integers, Rows, Assembled]]:
-        """(name, positions) -> (name, positions, rows, what goes with them), in the order of the tasks. Positions of a
-        task follow one another."""
+    def run(self, tasks: Iterable[tuple[Name, Integers]]) -> Iterator[tuple[Name, Integers, Arrays, Filled]]:
+        """(name, positions) -> (name, positions, arrays, what goes with them), in the order of the tasks.
+
+        Positions of a task follow one another."""
         coming = iter(tasks)
-        queue: deque[tuple[Any, Integers, int, _Worker]] = deque()
+        queue: deque[tuple[Name, Integers, int, _Worker]] = deque()
         while True:
             while len(queue) < self._ahead and self._free and (task := next(coming, None)) is not None:
                 worker = min(self._workers, key=lambda w: w.pending)
@@ -82,27 +86,27 @@ class WorkerPool:
             name, positions, slot, worker = queue.popleft()
             done = self._receive(worker)
             worker.pending -= 1
-            yield name, positions, self._rows(slot), done
+            yield name, positions, self._arrays(slot), done
 
     def close(self) -> None:
         self._finalizer()
 
-    def _rows(self, slot: int) -> Rows:
+    def _arrays(self, slot: int) -> Arrays:
         """The slot's arrays; a copy where the consumer holds on to so many batches that no slot would be left."""
-        whole, arrays = slot_arrays(self._memory, slot, self._shapes)
+        whole, arrays = slot_arrays(self._memory, slot, self._layout)
         if not self._free:
             self._free.append(slot)
-            return Rows(*(array.copy() for array in arrays))
+            return {name: array.copy() for name, array in arrays.items()}
         weakref.finalize(whole, self._free.append, slot).atexit = False
-        return Rows(*arrays)
+        return arrays
 
-    def _send(self, worker: _Worker, task: Any) -> None:
+    def _send(self, worker: _Worker, task: tuple[int, int, int]) -> None:
         try:
             worker.pipe.send(task)
         except OSError:
             raise self._died(worker) from None
 
-    def _receive(self, worker: _Worker) -> Assembled:
+    def _receive(self, worker: _Worker) -> Filled:
         wait([worker.pipe, worker.process.sentinel])
         try:
             if not worker.pipe.poll():
@@ -112,7 +116,8 @@ class WorkerPool:
             raise self._died(worker) from None
         if isinstance(done, BaseException):
             raise done
-        return done  # type: ignore[no-any-return]
+        assert isinstance(done, Filled)
+        return done
 
     def _died(self, worker: _Worker) -> RuntimeError:
         worker.process.join(5)
@@ -134,7 +139,7 @@ def _end(workers: list[_Worker], memory: SharedMemory) -> None:
     memory.close()
 
 
-def _work(assembler: Assembler, memory: SharedMemory, shapes: Shapes, pipe: Connection, parent: int) -> None:
+def _work(builder: BatchBuilder, memory: SharedMemory, layout: Layout, pipe: Connection, parent: int) -> None:
     """A worker's life: until its parent closes the pipe, kills it, or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a stop request is for the rank, which ends its workers
@@ -147,8 +152,8 @@ def _work(assembler: Assembler, memory: SharedMemory, shapes: Shapes, pipe: Conn
         except (EOFError, OSError):
             return
         try:
-            rows = Rows(*slot_arrays(memory, slot, shapes)[1])
-            answer: Any = assembler.fill(np.arange(first, first + count, dtype=np.int64), rows)
+            arrays = slot_arrays(memory, slot, layout)[1]
+            answer: Filled | BaseException = builder.fill(np.arange(first, first + count, dtype=np.int64), arrays)
         except UserError as error:
             answer = error
         except BaseException:

@@ -3,19 +3,20 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, Self
 
 import numpy as np
 import torch
 
+from data_pipeline.callbacks import EventSink, Heartbeat
 from data_pipeline.errors import UserError
-from data_pipeline.format.sets import Beat
-from data_pipeline.reading.assembly import Assembled, Assembler, Fault, Rows, Tokenizer
+from data_pipeline.hashing import Integers
 from data_pipeline.reading.batch import Batch, SampleRef
+from data_pipeline.reading.builder import BatchBuilder, Fault, Filled, RowFiller
 from data_pipeline.reading.config import DataConfig
-from data_pipeline.reading.faults import Events, FaultLog
-from data_pipeline.reading.hashing import Integers
+from data_pipeline.reading.faults import FaultLog
 from data_pipeline.reading.lineage import describe, find
+from data_pipeline.reading.memory import Arrays, allocate
 from data_pipeline.reading.order import Order, Share, SourceOrder
 from data_pipeline.reading.pinning import pinned_ahead
 from data_pipeline.reading.pool import WorkerPool
@@ -23,18 +24,19 @@ from data_pipeline.reading.remote import Ahead, RemoteFiles, cache_shares
 from data_pipeline.reading.shards import ShardSet
 from data_pipeline.reading.sources import merge_classes, open_sources
 from data_pipeline.reading.streaming import LOST, Streams, check_streams
+from data_pipeline.reading.targets import T, TargetSource, TargetSpec
 from data_pipeline.reading.views import one_thread
 
 
-class Reader:
-    """One rank's batches.
+class Reader(Generic[T]):
+    """One rank's batches, with the targets of its task.
 
     Step s is global positions [s B, (s + 1) B); micro-batch a of it is the a-th run of B / accumulation, and a rank's
     share the rank-th run of that. Resuming is `batches(start_step)`: there is no other state.
 
-    `tokenizer`: list of captions -> int64 [n, config.context_length] (None: captions are not used). `events` gets a
-    dictionary for each sample that was bad or incomplete, when its batch is consumed. Sets without an index are indexed
-    once a node, into `config.cache.folder`; `beat` is called while that goes on.
+    `targets`: makes each sample's targets. `events` gets a dictionary for each sample that was bad or incomplete, when
+    its batch is consumed. Sets without an index are indexed once a node, into `config.cache.folder`; meanwhile
+    `heartbeat` is called.
 
     Raises UserError where sets are missing or the batch does not divide; BadDataError from `batches` above
     `config.max_bad_rate`. Ranks that meet in collectives must end together: with `judge` false the caller does so, from
@@ -44,30 +46,37 @@ class Reader:
     def __init__(
         self,
         config: DataConfig,
+        targets: TargetSpec[T],
         *,
-        tokenizer: Tokenizer | None,
         batch_size: int,
         accumulation: int = 1,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
-        events: Events | None = None,
+        events: EventSink | None = None,
         judge: bool = True,
-        beat: Beat | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.config = config
         self.share = Share(batch_size, accumulation, rank, world_size)
-        _check_tokenizer(tokenizer, config.context_length)
-        self._streams: Streams | None = None
+        self._targets, self._seed, self._judge = targets, seed, judge
         self._sets: list[ShardSet] = []
-        if check_streams(config):
-            self._streams = Streams(config, tokenizer, rank, world_size, seed)
-            self.names = self._streams.names
+        streamed = check_streams(config)
+        if streamed:
+            self.names = [source.name or f"stream-{number}" for number, source in enumerate(config.sources)]
             if events is not None and rank == 0:
                 events({"kind": "inexact_order", "detail": LOST})
         else:
-            self.names, self._sets = open_sources(config, events if rank == 0 else None, beat)
-        self.classes, labels = merge_classes(config, self._sets)
+            told = events if rank == 0 else None
+            self.names, self._sets = open_sources(config, told, heartbeat, targets.members)
+        named = [one.manifest.classes for one in self._sets] or [None] * len(config.sources)
+        self.classes, numbers = merge_classes(
+            [classes if source.labels else None for classes, source in zip(named, config.sources, strict=True)]
+        )
+        sources = [
+            TargetSource(source.captions, own is not None, own)
+            for source, own in zip(config.sources, numbers, strict=True)
+        ]
         sizes = [[shard.samples for shard in s.manifest.shards] for s in self._sets]
         sizes = sizes or [[source.samples or 0] for source in config.sources]
         self.order = Order(sizes, [s.weight for s in config.sources], block_shards=config.block_shards, seed=seed)
@@ -75,12 +84,11 @@ class Reader:
         self._remote = dict(
             zip(remote, cache_shares(list(remote.values()), config.cache, config.block_shards), strict=True)
         )
-        self.faults = FaultLog(config.max_bad_rate, events, repeats=self._streams is None)
-        self._judge = judge
-        self._assembler = Assembler(config, self.order, self.names, self._sets, labels, tokenizer, seed)
-        self._shapes = Rows.shapes(self.share.rows, config.views, config.image_size, config.context_length)
+        self.faults = FaultLog(config.max_bad_rate, events, repeats=not streamed)
+        self._filler = RowFiller(config, targets, sources, seed)
+        self._builder = BatchBuilder(self._filler, self.order, self.names, self._sets)
+        self._streams = Streams(config, self._filler, self.names, rank, world_size, seed) if streamed else None
         self._pool: WorkerPool | None = None
-        self._seed = seed
 
     @property
     def epoch_samples(self) -> int:
@@ -90,6 +98,11 @@ class Reader:
     @property
     def num_classes(self) -> int:
         return len(self.classes or ())
+
+    def has_labels(self) -> bool:
+        """Whether a sample of the sources whose labels are used has one; true of streams, which cannot tell."""
+        used = [one for source, one in zip(self.config.sources, self._sets, strict=bool(self._sets)) if source.labels]
+        return self._streams is not None or any(one.has_labels() for one in used)
 
     @property
     def fingerprint(self) -> str:
@@ -104,13 +117,13 @@ class Reader:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, start_step: int = 0) -> Iterator[Batch[T]]:
         """Batches from `start_step` on, endless: step by step, micro-batch by micro-batch."""
         if self._pool is not None:
             self._pool.close()
         pool = self._pool = self._start_workers()  # before any thread of ours runs, that a fork would cut off
         if self._streams is not None:
-            filled = self._streams.fill(self._shapes, start_step, self._tasks(start_step))
+            filled = self._streams.run(self._filler.layout(self.share.rows), start_step, self._tasks(start_step))
         else:
             filled = self._filled_here(start_step) if pool is None else pool.run(self._tasks(start_step))
         ahead = self._fetch_ahead(start_step)
@@ -134,12 +147,12 @@ class Reader:
                 fetching.close()
 
     def _made(
-        self, filled: Iterator[tuple[tuple[int, int], Integers, Rows, Assembled]]
-    ) -> Iterator[tuple[Batch, list[Fault]]]:
-        for (step, micro), positions, rows, done in filled:
-            batch = self._batch(step, micro, positions, rows, done)
-            del rows  # what the batch keeps, it keeps itself
-            yield batch, done.faults
+        self, built: Iterator[tuple[tuple[int, int], Integers, Arrays, Filled]]
+    ) -> Iterator[tuple[Batch[T], list[Fault]]]:
+        for (step, micro), positions, arrays, filled in built:
+            batch = self._batch(step, micro, positions, arrays, filled)
+            del arrays  # what the batch keeps, it keeps itself
+            yield batch, filled.faults
             del batch
 
     def progress(self, step: int) -> dict[str, dict[str, float]]:
@@ -148,14 +161,13 @@ class Reader:
         samples, epochs = self.order.mixture.consumed(position), self.order.epochs(position)
         return {n: {"samples": s, "epochs": e} for n, s, e in zip(self.names, samples, epochs, strict=True)}
 
-    def at(self, positions: Integers) -> Batch:
+    def at(self, positions: Integers) -> Batch[T]:
         """The rows that stand at any global positions, int64 [n], as training sees them. Faults are not counted."""
         self._refuse_streams()
-        shapes = Rows.shapes(len(positions), self.config.views, self.config.image_size, self.config.context_length)
-        rows = Rows(*(np.empty(shape, dtype) for shape, dtype in shapes))
+        arrays = allocate(self._filler.layout(len(positions)))
         with one_thread():
-            done = self._assembler.fill(positions, rows)
-        return self._batch(int(positions[0]) // self.share.batch_size, 0, positions, rows, done)
+            filled = self._builder.fill(positions, arrays)
+        return self._batch(int(positions[0]) // self.share.batch_size, 0, positions, arrays, filled)
 
     def records(self, step: int) -> list[dict[str, Any]]:
         """What the sidecars say about each sample of the global batch of `step`: position, source, its epoch, shard,
@@ -191,19 +203,19 @@ class Reader:
         if self.config.workers == 0 or self._streams is not None:  # streams are read in the training process
             return None
         return WorkerPool(
-            self._assembler,
-            self._shapes,
+            self._builder,
+            self._filler.layout(self.share.rows),
             workers=self.config.workers,
             prefetch=self.config.prefetch,
             start_method=self.config.start_method,
         )
 
-    def _filled_here(self, start_step: int) -> Iterator[tuple[tuple[int, int], Integers, Rows, Assembled]]:
+    def _filled_here(self, start_step: int) -> Iterator[tuple[tuple[int, int], Integers, Arrays, Filled]]:
         for name, positions in self._tasks(start_step):
-            rows = Rows(*(np.empty(shape, dtype) for shape, dtype in self._shapes))
+            arrays = allocate(self._filler.layout(self.share.rows))
             with one_thread():
-                done = self._assembler.fill(positions, rows)
-            yield name, positions, rows, done
+                filled = self._builder.fill(positions, arrays)
+            yield name, positions, arrays, filled
 
     def _consumed(self, step: int) -> list[int]:
         """Samples that each source has given before `step`."""
@@ -226,21 +238,15 @@ class Reader:
                 yield (step, micro), self.share.positions(step, micro)
             step += 1
 
-    def _batch(self, step: int, micro: int, positions: Integers, rows: Rows, done: Assembled) -> Batch:
-        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in rows._asdict().items()}
-        samples = tuple(
-            SampleRef(
-                self.names[source], self._sets[source].manifest.shards[shard].name if shard >= 0 else "", key, row
-            )
-            for source, shard, row, key in done.samples
-        )
+    def _batch(self, step: int, micro: int, positions: Integers, arrays: Arrays, filled: Filled) -> Batch[T]:
         return Batch(
             step=step,
             micro=micro,
             positions=torch.from_numpy(positions),
-            samples=samples,
-            captions=tuple(done.captions),
-            **tensors,
+            views=torch.from_numpy(arrays["views"]),
+            crops=torch.from_numpy(arrays["crops"]),
+            targets=self._targets.collate(arrays, filled.extras),
+            samples=tuple(filled.samples),
         )
 
     def _refuse_streams(self) -> None:
@@ -251,22 +257,12 @@ class Reader:
         entry = self._sets[source].manifest.shards[shard]
         return SampleRef(self.names[source], entry.name, self._sets[source].shard(shard).key(row), row)
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _pin(made: tuple[Batch, list[Fault]]) -> tuple[Batch, list[Fault]]:
+def _pin(made: tuple[Batch[T], list[Fault]]) -> tuple[Batch[T], list[Fault]]:
     return made[0].pin(), made[1]
-
-
-def _check_tokenizer(tokenizer: Tokenizer | None, length: int) -> None:
-    if tokenizer is None:
-        return
-    shape = tuple(tokenizer(["a"]).shape)
-    if shape != (1, length):
-        raise UserError(
-            f"the tokenizer makes {shape[-1]} tokens a caption, data.context_length is {length}; build it with that"
-        )

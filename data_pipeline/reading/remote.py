@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from data_pipeline.callbacks import Heartbeat
+from data_pipeline.durable import file_lock, file_sha256
 from data_pipeline.errors import UserError
 from data_pipeline.format import Manifest, ShardEntry, index_shard, read_manifest, write_manifest
 from data_pipeline.format.manifest import NAME, parse_manifest
-from data_pipeline.format.sets import INDEX_SUFFIX, Beat, file_digest, kept_entry, lock, write_index
+from data_pipeline.format.sets import INDEX_SUFFIX, kept_entry, write_index
 from data_pipeline.reading.cache import FetchError, FileCache
 from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode import BadSample
@@ -68,9 +70,9 @@ class RemoteFiles:
         self.cache.fetch(f"{self.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes, wait=False)
 
 
-def open_remote(url: str, config: CacheConfig, *, beat: Beat | None = None) -> RemoteFiles:
-    """The set at `url`: by its manifest, or, where it has none, by indexing its shards, once a node (`beat` is called
-    for each). Raises UserError where there is neither, or where it cannot be reached."""
+def open_remote(url: str, config: CacheConfig, *, heartbeat: Heartbeat | None = None) -> RemoteFiles:
+    """The set at `url`: by its manifest, or, where it has none, by indexing its shards, once a node (`heartbeat` is
+    called for each). Raises UserError where there is neither, or where it cannot be reached."""
     url = url.rstrip("/")
     root = cache_folder(config)
     cache = FileCache(root / "files", int(config.size_gb * 1e9))
@@ -81,7 +83,7 @@ def open_remote(url: str, config: CacheConfig, *, beat: Beat | None = None) -> R
         if system.exists(f"{path}/{NAME}"):
             manifest = parse_manifest(system.cat_file(f"{path}/{NAME}"), own, where=f"{url}/{NAME}")
         else:
-            manifest = _index(url, own, cache, beat)
+            manifest = _index(url, own, cache, heartbeat)
     except (UserError, FetchError):
         raise
     except Exception as error:  # each file system raises errors of its own
@@ -112,20 +114,20 @@ def cache_shares(sets: Sequence[RemoteFiles], config: CacheConfig, block_shards:
     return [int(0.8 * size * block / max(1, sum(blocks))) for block in blocks]
 
 
-def _index(url: str, own: Path, cache: FileCache, beat: Beat | None) -> Manifest:
+def _index(url: str, own: Path, cache: FileCache, heartbeat: Heartbeat | None) -> Manifest:
     """Indexes the `*.tar` of `url`; sidecars and manifest stay in `own`. Labels without names are left out."""
     system, path = cache.system(url)
     names = sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False) if name.endswith(".tar"))
     if not names:
         raise UserError(f"{url} holds no {NAME} and no .tar shard; check the URL")
     sizes = system.sizes([f"{path}/{name}" for name in names])
-    with lock(own / ".index.lock", beat):
+    with file_lock(own / ".index.lock", heartbeat=heartbeat):
         former = read_manifest(own).shards if (own / NAME).exists() else ()
         entries = []
         for name, size in zip(names, sizes, strict=True):
             entries.append(_index_shard(f"{url}/{name}", own / (Path(name).stem + INDEX_SUFFIX), size, cache))
-            if beat is not None:
-                beat()
+            if heartbeat is not None:
+                heartbeat()
         if tuple(entries) == former:
             return read_manifest(own)
         return write_manifest(own, name=url.rpartition("/")[2] or "remote", shards=entries)
@@ -140,7 +142,7 @@ def _index_shard(url: str, index: Path, size: int | None, cache: FileCache) -> S
     file = cache.open(url, version=version)
     try:
         copy = Path(f"/dev/fd/{file}")  # by descriptor: others may evict the name
-        digest = file_digest(copy)
+        digest = file_sha256(copy)
         entry = write_index(index, name, index_shard(copy), os.fstat(file).st_size, digest, {})
     finally:
         os.close(file)

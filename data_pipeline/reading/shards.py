@@ -7,8 +7,10 @@ match is the tar looked at, to tell damaged bytes from a replaced shard from an 
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
@@ -23,13 +25,17 @@ _COLUMNS = ["status", "reason", "key", "sha256", "caption", "label", "image_offs
 
 
 class RawSample(NamedTuple):
-    """A sample as it stands in its shard. `note` is what it lacks ("text_missing", ...); "" where all is well."""
+    """A sample as it stands in its shard. `note` is what it lacks ("text_missing", ...); "" where all is well.
+
+    `members`: those read besides the image, by the sidecar's names for them, where the sample has them.
+    """
 
     key: str
     image: bytes
     caption: str | None
     label: int | None
-    note: str
+    note: str = ""
+    members: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,17 @@ class _Index:
     sizes: np.ndarray
     digests: np.ndarray  # uint8 [rows, 32]
     has_digest: np.ndarray
+    members: dict[str, tuple[np.ndarray, np.ndarray]]  # offsets, sizes
 
     @classmethod
-    def read(cls, path: Path | BinaryIO) -> "_Index":
+    def read(cls, path: Path | BinaryIO, members: Sequence[str]) -> "_Index":
+        columns = _COLUMNS + [f"{name}_{what}" for name in members for what in ("offset", "size")]
         with pq.ParquetFile(path) as file:
-            rows = packed_rows(file.read(columns=_COLUMNS, use_threads=False)).combine_chunks()
+            rows = packed_rows(file.read(columns=columns, use_threads=False)).combine_chunks()
+
+        def numbers(name: str) -> np.ndarray:
+            return np.asarray(rows[name].fill_null(-1))
+
         digests = rows["sha256"].to_pylist()
         has_digest = np.array([digest is not None for digest in digests], dtype=bool)
         packed = b"".join(bytes.fromhex(digest) if digest else bytes(32) for digest in digests)
@@ -56,11 +68,12 @@ class _Index:
             keys=_column(rows, "key"),
             captions=_column(rows, "caption"),
             notes={n: note for n, note in enumerate(rows["reason"].to_pylist()) if note},
-            labels=rows["label"].fill_null(-1).to_numpy(),
-            offsets=rows["image_offset"].fill_null(-1).to_numpy(),
-            sizes=rows["image_size"].fill_null(-1).to_numpy(),
+            labels=numbers("label"),
+            offsets=numbers("image_offset"),
+            sizes=numbers("image_size"),
             digests=np.frombuffer(packed, np.uint8).reshape(-1, 32),
             has_digest=has_digest,
+            members={name: (numbers(f"{name}_offset"), numbers(f"{name}_size")) for name in members},
         )
 
     def __len__(self) -> int:
@@ -98,20 +111,20 @@ class LocalFiles:
 class OpenShard:
     """One shard with its index. Faults found on opening are raised by each `read`, so that each sample says why."""
 
-    def __init__(self, entry: ShardEntry, files: Files) -> None:
+    def __init__(self, entry: ShardEntry, files: Files, members: Sequence[str] = ()) -> None:
         self._entry = entry
         self._file: int | None = None
         self._index: _Index | None = None
         self._fault: BadSample | None = None
         try:
-            self._index = _Index.read(files.sidecar(entry))
+            self._index = _Index.read(files.sidecar(entry), members)
         except BadSample as fault:
             self._fault = fault
         except Exception as error:  # missing, cut, or no Parquet at all: pyarrow, OSError, ValueError, KeyError
             self._fault = BadSample("sidecar_unreadable", f"{entry.sidecar}: {error}")
         try:
             self._file = files.shard(entry)
-            self._bytes = os.fstat(self._file).st_size
+            self._size = os.fstat(self._file).st_size
         except BadSample as fault:
             self._fault = fault
 
@@ -133,12 +146,7 @@ class OpenShard:
         offset, size = int(index.offsets[row]), int(index.sizes[row])
         if offset < 0 or size < 0:
             raise BadSample("index_out_of_date", "the sidecar gives no place for the image")
-        try:
-            image = os.pread(self._file, size, offset)
-        except OSError as error:
-            raise BadSample("shard_unreadable", f"{error.strerror}") from None
-        if len(image) < size:
-            raise self._cut(offset, size)
+        image = self._bytes_at(offset, size)
         if not index.has_digest[row]:
             fault = self._misplaced(row)
         elif hashlib.sha256(image).digest() == index.digests[row].tobytes():
@@ -151,24 +159,36 @@ class OpenShard:
         caption = index.captions[row].as_py()
         label = int(index.labels[row])
         note = index.notes.get(row, "")
-        return RawSample(str(index.keys[row]), image, caption, None if label < 0 else label, note)
+        members = {
+            name: self._bytes_at(int(offsets[row]), int(lengths[row]))
+            for name, (offsets, lengths) in index.members.items()
+            if offsets[row] >= 0
+        }
+        return RawSample(str(index.keys[row]), image, caption, None if label < 0 else label, note, members)
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def _cut(self, offset: int, size: int) -> BadSample:
-        found = f"the image ends at byte {offset + size}, the shard at {self._bytes} (manifest: {self._entry.bytes})"
-        return BadSample("shard_cut" if self._bytes < self._entry.bytes else "index_out_of_date", found)
+    def _bytes_at(self, offset: int, size: int) -> bytes:
+        assert self._file is not None
+        try:
+            data = os.pread(self._file, size, offset)
+        except OSError as error:
+            raise BadSample("shard_unreadable", f"{error.strerror}") from None
+        if len(data) < size:
+            found = f"the image ends at byte {offset + size}, the shard at {self._size} (manifest: {self._entry.bytes})"
+            raise BadSample("shard_cut" if self._size < self._entry.bytes else "index_out_of_date", found)
+        return data
 
     def _misplaced(self, row: int) -> BadSample | None:
         """What is wrong where the tar does not have the member that the index names; None where it does."""
         assert self._index is not None
         if self._header_matches(row):
             return None
-        if self._bytes != self._entry.bytes:
-            found = f"the shard has {self._bytes} bytes, the manifest says {self._entry.bytes}"
+        if self._size != self._entry.bytes:
+            found = f"the shard has {self._size} bytes, the manifest says {self._entry.bytes}"
             return BadSample("index_out_of_date", found)
         spread = np.unique(np.linspace(0, len(self._index) - 1, 16).astype(int))
         if 2 * sum(self._header_matches(int(n)) for n in spread) < len(spread):
@@ -190,22 +210,32 @@ class OpenShard:
 class ShardSet:
     """One source: its manifest, and its most recently used shards kept open."""
 
-    def __init__(self, manifest: Manifest, files: Files, *, keep: int):
+    def __init__(self, manifest: Manifest, files: Files, *, keep: int, members: Sequence[str] = ()) -> None:
         self.manifest = manifest
         self.files = files
-        self._keep = keep
+        self._keep, self._members = keep, tuple(members)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def shard(self, number: int) -> OpenShard:
         """Shard `number` of the manifest, opened on first use."""
         found = self._open.get(number)
         if found is None:
-            found = self._open[number] = OpenShard(self.manifest.shards[number], self.files)
+            found = self._open[number] = OpenShard(self.manifest.shards[number], self.files, self._members)
             while len(self._open) > self._keep:
                 self._open.popitem(last=False)[1].close()
         else:
             self._open.move_to_end(number)
         return found
+
+    def has_labels(self) -> bool:
+        """Whether a sample of the set has a label. Sidecars are read up to the first that says so."""
+        for entry in self.manifest.shards:
+            try:
+                if (_Index.read(self.files.sidecar(entry), ()).labels >= 0).any():
+                    return True
+            except Exception:  # a sidecar that cannot be read: its samples are bad ones, counted when they are read
+                continue
+        return False
 
     def close(self) -> None:
         while self._open:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.callbacks import EventSink, Heartbeat
 from data_pipeline.errors import BadDataError
 from data_pipeline.format import open_set
 from data_pipeline.format.index import EMPTY_SHARD
-from data_pipeline.format.sets import INDEX_SUFFIX, Beat
+from data_pipeline.format.sets import INDEX_SUFFIX
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.damage import index_damage
-from data_pipeline.reading.faults import Events, too_many
+from data_pipeline.reading.faults import too_many
 from data_pipeline.reading.remote import is_remote, node_index_folder, open_remote
 from data_pipeline.reading.shards import Files, LocalFiles, ShardSet
 
@@ -19,10 +20,10 @@ _EXTRA_SHARDS = 2  # kept open beyond a block, for the batches that reach into t
 
 
 def open_sources(
-    config: DataConfig, events: Events | None, beat: Beat | None = None
+    config: DataConfig, events: EventSink | None, heartbeat: Heartbeat | None = None, members: Sequence[str] = ()
 ) -> tuple[list[str], list[ShardSet]]:
-    """Names and sets of `config.sources`. Sets without an index get one, once a node (other processes wait); `beat` is
-    called while that goes on.
+    """Names and sets of `config.sources`. Sets without an index get one, once a node (other processes wait);
+    meanwhile `heartbeat` is called. `members`: what of each sample is read besides its image.
 
     `events` gets what indexing found damaged. Raises UserError for a missing or empty set, BadDataError for one with
     more damage than `config.max_bad_rate`.
@@ -32,11 +33,11 @@ def open_sources(
     for number, source in enumerate(config.sources):
         files: Files
         if is_remote(source.path):
-            files = remote = open_remote(source.path, config.cache, beat=beat)
+            files = remote = open_remote(source.path, config.cache, heartbeat=heartbeat)
             manifest = remote.manifest
         else:
             node = node_index_folder(str(Path(source.path).resolve()), config.cache)
-            manifest = open_set(source.path, node, beat=beat)
+            manifest = open_set(source.path, node, heartbeat=heartbeat)
             files = LocalFiles(manifest)
         name = source.name or manifest.name
         names.append(f"{name}-{number}" if name in names else name)
@@ -57,29 +58,31 @@ def open_sources(
                         "samples": 1,
                     }
                 )
-        sets.append(ShardSet(manifest, files, keep=config.block_shards + _EXTRA_SHARDS))
+        sets.append(ShardSet(manifest, files, keep=config.block_shards + _EXTRA_SHARDS, members=members))
     return names, sets
 
 
 def merge_classes(
-    config: DataConfig, sets: Sequence[ShardSet]
+    sets: Sequence[tuple[str, ...] | None],
 ) -> tuple[tuple[str, ...] | None, list[np.ndarray | None]]:
-    """Categories of all labelled sources, joined by name in order of appearance, and each source's numbers in them."""
+    """The categories of several sets, joined by name in order of appearance, and each set's numbers in them.
+
+    sets: each set's categories; None where it has none, or where its labels are left out.
+    """
     joined: dict[str, int] = {}
-    labels: list[np.ndarray | None] = []
-    for source, one in zip(config.sources, sets, strict=bool(sets)):
-        classes = one.manifest.classes if source.labels else None
+    numbers: list[np.ndarray | None] = []
+    for classes in sets:
         if classes is None:
-            labels.append(None)
+            numbers.append(None)
             continue
         if len(set(classes)) != len(classes):  # ImageNet has two cranes and two maillots: names stay apart by number
             classes = tuple(f"{name} #{n}" if classes.count(name) > 1 else name for n, name in enumerate(classes))
-        labels.append(np.array([joined.setdefault(name, len(joined)) for name in classes], dtype=np.int64))
-    return tuple(joined) or None, labels
+        numbers.append(np.array([joined.setdefault(name, len(joined)) for name in classes], dtype=np.int64))
+    return tuple(joined) or None, numbers
 
 
 def _report_damage(
-    found: list[tuple[str, str, int]], samples: int, name: str, rate: float, events: Events | None
+    found: list[tuple[str, str, int]], samples: int, name: str, rate: float, events: EventSink | None
 ) -> None:
     for shard, reason, count in found:
         if events is not None:

@@ -7,21 +7,25 @@ on the number of ranks; a resumed run goes on with other samples than an unbroke
 
 import json
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import numpy as np
 import webdataset
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.assembly import Assembled, Fault, Rows, Tokenizer, draw_views, view_stream, write_tokens
+from data_pipeline.hashing import Integers, key
+from data_pipeline.reading.batch import SampleRef
+from data_pipeline.reading.builder import Candidate, Fault, Filled, RowFiller
 from data_pipeline.reading.config import DataConfig, SourceConfig
 from data_pipeline.reading.decode import BadSample
-from data_pipeline.reading.hashing import Integers, key, uniforms
+from data_pipeline.reading.memory import Arrays, Layout, allocate
 from data_pipeline.reading.mixture import Mixture
-from data_pipeline.reading.views import UNIFORMS
+from data_pipeline.reading.shards import RawSample
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
+_SIDECAR_NAMES = {"txt": "text"}  # extension -> the sidecar's name for the member, where they differ
+Name = TypeVar("Name")
 _PURPOSE, _MOST_IN_A_ROW, _MOST_SHARDS_IN_A_ROW, _BUFFER = 6, 1000, 100, 1000
 LOST = (
     "pipe: sources cannot seek: shards are drawn with replacement, batches depend on the number of ranks, "
@@ -51,76 +55,67 @@ def check_streams(config: DataConfig) -> bool:
 
 
 class Streams:
-    """The rows of one rank, from streams."""
+    """The batches of one rank, from streams."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None, rank: int, world_size: int, seed: int) -> None:
-        self.names = [source.name or f"stream-{number}" for number, source in enumerate(config.sources)]
-        self._config, self._tokenizer = config, tokenizer
+    def __init__(
+        self, config: DataConfig, filler: RowFiller, names: Sequence[str], rank: int, world_size: int, seed: int
+    ) -> None:
+        self._sources, self._filler, self._names = config.sources, filler, names
         self._mixture = Mixture([source.weight for source in config.sources], seed=seed)
         self._seeds = (seed, rank, world_size)
-        self._stream = view_stream(seed)
         self._damage = [_Damage(source) for source in config.sources]
 
-    def fill(self, shapes: Any, start: int, tasks: Iterator[tuple[Any, Integers]]) -> Iterator[Any]:
-        """(name, positions) -> (name, positions, rows, what goes with them), for tasks that begin with step `start`."""
-        sources = [
+    def run(
+        self, layout: Layout, start: int, tasks: Iterable[tuple[Name, Integers]]
+    ) -> Iterator[tuple[Name, Integers, Arrays, Filled]]:
+        """(name, positions) -> (name, positions, arrays, what goes with them); `start`: the tasks' first step."""
+        streams = [
             iter(_open(source, key(*self._seeds, _PURPOSE, number, start), damage))
-            for number, (source, damage) in enumerate(zip(self._config.sources, self._damage, strict=True))
+            for number, (source, damage) in enumerate(zip(self._sources, self._damage, strict=True))
         ]
         for name, positions in tasks:
-            rows = Rows(*(np.empty(shape, dtype) for shape, dtype in shapes))
-            done = Assembled([(0, 0, 0, "")] * len(positions), [None] * len(positions))
-            chosen = self._mixture.locate(positions)[0]
-            chances = uniforms(self._stream, positions, UNIFORMS * self._config.views)
-            for i, position in enumerate(positions.tolist()):
-                self._fill_row(i, position, int(chosen[i]), sources[chosen[i]], chances, rows, done)
-            write_tokens(self._tokenizer, done.captions, rows)
-            yield name, positions, rows, done
+            arrays, filled = allocate(layout), Filled.empty(len(positions))
+            chosen = self._mixture.locate(positions)[0].tolist()
+            chances = self._filler.chances(positions)
+            for row, (position, source) in enumerate(zip(positions.tolist(), chosen, strict=True)):
+                failed: list[tuple[Candidate, BadSample]] = []
+                candidates = self._candidates(source, streams[source], failed)
+                self._filler.fill(row, position, source, chances[row], candidates, failed, arrays, filled)
+                filled.samples[row] = filled.samples[row]._replace(shard="")  # a command is no shard
+                filled.faults += self._damage[source].take(position, self._names[source])
+            self._filler.finish(arrays, filled)
+            yield name, positions, arrays, filled
 
-    def _fill_row(
-        self,
-        i: int,
-        position: int,
-        source: int,
-        samples: Iterator[dict[str, Any]],
-        chances: np.ndarray,
-        rows: Rows,
-        done: Assembled,
-    ) -> None:
-        failed: list[tuple[str, str, BadSample]] = []
-        damage = self._damage[source]
-        for sample in samples:
-            damage.in_a_row = 0
-            shard, name = str(sample["__url__"]), str(sample["__key__"])
-            data = next((sample[kind] for kind in IMAGES if kind in sample), None)
-            try:
-                if data is None:
-                    raise BadSample("image_missing", "the sample has no image")
-                draw_views(
-                    data, self._config, self._stream, position, chances[i].tolist(), rows.views[i], rows.crops[i]
+    def _candidates(
+        self, source: int, stream: Iterator[dict[str, Any]], failed: list[tuple[Candidate, BadSample]]
+    ) -> Iterator["_Streamed"]:
+        for sample in stream:
+            self._damage[source].in_a_row = 0
+            found = _Streamed(self._names[source], sample)
+            yield found
+            if len(failed) > _MOST_IN_A_ROW:
+                raise UserError(
+                    f"{found.ref().shard}: {len(failed)} samples in a row cannot be used, the last: {failed[-1][1]}"
                 )
-                break
-            except BadSample as bad:
-                failed.append((shard, name, bad))
-                if len(failed) > _MOST_IN_A_ROW:
-                    raise UserError(
-                        f"{shard}: {len(failed)} samples in a row cannot be used, the last: {bad}"
-                    ) from None
-        else:
-            raise UserError(f"{self._config.sources[source].path} gives no samples: run its command by hand")
-        caption = _caption(sample) if self._config.sources[source].captions and self._tokenizer else None
-        rows.has_text[i], rows.labels[i], rows.has_label[i] = caption is not None, -1, False
-        done.captions[i], done.samples[i] = caption, (source, -1, -1, name)
-        done.faults += [
-            Fault(position, self.names[source], bad_shard, bad_name, -1, bad.reason, bad.detail, (shard, name))
-            for bad_shard, bad_name, bad in failed
-        ]
-        # Of shards, not of this sample, but noticed since the one before it was read.
-        done.faults += [
-            Fault(position, self.names[source], shard, "", -1, "stream_damaged", detail, None)
-            for shard, detail in damage.noticed
-        ]
-        damage.noticed.clear()
+        raise UserError(f"{self._sources[source].path} gives no samples: run its command by hand")
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    """A sample as webdataset gives it."""
+
+    source: str
+    members: dict[str, Any]
+
+    def read(self) -> RawSample:
+        image = next((self.members[kind] for kind in IMAGES if kind in self.members), None)
+        if image is None:
+            raise BadSample("image_missing", "the sample has no image")
+        named = {_SIDECAR_NAMES.get(name, name): data for name, data in self.members.items() if isinstance(data, bytes)}
+        return RawSample(str(self.members["__key__"]), image, _caption(self.members), None, members=named)
+
+    def ref(self) -> SampleRef:
+        return SampleRef(self.source, str(self.members["__url__"]), str(self.members["__key__"]))
 
 
 class _Damage:
@@ -134,7 +129,7 @@ class _Damage:
     def __call__(self, error: Exception) -> bool:
         """webdataset's handler. Raises UserError where nothing can be read: shards drawn with replacement never end."""
         if not (error.args and isinstance(error.args[-1], str) and error.args[-1].startswith("pipe:")):
-            return True  # it comes again, with its shard
+            return True  # webdataset calls the handler again for this error, then with the shard's name
         self.noticed.append((error.args[-1], f"{type(error).__name__}: {error.args[0]}"))
         self.in_a_row += 1
         if self.in_a_row > _MOST_SHARDS_IN_A_ROW:
@@ -143,6 +138,11 @@ class _Damage:
                 "run its command by hand"
             )
         return True
+
+    def take(self, position: int, name: str) -> list[Fault]:
+        """The damaged shards noticed since the last call: faults of shards, not of the sample at `position`."""
+        noticed, self.noticed = self.noticed, []
+        return [Fault(position, name, shard, "", -1, "stream_damaged", detail, None) for shard, detail in noticed]
 
 
 def _open(source: SourceConfig, seed: int, damage: _Damage) -> Any:

@@ -4,7 +4,7 @@ The whole image is flipped first, then cropped: crop parameters are those of the
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from data_pipeline.reading.decode import Pixels
+from data_pipeline.reading.decode import Header, Pixels, can_reduce, decode, read_header
 
 TRIES = 10
 UNIFORMS = 2 * TRIES + 3  # hashed numbers that one crop uses
@@ -79,6 +80,28 @@ def enlarged(crop: Crop, reduce: int) -> Crop:
     """What a crop of the reduced image is in pixels of the whole one."""
     top, left, height, width, flip, source_width = crop
     return Crop(top * reduce, left * reduce, height * reduce, width * reduce, flip, source_width * reduce)
+
+
+def render_views(
+    data: bytes,
+    max_pixels: int,
+    choose: Callable[[Header], Sequence[Crop]],
+    views: Pixels,
+    crops: NDArray[np.float32],
+) -> None:
+    """Decodes an image and writes the crops that `choose` picks: views uint8 [V, S, S, 3], crops float32 [V, 6].
+
+    The decoder makes the image smaller where every crop stays at least S. Raises BadSample.
+    """
+    header = read_header(data, max_pixels)
+    chosen = choose(header)
+    reduce = reduction(chosen, views.shape[1]) if can_reduce(header) else 1
+    pixels = decode(data, header, reduce)
+    for number, crop in enumerate(chosen):
+        if reduce > 1:
+            crop = on_reduced(crop, reduce, pixels)
+        render(pixels, crop, views[number])
+        crops[number] = enlarged(crop, reduce) if reduce > 1 else crop
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Arguments of every command, one module a room; the work is imported when a command runs."""
+"""The arguments of every command, one file a command; what does the work is imported when a command runs."""

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: internimage demo --output runs/demo")(demo)
+EXAMPLE = "internimage demo --output runs/demo"
 
 
 def demo(

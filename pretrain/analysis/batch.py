@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading import Batch, Reader
+from data_pipeline.reading import Batch, ImageText, ImageTextTargets, Reader
 from data_pipeline.reading.recorded import objects
 from pretrain.configuration import RunConfig, load_config
 
@@ -43,7 +43,7 @@ def inspect_batch(run: Path | str, step: int, *, output: Path | None = None, sho
     return {"run": str(run), "step": step, "pictures": str(output), "samples": samples}
 
 
-def contact_sheet(batch: Batch, samples: list[dict[str, Any]]) -> Image.Image:
+def contact_sheet(batch: Batch[ImageTextTargets], samples: list[dict[str, Any]]) -> Image.Image:
     """The views of each row side by side, its caption or label and its key below."""
     rows, views, size = batch.views.shape[:3]
     width, height = views * size + 4, size + _TEXT + 4
@@ -62,11 +62,11 @@ def contact_sheet(batch: Batch, samples: list[dict[str, Any]]) -> Image.Image:
     return sheet
 
 
-def _reader(config: RunConfig, run: Path) -> Reader:
+def _reader(config: RunConfig, run: Path) -> Reader[ImageTextTargets]:
     data = config.data.model_copy(update={"workers": 0, "max_bad_rate": 1.0})
     return Reader(
         data,
-        tokenizer=None,
+        ImageText(),
         batch_size=config.training.batch_size,
         seed=config.training.seed,
     )

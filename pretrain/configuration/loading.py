@@ -4,16 +4,20 @@ Every mistake is a UserError that names the key and the nearest right one.
 """
 
 import difflib
+import functools
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
 from data_pipeline.errors import UserError
-from pretrain.configuration.schema import RunConfig
+from pretrain.configuration.renamed import renamed_keys
+from pretrain.configuration.schema import RunConfig, TaskSection
+from pretrain.configuration.tasks import DEFAULT, task_class
 
 
 def find_config(name: str) -> Path:
@@ -40,15 +44,29 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> RunConfig:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a mapping of sections was expected, found {type(raw).__name__}")
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return parse_config(raw, source=str(path))
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """Validate, with the section of the task that `raw` names. Raises UserError naming every wrong key."""
+    if renamed := list(renamed_keys(raw)):
+        raise UserError("\n".join(f"{source}: {sentence}" for sentence in renamed))
+    task = raw.get("task") or {}
+    name = task.get("name", DEFAULT) if isinstance(task, Mapping) else DEFAULT
+    schema = _schema_with(task_class(name))
+    if isinstance(task, Mapping):
+        raw = {**raw, "task": {**task, "name": name}}
     try:
-        return RunConfig.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(e, source) for e in error.errors())) from None
+        raise UserError("\n".join(_explain(e, source, schema) for e in error.errors())) from None
+
+
+@functools.cache
+def _schema_with(task: type[TaskSection]) -> type[RunConfig]:
+    """RunConfig whose `task` is the section of one task, so that errors and hints name its keys like any others."""
+    return create_model("RunConfig", __base__=RunConfig, task=(task, ...))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -56,7 +74,8 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Write `key.path=value` into `raw`; the value is YAML. Raises UserError naming what is wrong with it."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected key.path=value, for instance optimizer.lr=1e-3")
@@ -64,21 +83,23 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    set_key(raw, key, _number(value))
+
+
+def set_key(raw: dict[str, Any], path: str, value: object) -> None:
+    """Write `value` at `path` (a.b.0.c), making sections that are missing. Raises UserError where `path` is none."""
     node: Any = raw
-    *parents, last = key.split(".")
+    *parents, last = path.split(".")
     for part in parents:
         if isinstance(node, list):
-            node = node[_list_index(node, part, override)]
+            node = node[_list_index(node, part, path)]
         else:
             if node.get(part) is None:
                 node[part] = {}
             node = node[part]
         if not isinstance(node, (dict, list)):
-            raise UserError(f"override {override!r}: {part!r} is a value, not a section")
-    if isinstance(node, list):
-        node[_list_index(node, last, override)] = _number(value)
-    else:
-        node[last] = _number(value)
+            raise UserError(f"override {path!r}: {part!r} is a value, not a section")
+    node[_list_index(node, last, path) if isinstance(node, list) else last] = value
 
 
 def _list_index(node: list[Any], part: str, override: str) -> int:
@@ -97,23 +118,19 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _explain(error: Any, source: str) -> str:
+def _explain(error: ErrorDetails, source: str, schema: type[RunConfig]) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "the whole file"
     if error["type"] == "extra_forbidden":
-        siblings = [".".join([*location[:-1], name]) for name in _fields_at(location[:-1])]
-        hint = _nearest(key, siblings) or _elsewhere(location[-1])
+        section = _section(schema, location[:-1])
+        siblings = [".".join([*location[:-1], name]) for name in (section.model_fields if section else ())]
+        hint = _nearest(key, siblings) or _elsewhere(location[-1], schema)
         return f"{source}: unknown key {key!r}.{hint}"
     if error["type"] == "missing":
         return f"{source}: {key!r} is missing"
     if error["type"] == "value_error":  # raised by our own validators, whose words name the keys
         return f"{source}: {error['msg'].removeprefix('Value error, ')}"
     return f"{source}: {key!r} is {error.get('input')!r}: {error['msg']}"
-
-
-def _fields_at(location: list[str]) -> Iterable[str]:
-    section = _section(RunConfig, location)
-    return section.model_fields if section else ()
 
 
 def _section(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
@@ -136,12 +153,11 @@ def _nearest(word: str, choices: list[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _elsewhere(word: str) -> str:
+def _elsewhere(word: str, schema: type[RunConfig]) -> str:
     """A right name in the wrong section."""
-    paths = [p for p in _all_paths(RunConfig) if p.rpartition(".")[2] == word]
-    if paths:
-        return f" Did you mean {paths[0]!r}?"
-    return _nearest(word, list(_all_paths(RunConfig)))
+    paths = list(_all_paths(schema))
+    inside = [path for path in paths if path.rpartition(".")[2] == word]
+    return f" Did you mean {inside[0]!r}?" if inside else _nearest(word, paths)
 
 
 def _all_paths(model: type[BaseModel], prefix: str = "") -> Iterable[str]:

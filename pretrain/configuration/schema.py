@@ -1,13 +1,15 @@
-"""The typed schema of a run's YAML file. Defaults are those of InternImage-T with the M3I-style objective.
+"""The typed schema of a run's YAML file, all but what each task brings itself. No `task:` means M3I-style pretraining.
 
-Sections: `model`, `objective`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (passed through).
+Sections: `model`, `task`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (passed through).
 """
 
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from data_pipeline.errors import UserError
 from data_pipeline.reading.config import DataConfig, Section
+from data_pipeline.reading.order import rows_per_rank
 
 
 class ModelConfig(Section):
@@ -18,46 +20,10 @@ class ModelConfig(Section):
     compile: bool = Field(False, description="torch.compile each block and head, of the teacher too")
 
 
-class TextConfig(Section):
-    """The text tower: open_clip's TextTransformer."""
+class TaskSection(Section):
+    """The `task:` section of a run. Each task brings its own subclass, with its settings (pretrain/tasks/task.py)."""
 
-    width: int = Field(512, ge=16)
-    layers: int = Field(12, ge=1)
-    heads: int = Field(8, ge=1)
-    vocab_size: int = Field(49408, ge=2)
-    token_dropout: float = Field(0.0, ge=0, lt=1, description="share of a caption's tokens blanked in training")
-
-
-class DecoderConfig(Section):
-    """Projector and predictor of the dense targets."""
-
-    dim: int = Field(768, ge=8, description="width of targets and predictions")
-    projector_layers: int = Field(2, ge=0, description="Transformer blocks of the projector; 0: its Linear alone")
-    layers: int = Field(4, ge=1, description="Transformer blocks of the predictor")
-    heads: int = Field(12, ge=1)
-
-
-class LossWeights(Section):
-    intra: float = Field(1.0, ge=0, description="first image, its same view")
-    inter: float = Field(1.0, ge=0, description="second image, its other view")
-    text: float = Field(1.0, ge=0)
-    category: float = Field(1.0, ge=0)
-
-
-class ObjectiveConfig(Section):
-    preset: Literal["m3i", "clip", "supervised", "siamese", "data2vec", "byol", "moco", "simmim"] = "m3i"
-    weights: LossWeights = LossWeights()
-    text: TextConfig = TextConfig()
-    decoder: DecoderConfig = DecoderConfig()
-    embed_dim: int = Field(768, ge=8, description="width of the pooled image vector that meets the text")
-    mask_cell: int | None = Field(None, description="side of a mixing cell in pixels; 32, below 128 px images 16")
-    mask_ratio: float = Field(0.5, gt=0, lt=1)
-    mix_probability: float = Field(1.0, ge=0, le=1, description="preset m3i: share of the pairs that are mixed")
-    decorrelation: float = Field(0.02, ge=0, description="lambda of the dense loss")
-    temperature: float = Field(0.07, gt=0, description="initial softmax temperature of the contrastive loss")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0)
-    cutmix: float = Field(0.0, ge=0)
+    name: str = Field(description="pretraining, classification, or MODULE:CLASS of a task outside this package")
 
 
 class OptimizerConfig(Section):
@@ -143,10 +109,13 @@ class CheckpointConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run. `deepspeed` is merged last into the derived DeepSpeed JSON."""
+    """A whole run. `deepspeed` is merged last into the derived DeepSpeed JSON.
+
+    `task` is narrowed to the section of the named task by `parse_config`, which is how a configuration is made.
+    """
 
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    task: TaskSection
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
@@ -157,9 +126,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
-        t = self.training
-        if t.batch_size % t.accumulation:
-            raise ValueError(
-                f"training.batch_size {t.batch_size} is not divisible by training.accumulation {t.accumulation}"
-            )
+        try:
+            rows_per_rank(self.training.batch_size, self.training.accumulation, 1)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return self

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import DONE, UserError
 
-DONE, STOPPED = 0, 75
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0
 

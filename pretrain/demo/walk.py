@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import STOPPED, UserError
 from pretrain.configuration import load_config
 from pretrain.demo import commands
 from pretrain.demo.commands import Job
@@ -40,7 +40,7 @@ def run(output: Path, overrides: tuple[str, ...] = ()) -> int:
         pretraining = _pretraining(output, shards, overrides)
         steps = load_config(PRETRAINING, overrides).schedule.steps or 0
         if not (output / "checkpoints").exists():
-            commands.check(commands.run_and_stop(pretraining, output, steps // 2), "pretraining", commands.STOPPED)
+            commands.check(commands.run_and_stop(pretraining, output, steps // 2), "pretraining", STOPPED)
     with _stage(3, "Pretraining, resumed by the same command"):
         commands.check(commands.run_and_stop(pretraining, output, steps + 1), "pretraining")
     with _stage(4, "Export of the image encoder"):
@@ -132,7 +132,7 @@ def _score(output: Path, held_out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _best(run: Path) -> Path:
-    from pretrain.training.checkpoints import BEST, FOLDER
+    from pretrain.training.checkpoint.disk import BEST, FOLDER
 
     pointer = run / FOLDER / BEST
     if not pointer.exists():

@@ -11,7 +11,7 @@ evaluate        a checkpoint and a set in, all results out
 
 from pretrain.evaluation.classification import top1, zero_shot
 from pretrain.evaluation.evaluate import evaluate
-from pretrain.evaluation.loading import load_task, tokenizer_of, untrained_task
+from pretrain.evaluation.loading import load_module, untrained_like
 from pretrain.evaluation.probe import linear_probe
 from pretrain.evaluation.results import put_beside, read_results, summary, value_of, write_result
 from pretrain.evaluation.retrieval import retrieval
@@ -19,14 +19,13 @@ from pretrain.evaluation.retrieval import retrieval
 __all__ = [
     "evaluate",
     "linear_probe",
-    "load_task",
+    "load_module",
     "put_beside",
     "read_results",
     "retrieval",
     "summary",
-    "tokenizer_of",
     "top1",
-    "untrained_task",
+    "untrained_like",
     "value_of",
     "write_result",
     "zero_shot",

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from pretrain.configuration.schema import RunConfig
-from pretrain.evaluation.encoding import encode_set, encode_texts
+from pretrain.evaluation.encoding import Classifier, ImageTextModel, encode_set, encode_texts
 from pretrain.evaluation.metrics import largest_share, mean_per_class, per_class, top_hits
 from pretrain.evaluation.results import Result, score
 from pretrain.evaluation.sets import AboutSet, describe, trained_classes
-from pretrain.objectives import Task
 
 # The class by its bare name, as tags name it; CLIP's "a photo of a {}" suits captions of photographs.
 TEMPLATES = ("{}",)
 
 
 def top1(
-    task: Task,
+    model: Classifier,
     set_folder: Path | str,
     config: RunConfig,
     *,
@@ -35,7 +34,7 @@ def top1(
     Raises UserError where names, rows and labels do not fit together.
     """
     about = describe(set_folder)
-    encoded = encode_set(task, set_folder, config, task.classify, batch_size=batch_size)
+    encoded = encode_set(model, set_folder, config, model.classify, batch_size=batch_size)
     about.class_names()
     names = tuple(classes or trained_classes(config) or about.distinct or ())
     if encoded.values.shape[1] != len(names):
@@ -47,7 +46,7 @@ def top1(
 
 
 def zero_shot(
-    task: Task,
+    model: ImageTextModel,
     set_folder: Path | str,
     config: RunConfig,
     *,
@@ -58,8 +57,8 @@ def zero_shot(
     """Accuracy of the class whose name, put into the templates and averaged, is nearest (CLIP, section 3.1.4)."""
     about = describe(set_folder)
     names = about.class_names()
-    vectors = class_vectors(task, names, tokenizer=tokenizer, templates=templates)
-    encoded = encode_set(task, set_folder, config, task.encode_image, batch_size=batch_size)
+    vectors = class_vectors(model, names, tokenizer=tokenizer, templates=templates)
+    encoded = encode_set(model, set_folder, config, model.encode_image, batch_size=batch_size)
     result = classification_result(
         "zero_shot",
         "Zero-shot classification",
@@ -72,7 +71,7 @@ def zero_shot(
 
 
 def class_vectors(
-    task: Task,
+    model: ImageTextModel,
     names: Sequence[str],
     *,
     tokenizer: Callable[[list[str]], Tensor],
@@ -80,7 +79,7 @@ def class_vectors(
 ) -> Tensor:
     """float32 [classes, D], unit length: for each class the mean direction of its prompts."""
     prompts = prompts_of(names, templates)
-    vectors = F.normalize(encode_texts(task, prompts, tokenizer, task.encode_text), dim=1)
+    vectors = F.normalize(encode_texts(model, prompts, tokenizer, model.encode_text), dim=1)
     return F.normalize(vectors.view(len(names), len(templates), -1).mean(1), dim=1)
 
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.classification import classification_result
-from pretrain.evaluation.encoding import Encoded, encode_set
+from pretrain.evaluation.encoding import Encoded, HasImageModel, encode_set
 from pretrain.evaluation.metrics import top_hits
 from pretrain.evaluation.results import Result
 from pretrain.evaluation.sets import describe
-from pretrain.objectives import Task
 
 PENALTIES = tuple(10.0**e for e in range(-4, 2))
 
@@ -28,7 +27,7 @@ class Linear(NamedTuple):
 
 
 def linear_probe(
-    task: Task,
+    model: HasImageModel,
     train_folder: Path | str,
     validation_folder: Path | str,
     test_folder: Path | str,
@@ -43,12 +42,12 @@ def linear_probe(
     """
 
     def features(images: Tensor) -> Tensor:
-        return task.image.forward_features(images).mean((2, 3))
+        return model.image.forward_features(images).mean((2, 3))
 
     about = describe(test_folder)
     names = about.class_names()
     train, validation, test = (
-        encode_set(task, folder, config, features, batch_size=batch_size)
+        encode_set(model, folder, config, features, batch_size=batch_size)
         for folder in (train_folder, validation_folder, test_folder)
     )
     mean, std = train.values.mean(0), train.values.std(0).clamp_min(1e-6)

@@ -9,11 +9,11 @@ largest category, the same model untrained).
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import UserError
 from pretrain.evaluation.metrics import wilson_interval
 
@@ -57,9 +57,7 @@ def write_result(run_dir: Path | str, name: str, result: Mapping[str, Any]) -> P
     folder = Path(run_dir) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    partial = folder / f".{name}.partial"
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_durably(path, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 

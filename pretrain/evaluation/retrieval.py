@@ -8,17 +8,16 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from pretrain.configuration.schema import RunConfig
-from pretrain.evaluation.encoding import encode_set, encode_texts
+from pretrain.evaluation.encoding import ImageTextModel, encode_set, encode_texts
 from pretrain.evaluation.metrics import recall
 from pretrain.evaluation.results import Result, score
 from pretrain.evaluation.sets import describe
-from pretrain.objectives import Task
 
 SHOWN = 5  # captions listed for an example
 
 
 def retrieval(
-    task: Task,
+    model: ImageTextModel,
     set_folder: Path | str,
     config: RunConfig,
     *,
@@ -38,14 +37,14 @@ def retrieval(
     """
     about = describe(set_folder)
     shown = _evenly(about.samples, examples)
-    encoded = encode_set(task, set_folder, config, task.encode_image, batch_size=batch_size, pictures=shown)
+    encoded = encode_set(model, set_folder, config, model.encode_image, batch_size=batch_size, pictures=shown)
     captioned = [i for i, caption in enumerate(encoded.captions) if caption]
     if not captioned:
         raise UserError(f"{about.folder}: no sample has a caption, so there is nothing to retrieve")
     texts = list(dict.fromkeys(str(encoded.captions[i]) for i in captioned))
     place = {text: i for i, text in enumerate(texts)}
     owner = torch.tensor([place[str(encoded.captions[i])] for i in captioned])
-    pictures, words = encoded.values[captioned], encode_texts(task, texts, tokenizer, task.encode_text)
+    pictures, words = encoded.values[captioned], encode_texts(model, texts, tokenizer, model.encode_text)
     names = torch.arange(len(texts))
     ways = (
         ("image_to_text", "image to text", len(pictures), recall(pictures, words, owner, names, ks)),

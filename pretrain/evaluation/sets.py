@@ -1,13 +1,10 @@
 """What an evaluation says about its set, and which classes the model was trained on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 from data_pipeline.errors import UserError
-from data_pipeline.format import Manifest, open_set, read_manifest
+from data_pipeline.format import open_set, read_manifest
 from data_pipeline.format.manifest import NAME
 from data_pipeline.reading.sources import merge_classes
 from pretrain.configuration.schema import RunConfig
@@ -38,7 +35,7 @@ def describe(set_folder: Path | str) -> AboutSet:
         raise UserError(f"{manifest.folder}: the set is empty")
     attribution = manifest.about.get("attribution")
     credit = {"attribution": str(attribution)} if attribution else {}
-    distinct = _joined([True], [manifest])
+    distinct = merge_classes([manifest.classes])[0]
     return AboutSet(manifest.folder, manifest.name, manifest.samples, manifest.classes, distinct, credit)
 
 
@@ -50,10 +47,4 @@ def trained_classes(config: RunConfig) -> tuple[str, ...] | None:
     sources = config.data.sources
     if not all((Path(source.path) / NAME).is_file() for source in sources):
         return None
-    return _joined([source.labels for source in sources], [read_manifest(source.path) for source in sources])
-
-
-def _joined(labelled: Sequence[bool], manifests: Sequence[Manifest]) -> tuple[str, ...] | None:
-    sources = [SimpleNamespace(labels=labels) for labels in labelled]
-    sets = [SimpleNamespace(manifest=manifest) for manifest in manifests]
-    return merge_classes(cast(Any, SimpleNamespace(sources=sources)), cast(Any, sets))[0]
+    return merge_classes([read_manifest(source.path).classes if source.labels else None for source in sources])[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.configuration import RunConfig
-from pretrain.finetuning.plateau import Plateau, Train, train_to_plateau
+from pretrain.finetuning.plateau import EVALUATION_BATCH, Plateau, Train, train_to_plateau
+from pretrain.tasks.task import main_score_of, task_of
 
 PRETRAINED, RANDOM = "pretrained", "random weights"
 
@@ -30,7 +31,7 @@ def arms(
     """Fine-tuning as `config` has it, and from random weights without what only suits trained ones.
 
     Layer-wise decay and slow offsets protect trained layers; random weights train without. Either side takes the best
-    of its own rates (peak rates, in the sense of optimizer.lr) and config's.
+    of its own learning rates (in the sense of optimizer.lr) and config's.
     """
     plain = config.model_copy(deep=True)
     plain.optimizer.layer_decay, plain.optimizer.offset_lr_scale = 1.0, 1.0
@@ -62,7 +63,7 @@ def run_arm(
     train: Train | None = None,
 ) -> dict[str, Any]:
     """Choose a candidate with the first seed, train it with every seed to its plateau, score held-out once each."""
-    from pretrain.evaluation import load_task, top1, value_of
+    from pretrain.evaluation import load_module
 
     def trained(name: str, seed: int) -> Plateau:
         config = arm.candidates[name].model_copy(deep=True)
@@ -79,19 +80,20 @@ def run_arm(
             train=train,
         )
 
+    task = task_of(next(iter(arm.candidates.values())))
+    main = main_score_of(task)
     first = {name: trained(name, seeds[0]) for name in arm.candidates}
     chosen = max(first, key=lambda name: first[name].validation)
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         plateau = first[chosen] if seed == seeds[0] else trained(chosen, seed)
-        task, config = load_task(plateau.checkpoint, "ema")
-        result = top1(task, held_out, config)
+        module, config = load_module(plateau.checkpoint, "ema")
+        result = task.evaluate(main.evaluation, module, held_out, config, batch_size=EVALUATION_BATCH)
         runs.append(
             {
                 "seed": seed,
-                "top1": value_of(result, "top1"),
-                "mean_per_class": value_of(result, "mean_per_class"),
-                "validation_top1": plateau.validation,
+                **{entry["name"]: entry["value"] for entry in result["scores"]},
+                f"validation_{main.score}": plateau.validation,
                 "steps": plateau.step,
                 "plateau": plateau.reached,
                 "history": [list(entry) for entry in plateau.history],
@@ -102,7 +104,7 @@ def run_arm(
         "chosen": chosen,
         "validation_of_candidates": {name: plateau.validation for name, plateau in first.items()},
         "runs": runs,
-        **spread([run["top1"] for run in runs]),
+        **spread([run[main.score] for run in runs]),
         "result": result,
     }
 
@@ -129,7 +131,7 @@ def comparison_result(pretrained: dict[str, Any], random: dict[str, Any]) -> dic
     scores = []
     for entry in result["scores"]:
         name = entry["name"]
-        if name not in ("top1", "mean_per_class"):
+        if not all(name in run for arm in (pretrained, random) for run in arm["runs"]):
             continue
         means = [sum(run[name] for run in arm["runs"]) / len(arm["runs"]) for arm in (pretrained, random)]
         scores.append({**entry, "value": means[0], "beside": {**entry["beside"], f"from {RANDOM}": means[1]}})

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
-from pretrain.configuration import RunConfig, parse_config
+from pretrain.configuration import RunConfig, parse_config, set_key
+from pretrain.tasks.pretraining.task import Pretraining
 
 
 def classifier_config(
     pretraining: RunConfig, *, train: Path | str, steps: int, changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Model, image size, normalisation and augmentation of `pretraining`, the `supervised` preset, one view.
+    """Model, image size, normalisation and augmentation of `pretraining`, task classification, one view.
 
     Args:
         train: folder of the labelled training set.
@@ -23,11 +23,11 @@ def classifier_config(
     """
     model, data, training = pretraining.model, pretraining.data, pretraining.training
     overrides = dict(model.overrides)
-    if pretraining.objective.preset != "supervised":  # its task adds these by itself
-        overrides |= {"use_clip_projector": True, "head_hidden_size": pretraining.objective.embed_dim}
+    if isinstance(pretraining.task, Pretraining):  # which adds these by itself
+        overrides |= {"use_clip_projector": True, "head_hidden_size": pretraining.task.embed_dim}
     raw: dict[str, Any] = {
         "model": {"name": model.name, "overrides": overrides},
-        "objective": {"preset": "supervised"},
+        "task": {"name": "classification"},
         "data": data.model_dump(mode="json")
         | {"sources": [{"path": str(train), "captions": False}], "views": 1, "cache": data.cache.model_dump()},
         "optimizer": {"betas": [0.9, 0.999]},
@@ -40,11 +40,5 @@ def classifier_config(
         },
     }
     for path, value in (changes or {}).items():
-        *sections, name = path.split(".")
-        node = raw
-        for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{path!r}: {section!r} is a value, not a section")
-        node[name] = value
+        set_key(raw, path, value)
     return parse_config(raw, source="fine-tuning configuration")

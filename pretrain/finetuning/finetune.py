@@ -1,4 +1,4 @@
-"""Fine-tuning for classification: `pretrain.training.run` with the `supervised` preset, from a backbone's weights.
+"""Fine-tuning for classification: `pretrain.training.run` with task classification, from a backbone's weights.
 
 It is a run like any other: it stops and resumes by the same command, and layer-wise decay and the offsets' rate are
 configuration (optimizer.layer_decay, optimizer.offset_lr_scale).
@@ -6,24 +6,31 @@ configuration (optimizer.layer_decay, optimizer.offset_lr_scale).
 
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig
 from pretrain.finetuning.weights import load_into, read_rows
+from pretrain.tasks.classification.module import ClassificationModule
+from pretrain.tasks.classification.task import Classification
+from pretrain.tasks.module import TaskModule
 
-PRESET = "supervised"
+if TYPE_CHECKING:
+    from pretrain.training.safeguards.interruption import Interruption
 
 
 def finetune(
-    config: RunConfig, *, source: Path | str | None = None, output: Path | str, head_rows: Path | str | None = None
+    config: RunConfig,
+    *,
+    source: Path | str | None = None,
+    output: Path | str,
+    head_rows: Path | str | None = None,
+    interruption: "Interruption | None" = None,
 ) -> int:
     """One rank's whole life; the exit code: 0 done, 75 stopped on request after saving.
 
     Args:
-        config: with objective.preset supervised; data.sources need labels.
+        config: of task classification; data.sources need labels.
         source: run directory, checkpoint, exported file or folder, or official .pth that the backbone comes from; None
             takes config.initialize_from, and without that random weights.
         output: run directory, started or resumed; a resumed run reads nothing from `source`.
@@ -34,22 +41,24 @@ def finetune(
     """
     from pretrain.training import run
 
-    if config.objective.preset != PRESET:
+    if not isinstance(config.task, Classification):
         raise UserError(
-            f"objective.preset is {config.objective.preset!r}; fine-tuning a classifier needs {PRESET!r} "
+            f"task.name is {config.task.name!r}; fine-tuning a classifier needs 'classification' "
             "(see configs/finetune_in1k.yaml)"
         )
     source = source if source is not None else config.initialize_from
     if source is None:
         if head_rows is not None:
             raise UserError("rows of a classifier were given, but no weights to take them from; name a source")
-        return run(config, output)
+        return run(config, output, interruption=interruption)
     if not Path(source).exists():
         raise UserError(f"{source}: does not exist; give a run directory, a checkpoint or a weights file")
-    return run(config, output, initialize=partial(_start, source=source, head_rows=head_rows))
+    start = partial(_start, source=source, head_rows=head_rows)
+    return run(config, output, initialize=start, interruption=interruption)
 
 
-def _start(task: nn.Module, *, source: Path | str, head_rows: Path | str | None) -> None:
-    image: Any = task.image
+def _start(module: TaskModule, *, source: Path | str, head_rows: Path | str | None) -> None:
+    assert isinstance(module, ClassificationModule)
+    image = module.image
     rows = None if head_rows is None else read_rows(head_rows, image.num_classes)
     load_into(image, source, head_rows=rows)

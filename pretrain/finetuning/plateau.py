@@ -1,11 +1,11 @@
 """Train until the validation split stops improving. The test set is not looked at here.
 
     RUN/                 an ordinary run directory, trained in segments of equal length; killed, it continues
-    RUN/validation.json  [{"step", "top1"}, ...] one entry a finished segment
+    RUN/validation.json  [{"step", SCORE}, ...] one entry a finished segment; SCORE is the task's main score, as "top1"
     RUN/checkpoints/best the segment that was best on validation
 
-The rate is constant after its warm-up, since a decay would have to know the end beforehand; the averaged weights, which
-are the ones evaluated, do what the decay would.
+The lr is constant after its warm-up, since a decay would have to know the end beforehand; the EMA weights, which are
+the ones evaluated, do what the decay would.
 """
 
 import json
@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.errors import StoppedError, UserError
-from pretrain.configuration import RunConfig
+from data_pipeline.durable import write_durably
+from data_pipeline.errors import STOPPED, StoppedError, UserError
+from pretrain.configuration import RunConfig, parse_config
 from pretrain.finetuning.finetune import finetune
+from pretrain.tasks.task import main_score_of, task_of
 
 HISTORY = "validation.json"
-STOPPED = 75
+EVALUATION_BATCH = 64
 
 Train = Callable[
     [RunConfig, Path | None, Path], int
@@ -64,7 +66,7 @@ def train_to_plateau(
     least_steps: int = 0,
     train: Train | None = None,
 ) -> Plateau:
-    """Fine-tune `source` (None: random weights) until validation top-1 has not risen for `patience` segments.
+    """Fine-tune `source` (None: random weights) until the validation score has not risen for `patience` segments.
 
     Args:
         config: as for `finetune`, with schedule.steps the longest length allowed; its schedule becomes constant.
@@ -75,14 +77,16 @@ def train_to_plateau(
     Returns where the best segment is. Raises StoppedError (75) where a segment was stopped on request: the same call
     goes on; UserError where one fails or the configuration has no step count.
     """
-    from pretrain.evaluation import load_task, top1, value_of
-    from pretrain.training.checkpoints import find_checkpoint, mark_best
+    from pretrain.evaluation import load_module, value_of
+    from pretrain.training.checkpoint.disk import find_checkpoint, mark_best
 
     output, source = Path(output), None if source is None else Path(source)
     most = config.schedule.steps
     if most is None or segment_steps < 1:
         raise UserError("training to the plateau needs schedule.steps (not epochs) and segments of at least one step")
-    history = _read_history(output)
+    task = task_of(config)
+    main = main_score_of(task)
+    history = _read_history(output, main.score)
 
     def ended() -> bool:
         return has_plateaued([s for _, s in history], patience, least_gain) and history[-1][0] >= least_steps
@@ -94,36 +98,36 @@ def train_to_plateau(
             raise UserError(f"{output}: training up to step {end} ended with exit code {code}; see its events.jsonl")
         if (saved := find_checkpoint(output).step) < end:
             raise StoppedError(f"{output}: stopped and saved at step {saved}; the same command goes on")
-        task, own = load_task(output, "ema")
-        history.append((end, value_of(top1(task, validation, own), "top1")))
-        _write_history(output, history)
+        module, own = load_module(output, "ema")
+        result = task.evaluate(main.evaluation, module, validation, own, batch_size=EVALUATION_BATCH)
+        history.append((end, value_of(result, main.score)))
+        _write_history(output, main.score, history)
         mark_best(output, history[best_index([s for _, s in history])][0])
     step, best = history[best_index([s for _, s in history])]
     return Plateau(output, step, best, ended(), tuple(history))
 
 
 def segment_config(config: RunConfig, end: int, most: int) -> RunConfig:
-    """`config` at a constant rate, stopping with a checkpoint after step `end` of `most`."""
+    """`config` at a constant lr, stopping with a checkpoint after step `end` of `most`."""
     data = config.model_dump()
     data["schedule"] |= {"name": "constant", "steps": most}
     data["training"]["stop_after"] = end if end < most else None
     data["training"]["ema"]["enabled"] = True
     data["checkpoint"] |= {"every_steps": None, "every_minutes": None, "keep": 1}
-    return RunConfig.model_validate(data)
+    return parse_config(data, source="segment of a fine-tuning")
 
 
 def _alone(config: RunConfig, source: Path | None, output: Path) -> int:
     return finetune(config, source=source, output=output)
 
 
-def _read_history(run: Path) -> list[tuple[int, float]]:
+def _read_history(run: Path, score: str) -> list[tuple[int, float]]:
     path = run / HISTORY
     if not path.exists():
         return []
-    return [(int(entry["step"]), float(entry["top1"])) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    return [(int(entry["step"]), float(entry[score])) for entry in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def _write_history(run: Path, history: Sequence[tuple[int, float]]) -> None:
-    partial = run / f".{HISTORY}.partial"
-    partial.write_text(json.dumps([{"step": step, "top1": value} for step, value in history], indent=1) + "\n")
-    partial.replace(run / HISTORY)
+def _write_history(run: Path, score: str, history: Sequence[tuple[int, float]]) -> None:
+    entries = [{"step": step, score: value} for step, value in history]
+    write_durably(run / HISTORY, json.dumps(entries, indent=1) + "\n")

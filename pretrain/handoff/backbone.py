@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from pretrain.models import VARIANTS, InternImage, create_model, official
 from pretrain.models.reading import INDEX_SUFFIX
+from pretrain.tasks.module import image_of
+from pretrain.tasks.task import module_of, task_of
 
 METADATA_KEY = "internimage"  # of a safetensors file's own header: Backbone.description as JSON
 IMAGE_PREFIX = "image."  # the encoder within a task's state dict
@@ -99,13 +101,14 @@ def _is_weight_file(path: Path) -> bool:
 
 
 def _from_run(path: Path, which: str) -> Backbone:
-    from pretrain.training.checkpoints import load_weights
+    from pretrain.training.checkpoint.disk import load_weights
 
     weights, config = load_weights(path, which)
     image = {name.removeprefix(IMAGE_PREFIX): value for name, value in weights.items() if name.startswith(IMAGE_PREFIX)}
     if not image:
         raise UserError(f"{path}: its {which!r} weights hold no image encoder (no entry begins with {IMAGE_PREFIX!r})")
-    model = _task_image(config, classes=image["head.weight"].shape[0] if "head.weight" in image else 0)
+    with torch.device("meta"):
+        model = image_of(module_of(config, classes=task_of(config).classes_of(weights)))
     expected = model.state_dict()
     differing = sorted(set(image) ^ set(expected))
     if differing:
@@ -125,16 +128,6 @@ def _from_run(path: Path, which: str) -> Backbone:
         std=tuple(data.std),
         source=str(path.name),
     )
-
-
-def _task_image(config: Any, classes: int) -> InternImage:
-    """The image encoder that the run's task builds, without memory."""
-    from pretrain.objectives import build_task
-
-    with torch.device("meta"):
-        image = build_task(config, classes=classes).image
-    assert isinstance(image, InternImage)
-    return image
 
 
 def _from_file(path: Path) -> Backbone:

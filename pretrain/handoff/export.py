@@ -8,13 +8,13 @@ onnx          the classifier in standard operators, any batch size              
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from data_pipeline.durable import atomic_path
 from data_pipeline.errors import UserError
 from pretrain.handoff.backbone import METADATA_KEY, Backbone, read_backbone
 
@@ -44,17 +44,15 @@ def write_safetensors(backbone: Backbone, out: Path) -> Path:
     out = out / "model.safetensors" if out.is_dir() else out
     metadata = {METADATA_KEY: json.dumps(backbone.description()), "format": "pt"}
     state = {key: value.contiguous() for key, value in backbone.state.items()}
-    temporary = out.with_name(out.name + ".partial")
-    save_file(state, temporary, metadata=metadata)
-    os.replace(temporary, out)
+    with atomic_path(out) as temporary:
+        save_file(state, temporary, metadata=metadata)
     return out
 
 
 def write_official(backbone: Backbone, out: Path) -> Path:
     out = out / "model.pth" if out.is_dir() else out
-    temporary = out.with_name(out.name + ".partial")
-    torch.save({"model": {key: value.clone() for key, value in backbone.state.items()}}, temporary)
-    os.replace(temporary, out)
+    with atomic_path(out) as temporary:
+        torch.save({"model": {key: value.clone() for key, value in backbone.state.items()}}, temporary)
     return out
 
 

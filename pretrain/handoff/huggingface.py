@@ -99,6 +99,8 @@ def remote_code() -> dict[str, str]:
         "configuration_internimage.py": (here / "configuration_internimage.py").read_text(encoding="utf-8"),
         "modeling_internimage.py": (here / "modeling_internimage.py").read_text(encoding="utf-8"),
     }
+    hashing = (resources.files("data_pipeline") / "hashing.py").read_text(encoding="utf-8")
+    files["internimage_hashing.py"] = hashing  # of stochastic depth, for those who train on
     for name in _MODELS:
         files[f"internimage_{name}.py"] = _relative((models / f"{name}.py").read_text(encoding="utf-8"))
     for name in _OPERATOR:
@@ -108,5 +110,8 @@ def remote_code() -> dict[str, str]:
 
 def _relative(source: str) -> str:
     source = re.sub(r"^from pretrain\.models\.(\w+) import", r"from .internimage_\1 import", source, flags=re.MULTILINE)
+    source = re.sub(
+        r"^from data_pipeline\.hashing import", "from .internimage_hashing import", source, flags=re.MULTILINE
+    )
     source = re.sub(r"^from dcnv3 import", "from .internimage_dcnv3 import", source, flags=re.MULTILINE)
     return re.sub(r"^from dcnv3\.(\w+) import", r"from .dcnv3_\1 import", source, flags=re.MULTILINE)

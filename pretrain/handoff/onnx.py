@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipeline.durable import atomic_path
 from data_pipeline.errors import UserError
 from dcnv3 import DCNv3
 from pretrain.handoff.backbone import METADATA_KEY, Backbone
@@ -57,15 +58,14 @@ def save_graph(proto: Any, out: Path) -> Path:
     """Write an onnx.ModelProto to `out`, its weights to OUT.data where they are beyond LARGEST_FILE."""
     import onnx
 
-    temporary = out.with_name(out.name + ".partial")
-    if sum(len(weight.raw_data) for weight in proto.graph.initializer) > LARGEST_FILE:
-        weights = out.with_name(out.name + ".data")
-        for old in (out, weights):  # onnx appends to a file that is there, and an older graph must not find new weights
-            old.unlink(missing_ok=True)
-        onnx.save(proto, str(temporary), save_as_external_data=True, location=weights.name)
-    else:
-        onnx.save(proto, str(temporary))
-    temporary.replace(out)
+    with atomic_path(out) as temporary:
+        if sum(len(weight.raw_data) for weight in proto.graph.initializer) > LARGEST_FILE:
+            weights = out.with_name(out.name + ".data")
+            for old in (out, weights):  # onnx appends to a file, and an older graph must not find new weights
+                old.unlink(missing_ok=True)
+            onnx.save(proto, str(temporary), save_as_external_data=True, location=weights.name)
+        else:
+            onnx.save(proto, str(temporary))
     return out
 
 

@@ -1,7 +1,7 @@
 """Randomness that belongs to the sample, not to the process: what a layer draws is a pure function of (sample key,
 layer).
 
-    with sample_keys(keys):          # int64 [B], one a sample, made from (seed, step, global position)
+    with drawing_from(keys):         # int64 [B], one a sample, made from (seed, step, global position)
         loss = model(images)...      # every DropPath's factors come from hash(key, its own salt)
 
 A run then does not depend on the number of ranks, and a recomputed forward sees what the first one saw. Outside the
@@ -14,11 +14,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from data_pipeline.hashing import GOLDEN, mix_tensor, shift_right, signed
+
 _keys: Tensor | None = None
 
 
 @contextmanager
-def sample_keys(keys: Tensor) -> Iterator[None]:
+def drawing_from(keys: Tensor) -> Iterator[None]:
     """Within the block, stochastic layers draw from `keys` (int64 [B], B the batch that the model is given). Blocks
     nest.
     """
@@ -37,21 +39,21 @@ def hashed_uniform(keys: Tensor, salt: int) -> Tensor:
 
     keys: int64 [B]. The same bits on every device: int64 arithmetic wraps around everywhere.
     """
-    return _unit_interval(_mix(_of_key(keys) + _of_salt(salt)))
+    return _unit_interval(mix_tensor(_of_key(keys) + _of_salt(salt)))
 
 
 def uniforms(batch: int, salts: Sequence[int], device: torch.device) -> Tensor:
     """float32 [len(salts), batch] in [0, 1): row i is `hashed_uniform(keys, salts[i])` for the keys of the enclosing
-    `sample_keys`, or all are drawn from torch's generator.
+    `drawing_from`, or all are drawn from torch's generator.
 
     All rows take one launch of each operation. Raises ValueError where the keys are not one a sample.
     """
     if _keys is None:
         return torch.rand(len(salts), batch, device=device)
     if _keys.shape[0] != batch:
-        raise ValueError(f"sample_keys holds {_keys.shape[0]} keys, but the model was given a batch of {batch}")
+        raise ValueError(f"drawing_from holds {_keys.shape[0]} keys, but the model was given a batch of {batch}")
     constants = on_device(torch.tensor([_of_salt(salt) for salt in salts]), device)
-    return _unit_interval(_mix(_of_key(_keys.to(device)) + constants[:, None]))
+    return _unit_interval(mix_tensor(_of_key(_keys.to(device)) + constants[:, None]))
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
@@ -62,29 +64,12 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _of_key(keys: Tensor) -> Tensor:
-    return _mix(keys + _signed(0x9E3779B97F4A7C15))
+    return mix_tensor(keys + signed(GOLDEN))
 
 
 def _of_salt(salt: int) -> int:
-    return _signed((salt + 1) * 0xD1B54A32D192ED03)
+    return signed((salt + 1) * 0xD1B54A32D192ED03)
 
 
 def _unit_interval(z: Tensor) -> Tensor:
-    return _shift_right(z, 40).to(torch.float32) * 2.0**-24
-
-
-def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's is arithmetic."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(constant: int) -> int:
-    """The int64 that has the bits of an unsigned constant (modulo 2^64)."""
-    constant &= (1 << 64) - 1
-    return constant - (1 << 64) if constant >> 63 else constant
+    return shift_right(z, 40).to(torch.float32) * 2.0**-24

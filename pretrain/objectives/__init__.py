@@ -1,18 +1,7 @@
-"""What a step minimises: the M3I-style objective, and the methods that are special cases of it, behind one interface.
+"""The parts that losses are made of: plain functions and small modules that know no task and no configuration.
 
-task = build_task(config, classes=9)              # an nn.Module: task.image, task.text, task.projector, ...
-teacher = task.teacher()                          # None, or a copy that training averages into
-keys = StepKeys(seed, step, micro)
-targets = task.targets(teacher, batch, keys)
-task(batch, keys, targets).total.backward()       # mean over ranks = the loss of the joined batch
+mixing, mixup   what the encoder sees          position, decoder  predictions of a view's tokens
+contrastive     InfoNCE of images and texts    losses             dense, category
+text            the text tower, its tokenizer  metrics            collapse and its alarms
+keys            randomness by sample           collectives        sums and gathers over ranks
 """
-
-from pretrain.objectives.build import build_task
-from pretrain.objectives.keys import StepKeys
-from pretrain.objectives.metrics import collapse_alarms
-from pretrain.objectives.recipes import RECIPES
-from pretrain.objectives.task import LossOutput, Task
-from pretrain.objectives.teacher import Teacher
-from pretrain.objectives.text import build_tokenizer
-
-__all__ = ["RECIPES", "LossOutput", "StepKeys", "Task", "Teacher", "build_task", "build_tokenizer", "collapse_alarms"]

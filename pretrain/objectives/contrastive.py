@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import ImageTextTargets
 from pretrain.objectives.collectives import gather_rows, global_mean, rank
 from pretrain.objectives.losses import full, unit
-from pretrain.objectives.metrics import Measures
+from pretrain.objectives.metrics import Metrics
 
 MAX_LOGIT_SCALE = 100.0
 
 
-def contrast(
+def info_nce(
     rows: Tensor, columns: Tensor, scale: Tensor | float, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE, one direction: cross-entropy of each row over the columns, [n], and whether the positive wins, bool
@@ -30,7 +30,7 @@ def contrast(
     return F.cross_entropy(logits, positive, reduction="none"), logits.detach().argmax(1) == positive
 
 
-def text_loss(pooled: Tensor, text: Tensor, scale: Tensor, batch: Batch, measures: Measures) -> Tensor:
+def text_loss(pooled: Tensor, text: Tensor, scale: Tensor, known: ImageTextTargets, metrics: Metrics) -> Tensor:
     """Symmetric InfoNCE of image vectors [k, B, D] (k an image) and text vectors [B, D], over all ranks.
 
     1/2 (CE(g E^T / tau) + CE(E g^T / tau)), averaged over k and over the rows that have a caption. Rows without one are
@@ -38,19 +38,19 @@ def text_loss(pooled: Tensor, text: Tensor, scale: Tensor, batch: Batch, measure
     """
     text, images = unit(text), unit(pooled).unbind(0)
     columns = gather_rows(torch.stack([text, *images], dim=1)).unbind(1)
-    hashes = text_hash(batch.tokens)
-    all_hashes, all_valid = gather_rows(torch.stack([hashes, batch.has_text.long()], dim=1)).unbind(1)
+    hashes = text_hash(known.tokens)
+    all_hashes, all_valid = gather_rows(torch.stack([hashes, known.has_text.long()], dim=1)).unbind(1)
     excluded = (all_valid == 0)[None] | (hashes[:, None] == all_hashes[None])
     values, hits = [], []
     for image, column in zip(images, columns[1:], strict=True):
-        to_text, hit = contrast(image, columns[0], scale, excluded)
-        to_image, _ = contrast(text, column, scale, excluded)
+        to_text, hit = info_nce(image, columns[0], scale, excluded)
+        to_image, _ = info_nce(text, column, scale, excluded)
         values.append((to_text + to_image) / 2)
         hits.append(hit.float())
     count = all_valid.sum()
-    measures.add("text/accuracy", lambda: global_mean(torch.stack(hits).mean(0), batch.has_text, count))
-    measures.add("text/logit_scale", lambda: scale[0])
-    return global_mean(torch.stack(values).mean(0), batch.has_text, count)
+    metrics.add("text/accuracy", lambda: global_mean(torch.stack(hits).mean(0), known.has_text, count))
+    metrics.add("text/logit_scale", lambda: scale[0])
+    return global_mean(torch.stack(values).mean(0), known.has_text, count)
 
 
 def text_hash(tokens: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Everything random in a step is a function of (seed, step, global position), so that a run does not depend on the
 number of ranks.
 
-`sample_keys` turns the three into one int64 a sample; `pretrain.models.randomness` hashes it (drop path, and the draws
-below).
+`sample_keys` turns the three into one int64 a sample; `pretrain.models.randomness` hashes it, for drop path and for
+the draws below.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from data_pipeline.hashing import GOLDEN, signed
 from pretrain.models.randomness import hashed_uniform
 
 # Salts of the draws made here. Layers of the models take small numbers; these stay clear of them.
@@ -25,20 +26,18 @@ SALT_BETA = SALT_MASK + 64
 class StepKeys(NamedTuple):
     """What a micro-batch's randomness is derived from, together with `batch.positions`.
 
-    seed: of the run. step: optimizer step. micro: index of the micro-batch inside the step. measure: also compute the
-    diagnostic metrics (collapse, accuracies, gradient norms); the loop sets it on the steps that it logs.
+    seed: of the run. step: optimizer step. micro: index of the micro-batch inside the step.
     """
 
     seed: int
     step: int
     micro: int = 0
-    measure: bool = True
 
 
 def sample_keys(keys: StepKeys, positions: Tensor) -> Tensor:
     """int64 [B]: one key a sample from (seed, step, global position). positions: int64 [B]."""
     # Odd constants, far apart, modulo 2^64: distinct triples give distinct keys, and the hash does the rest.
-    return positions * _signed(0x9E3779B97F4A7C15) + _step_constant(keys)
+    return positions * signed(GOLDEN) + _step_constant(keys)
 
 
 def step_uniform(keys: StepKeys, count: int, salt: int) -> Tensor:
@@ -62,10 +61,4 @@ def beta_draws(keys: Tensor, alpha: float) -> Tensor:
 
 
 def _step_constant(keys: StepKeys) -> int:
-    return _signed(keys.step * 0xBF58476D1CE4E5B9 + keys.seed * 0x94D049BB133111EB)
-
-
-def _signed(value: int) -> int:
-    """The int64 with the bits of `value` modulo 2^64."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
+    return signed(keys.step * 0xBF58476D1CE4E5B9 + keys.seed * 0x94D049BB133111EB)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pretrain.objectives.losses import full
 
 
-class Measures:
+class Metrics:
     """Metrics of one micro-batch. Gradient norms are added while its backward pass runs."""
 
     def __init__(self, enabled: bool) -> None:
@@ -26,7 +26,7 @@ class Measures:
             with torch.no_grad():
                 self.values[name] = compute().detach().float()
 
-    def probe(self, x: Tensor, name: str) -> Tensor:
+    def watch_gradient(self, x: Tensor, name: str) -> Tensor:
         """`x` itself, as seen by one loss: its backward pass notes the norm of that loss's gradient here, at no extra
         pass.
         """
@@ -99,9 +99,9 @@ def rank_one_loss(decorrelation: float, dim: int) -> float:
 
 
 def collapse_alarms(metrics: Mapping[str, float], dim: int, decorrelation: float) -> dict[str, str]:
-    """What is wrong, by kind, one sentence each; empty for a healthy run. metrics: those of `LossOutput`.
+    """What is wrong, by kind, one sentence each; empty for a healthy run. metrics: those of a `LossOutput`.
 
-    One measurement may mislead: `Task.alarms` reports what several in a row agree on.
+    One measurement may mislead: `PretrainingModule.alarms` reports what several in a row agree on.
     """
     alarms = {}
     for name in ("intra", "inter"):

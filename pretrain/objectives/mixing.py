@@ -42,8 +42,8 @@ def cell_size(image_size: int, configured: int | None) -> int:
         logging.getLogger(__name__).info("images of %d px: mixing cells of 16 px, below stage 4's 32", image_size)
     if cell < TOKEN or cell % TOKEN or image_size % cell:
         raise UserError(
-            f"objective.mask_cell {cell}: cells are multiples of {TOKEN} px that tile data.image_size {image_size}; "
-            f"choose data.image_size as a multiple of {max(cell, TOKEN)}, or another objective.mask_cell"
+            f"task.mask_cell {cell}: cells are multiples of {TOKEN} px that tile data.image_size {image_size}; "
+            f"choose data.image_size as a multiple of {max(cell, TOKEN)}, or another task.mask_cell"
         )
     return cell
 

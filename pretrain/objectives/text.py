@@ -3,13 +3,12 @@ downloaded.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
-from pretrain.configuration.schema import TextConfig
 from pretrain.models.compilation import compiled_region
 from pretrain.models.randomness import hashed_uniform
 from pretrain.objectives.keys import SALT_TOKEN
@@ -17,12 +16,25 @@ from pretrain.objectives.keys import SALT_TOKEN
 FULL_VOCABULARY = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, start and end of text
 
 
-def build_text_tower(config: TextConfig, context_length: int, embed_dim: int) -> nn.Module:
+class TowerShape(Protocol):
+    """Sizes of the text tower, as the `task.text` section has them."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def build_text_tower(config: TowerShape, context_length: int, embed_dim: int) -> nn.Module:
     """tokens int64 [B, context_length] -> [B, embed_dim]."""
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
     if config.width % config.heads:
-        raise UserError(f"objective.text: width {config.width} is not divisible by heads {config.heads}")
+        raise UserError(f"task.text: width {config.width} is not divisible by heads {config.heads}")
     compiled_region(ResidualAttentionBlock)
     return TextTransformer(
         context_length=context_length,
@@ -55,7 +67,7 @@ def build_tokenizer(context_length: int, vocab_size: int = FULL_VOCABULARY) -> C
 
     if not 514 <= vocab_size <= FULL_VOCABULARY:
         raise UserError(
-            f"objective.text.vocab_size {vocab_size}: between 514 (single bytes only) and {FULL_VOCABULARY} is needed"
+            f"task.text.vocab_size {vocab_size}: between 514 (single bytes only) and {FULL_VOCABULARY} is needed"
         )
     tokenizer: Any = SimpleTokenizer(context_length=context_length)
     if vocab_size < FULL_VOCABULARY:

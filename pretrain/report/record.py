@@ -30,6 +30,7 @@ class RunRecord:
     events: tuple[dict[str, Any], ...]
     results: tuple[dict[str, Any], ...]
     validation: tuple[tuple[float, float], ...] = ()
+    validation_score: str = ""  # what `validation` is, as top1
     parts: tuple["RunRecord", ...] = field(default=())
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -59,6 +60,7 @@ def read_run(folder: Path) -> RunRecord:
 
 def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
     config_text = _text(folder / "config.yaml")
+    validation = list(_validation(_json(_text(folder / "validation.json"))))
     return RunRecord(
         folder=folder,
         config=_mapping(_yaml(config_text)),
@@ -67,7 +69,8 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
         metrics=_one_a_step(objects(folder / "metrics.jsonl")),
         events=tuple(once(objects(folder / "events.jsonl"))),
         results=tuple(_results(folder / "evaluation")),
-        validation=tuple(_validation(_json(_text(folder / "validation.json")))),
+        validation=tuple((step, value) for step, _, value in validation),
+        validation_score=validation[-1][1] if validation else "",
         parts=parts,
     )
 
@@ -119,10 +122,12 @@ def _mappings(value: Any) -> list[dict[str, Any]]:
     return [_mapping(entry) for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
 
 
-def _validation(entries: Any) -> Iterable[tuple[float, float]]:
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and is_finite(entry.get("step")) and is_finite(entry.get("top1")):
-            yield float(entry["step"]), float(entry["top1"])
+def _validation(entries: Any) -> Iterable[tuple[float, str, float]]:
+    """Step, name and value of the score of each entry, which goes by the name of the task's main score."""
+    for entry in _mappings(entries):
+        for name, value in entry.items():
+            if name != "step" and is_finite(value) and is_finite(entry.get("step")):
+                yield float(entry["step"]), name, float(value)
 
 
 def _text(path: Path) -> str:

@@ -10,15 +10,12 @@ from typing import Any
 
 from pretrain.report.charts import Mark, Series, duration, line_chart, number, percent, timeline
 from pretrain.report.record import RunRecord, is_finite, is_number
+from pretrain.training.logging.kinds import BAD, GOOD, EventKind
 
-MARKED_EVENTS = {
-    "stop": "stopped",
-    "stopped": "stopped",
-    "resume": "resumed",
-    "resumed": "resumed",
-    "restart": "resumed",
-}
+MARKED_EVENTS = {EventKind.STOPPED.value: "stopped", EventKind.RESUME.value: "resumed"}
+EVENT_CLASSES = dict.fromkeys(GOOD, "good") | dict.fromkeys(BAD, "bad") | MARKED_EVENTS
 LISTED_EVENTS = 40
+SCORE_TITLES = {"top1": "Top-1 accuracy"}
 GROUPED = ("loss/", "grad_norm/")  # metrics with a chart a group; others named part/measure have a chart a measure
 
 
@@ -48,7 +45,9 @@ def headline(run: RunRecord) -> str:
         f"<div><dt>{name}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for name, value, note in tiles
     )
-    return f'<dl class="tiles">{"".join(cells)}</dl>' if tiles else ""
+    told = dict.fromkeys(str(e.get("message")) for e in run.events if e.get("kind") == EventKind.NOTICE)
+    notices = "".join(f'<p class="note notice">Note: {escape(message)}</p>' for message in told)
+    return (f'<dl class="tiles">{"".join(cells)}</dl>' if tiles else "") + notices
 
 
 def curves(run: RunRecord) -> str:
@@ -130,7 +129,8 @@ def inner_runs(run: RunRecord) -> str:
     """The runs that live inside this one, as fine-tuning: validation of all in one chart, then each one's curves."""
     names = {id(part): str(part.folder.relative_to(run.folder)) for part in run.parts}
     series = [Series(names[id(p)], [s for s, _ in p.validation], [v for _, v in p.validation]) for p in run.parts]
-    together = _figures([("Top-1 accuracy on validation", line_chart(series, noisy=False))])
+    scores = dict.fromkeys(SCORE_TITLES.get(p.validation_score, p.validation_score) for p in run.parts if p.validation)
+    together = _figures([(f"{', '.join(scores)} on validation", line_chart(series, noisy=False))])
     blocks = []
     for part in run.parts:
         charts = [
@@ -203,12 +203,7 @@ def _event_line(event: Mapping[str, Any]) -> str:
 
 def _kind_class(event: Mapping[str, Any]) -> str:
     """The colour of an event: good, stopped, resumed, bad or plain."""
-    kind = str(event.get("kind", "")).lower()
-    if kind in MARKED_EVENTS:
-        return MARKED_EVENTS[kind]
-    if any(word in kind for word in ("bad", "nan", "skip", "alarm", "spike", "rollback", "hang", "error", "collapse")):
-        return "bad"
-    return "good" if any(word in kind for word in ("checkpoint", "save", "done", "finish", "end")) else "plain"
+    return EVENT_CLASSES.get(str(event.get("kind")), "plain")
 
 
 def _words(name: str) -> str:

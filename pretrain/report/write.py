@@ -1,9 +1,9 @@
 """A run directory in, `report.html` out."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import write_durably
 from pretrain.report import scores, sections
 from pretrain.report.page import page
 from pretrain.report.record import RunRecord, read_run
@@ -31,10 +31,7 @@ def write_report(run_dir: Path | str) -> Path:
     )
     text = page(run.folder.resolve().name, _subtitle(run), body, _footer(run))
     target = run.folder / "report.html"
-    # A reader who reloads the page while it is written must find the old one or the new one.
-    partial = target.with_suffix(".html.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, target)
+    write_durably(target, text)  # whoever reloads the page meanwhile must find the old one or the new one
     return target
 
 
@@ -52,7 +49,7 @@ def _subtitle(run: RunRecord) -> str:
     ranks = run.environment.get("ranks")
     facts = [
         at("model", "name"),
-        f"{at('objective', 'preset')} objective" if at("objective", "preset") else None,
+        f"{at('task', 'preset') or at('task', 'name')}" if at("task") else None,
         f"{size} × {size} px" if size else None,
         f"ZeRO-{stage}" if stage is not None else None,
         precision,

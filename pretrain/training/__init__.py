@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return run
     if name == "load_weights":
-        from pretrain.training.checkpoints import load_weights
+        from pretrain.training.checkpoint.disk import load_weights
 
         return load_weights
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ import sys
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import load_config
-from pretrain.training.processes import leave
+from pretrain.training.distributed import leave
 from pretrain.training.rank import run
 
 if __name__ == "__main__":

@@ -1,148 +1,147 @@
-"""The algorithm. Everything that a step needs is made in `rank.py`; everything about ZeRO is behind `engine`.
+"""The training loop. Everything that a step needs is made in `rank.py`; everything about ZeRO is behind `engine`.
 
-for every step: rate -> micro-batches (targets, loss, gradients) -> judge -> update -> average -> log -> save -> stop?
+for every step:
+    lr -> micro-batches (teacher's targets, loss, gradients) -> decide -> update -> EMA -> log -> save -> stop?
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from pretrain.configuration import RunConfig
-from pretrain.training.account import Account
-from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.ema import Ema
-from pretrain.training.engine import Engine
-from pretrain.training.interruption import Interruption
-from pretrain.training.meter import Meter
-from pretrain.training.policy import Policy, Verdict
-from pretrain.training.processes import Processes, seed_step
-from pretrain.training.record import Events
-from pretrain.training.schedule import Plan, ema_decay
-from pretrain.training.teacher import PartitionedTeacher, WholeTeacher
-from pretrain.training.watchdog import Watchdog
+from data_pipeline.reading import Batch, Targets
+from pretrain.configuration.schema import TrainingConfig
+from pretrain.tasks.module import StepKeys
+from pretrain.tasks.task import BatchReader
+from pretrain.training.checkpoint.checkpointer import Checkpointer
+from pretrain.training.distributed import DistributedContext, seed_step
+from pretrain.training.logging.kinds import EventKind
+from pretrain.training.logging.meter import Meter
+from pretrain.training.logging.record import EventLog
+from pretrain.training.logging.run_log import RunLog
+from pretrain.training.safeguards.bad_samples import BadSampleMonitor
+from pretrain.training.safeguards.interruption import Interruption
+from pretrain.training.safeguards.policy import DivergencePolicy, StepDecision
+from pretrain.training.safeguards.watchdog import Watchdog
+from pretrain.training.schedule import Schedule, ema_decay
+from pretrain.training.zero.ema import Ema
+from pretrain.training.zero.engine import Engine
+from pretrain.training.zero.teacher import PartitionedTeacher, WholeTeacher
 
 
-@dataclass
-class Job:
-    """What one rank needs to train. `batches(step)` yields micro-batches from a step on; `make_keys` is StepKeys."""
+@dataclass(frozen=True)
+class LoopParts:
+    """What one rank needs to train."""
 
-    config: RunConfig
-    plan: Plan
-    task: Any  # nn.Module with targets()
+    settings: TrainingConfig
+    schedule: Schedule
+    reader: BatchReader
     engine: Engine
-    batches: Callable[[int], Iterator[Any]]
-    make_keys: Callable[..., Any]
     ema: Ema | None
     teacher: WholeTeacher | PartitionedTeacher | None
     checkpointer: Checkpointer
-    policy: Policy
-    processes: Processes
+    policy: DivergencePolicy
+    context: DistributedContext
     meter: Meter
     interruption: Interruption
     watchdog: Watchdog
-    events: Events
-    observe: Callable[[int, dict[str, float]], None]  # step, metrics: log, progress
-    tick: Callable[[int], None]  # after every step: profiler
-    rewind: Callable[[int], None]  # after a return to an earlier step: the log
-    account: Account  # of samples
+    events: EventLog
+    log: RunLog
+    bad_samples: BadSampleMonitor
 
 
-def train(job: Job, step: int) -> bool:
+def train(parts: LoopParts, step: int) -> bool:
     """Train from `step` to the end. True: the end was reached; False: stopped on request. Saved in either case.
 
     Raises GaveUpError by the policy, BadDataError above data.max_bad_rate, on all ranks.
     """
-    total = job.plan.total_steps
-    batches = job.batches(step)
-    if job.teacher is not None:
-        job.teacher.refresh()
-    job.meter.pause()
-    job.watchdog.beat()
-    while step < total and not _stop_agreed(job, step):
-        if step in job.policy.passed_over:
+    total = parts.schedule.total_steps
+    batches = parts.reader.batches(step)
+    if parts.teacher is not None:
+        parts.teacher.refresh()
+    parts.meter.pause()
+    parts.watchdog.heartbeat()
+    while step < total and not _stop_agreed(parts, step):
+        if step in parts.policy.skipped_steps:
             step += 1
-            batches = job.batches(step)
+            batches = parts.reader.batches(step)
             continue
-        verdict = _one_step(job, step, batches)
-        if verdict is Verdict.ROLL_BACK:
-            step = _roll_back(job, step)
-            batches = job.batches(step)
+        decision = _one_step(parts, step, batches)
+        if decision is StepDecision.ROLL_BACK:
+            step = _roll_back(parts, step)
+            batches = parts.reader.batches(step)
             continue
         step += 1
-        job.checkpointer.poll()
-        if step < total and job.checkpointer.due(step):
-            job.checkpointer.save(step, {"policy": job.policy.state()})
-        job.watchdog.beat()
-        job.tick(step)
-    job.checkpointer.save(step, {"policy": job.policy.state()})
-    saved = job.checkpointer.wait_or_raise()
-    job.account.judge_together()  # the last step's samples
+        parts.checkpointer.poll()
+        if step < total and parts.checkpointer.due(step):
+            parts.checkpointer.save(step, {"policy": parts.policy.state()})
+        parts.watchdog.heartbeat()
+        parts.log.step_ended(step)
+    parts.checkpointer.save(step, {"policy": parts.policy.state()})
+    saved = parts.checkpointer.wait_or_raise()
+    parts.bad_samples.check_together()  # the last step's samples
     return saved and step >= total
 
 
-def _one_step(job: Job, step: int, batches: Iterator[Any]) -> Verdict:
+def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) -> StepDecision:
     """One optimizer step on one global batch."""
-    training, plan, engine = job.config.training, job.plan, job.engine
-    seed_step(training.seed, step, job.processes.rank)
-    rate = plan.learning_rate(step)
-    engine.set_learning_rate(rate)
-    logged = (step + 1) % training.log_every == 0 or step + 1 == plan.total_steps
-    for micro in range(training.accumulation):
-        with job.meter.waiting():
+    settings, schedule, engine = parts.settings, parts.schedule, parts.engine
+    seed_step(settings.seed, step, parts.context.rank)
+    lr = schedule.lr(step)
+    engine.set_lr(lr)
+    logged = (step + 1) % settings.log_every == 0 or step + 1 == schedule.total_steps
+    for micro in range(settings.accumulation):
+        with parts.meter.waiting():
             batch = next(batches)
-        batch = batch.to(job.processes.device)
-        keys = job.make_keys(training.seed, step, micro, logged)
-        targets = engine.targets(job.teacher.module, batch, keys) if job.teacher is not None else None
-        out = engine(batch, keys, targets)
+        batch = batch.to(parts.context.device)
+        keys = StepKeys(settings.seed, step, micro)
+        taught = engine.teacher_targets(parts.teacher.module, batch, keys) if parts.teacher is not None else None
+        out = engine(batch, keys, taught, logged)
         engine.backward(out.total)
-        job.meter.add(out.total, out.parts, out.metrics if logged else {})
+        parts.meter.add(out.total, out.parts, out.metrics if logged else {})
 
-    loss = job.meter.loss()
-    verdict = job.policy.judge(step, loss)
-    applied, norm = engine.step(apply=verdict is Verdict.APPLY)
-    if applied and job.ema is not None:
-        job.ema.update(ema_decay(step, plan.total_steps, training.ema, teacher=job.teacher is not None))
-        if job.teacher is not None:
-            job.teacher.refresh()
-    if verdict is not Verdict.ROLL_BACK:
-        verdict = job.policy.record(step, loss, applied)
-    if verdict is not Verdict.APPLY and job.processes.leader:
-        job.events("step_not_applied", step=step, loss=loss, grad_norm=norm, verdict=verdict.value)
-    job.meter.end_step()
+    loss = parts.meter.loss()
+    decision = parts.policy.decide(step, loss)
+    applied, norm = engine.step(apply=decision is StepDecision.APPLY)
+    if applied and parts.ema is not None:
+        parts.ema.update(ema_decay(step, schedule.total_steps, settings.ema, teacher=parts.teacher is not None))
+        if parts.teacher is not None:
+            parts.teacher.refresh()
+    if decision is not StepDecision.ROLL_BACK:
+        decision = parts.policy.record(step, loss, applied)
+    if decision is not StepDecision.APPLY and parts.context.leader:
+        parts.events(EventKind.STEP_NOT_APPLIED, step=step, loss=loss, grad_norm=norm, verdict=decision.value)
+    parts.meter.end_step()
     if logged:
-        values = job.meter.collect(loss, rate, norm, engine.flops_per_sample)
-        job.observe(step + 1, values | job.account.metrics(step + 1))
-    return verdict
+        values = parts.meter.collect(loss, lr, norm, engine.flops_per_sample)
+        parts.log.write(step + 1, values | parts.bad_samples.metrics(step + 1))
+    return decision
 
 
-def _roll_back(job: Job, step: int) -> int:
-    """Load the last good checkpoint; the step to go on from. Without one, the offending batch is merely passed over."""
-    offending = job.policy.roll_back()
-    job.checkpointer.wait()
-    state = job.checkpointer.restore()
-    if job.processes.leader:
-        job.events("rollback", step=step, to=state["step"] if state else None, passed_over=offending)
+def _roll_back(parts: LoopParts, step: int) -> int:
+    """Load the last good checkpoint; the step to go on from. Without one, the offending batch is merely skipped."""
+    offending = parts.policy.roll_back()
+    parts.checkpointer.wait()
+    state = parts.checkpointer.restore()
+    if parts.context.leader:
+        parts.events(EventKind.ROLLBACK, step=step, to=state["step"] if state else None, passed_over=offending)
     if state is not None:
-        job.rewind(int(state["step"]))
-        if job.teacher is not None:
-            job.teacher.refresh()
-    job.watchdog.beat()
-    job.meter.pause()
+        parts.log.rewind(int(state["step"]))
+        if parts.teacher is not None:
+            parts.teacher.refresh()
+    parts.watchdog.heartbeat()
+    parts.meter.pause()
     return int(state["step"]) if state else step + 1
 
 
-def _stop_agreed(job: Job, step: int) -> bool:
+def _stop_agreed(parts: LoopParts, step: int) -> bool:
     """A request that reached any rank stops all of them at the same step; so does bad data."""
-    if job.processes.leader:
-        job.interruption.read_stop_file(job.checkpointer.run)
-    limit = job.config.training.stop_after
+    if parts.context.leader:
+        parts.interruption.read_stop_file(parts.checkpointer.run)
+    limit = parts.settings.stop_after
     if limit is not None and step >= limit:
-        job.interruption.request("training.stop_after")
-    asked = job.interruption.reason is not None
-    any_asked, *samples = job.processes.sum([float(asked), *job.account.mine()])
-    job.account.judge(samples)
+        parts.interruption.request("training.stop_after")
+    any_asked, seen, bad = parts.context.sum([float(parts.interruption.requested), *parts.bad_samples.counts()])
+    parts.bad_samples.check(seen, bad)
     if any_asked == 0:
         return False
-    job.interruption.request("request on another rank")
-    job.watchdog.stopping()
+    parts.interruption.request("request on another rank")
     return True

@@ -1,4 +1,4 @@
-"""Which learning rate and weight decay a parameter has, and the merged groups that the optimizer gets.
+"""Which lr and weight decay a parameter has, and the merged groups that the optimizer gets.
 
     decay     0 for biases and for parameters with at most one extent above 1 (norms, tokens); else `weight_decay`
     lr scale  layer_decay ** (depth from the top) inside the image backbone, 1 elsewhere;
@@ -6,7 +6,7 @@
 
 There is one group per distinct (lr scale, decay), not one per tensor: a backbone of 40 blocks has about 80 groups,
 not 1,300. Layer-wise decay follows BEiT's rule (Bao et al. 2021): stem at the bottom, block k above block k-1, heads
-at full rate. A downsampling or a norm at the end of a stage counts with the stage's last block, a norm between blocks
+at the full lr. A downsampling or a norm at the end of a stage counts with the stage's last block, a norm between blocks
 with the block before it.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pretrain.configuration.schema import OptimizerConfig
+from pretrain.tasks.module import BackboneLayout
 
 _STAGE = re.compile(r"(?:^|\.)(?:levels|stages)\.(\d+)\.(.*)$")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
@@ -24,22 +25,13 @@ _OFFSET = re.compile(r"(?:^|\.)(?:offset_mask|offset|mask)\.(?:weight|bias)$")
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """What layer-wise decay needs to know of the image model."""
-
-    prefix: str
-    depths: tuple[int, ...]
-    post_norm_blocks: tuple[int, ...] = ()  # third stage: block that post_norms.J follows
-
-
-@dataclass(frozen=True)
 class ParameterGroup:
     lr_scale: float
     weight_decay: float
     names: tuple[str, ...]
 
 
-def layer_of(name: str, backbone: Backbone) -> int:
+def layer_of(name: str, backbone: BackboneLayout) -> int:
     """0 for the stem, 1 .. n for the blocks, n + 1 for everything above (and for what is not the backbone)."""
     top = sum(backbone.depths) + 1
     if not name.startswith(backbone.prefix):
@@ -59,7 +51,9 @@ def layer_of(name: str, backbone: Backbone) -> int:
     return below + backbone.depths[stage]
 
 
-def rule(name: str, shape: Sequence[int], optimizer: OptimizerConfig, backbone: Backbone | None) -> tuple[float, float]:
+def rule(
+    name: str, shape: Sequence[int], optimizer: OptimizerConfig, backbone: BackboneLayout | None
+) -> tuple[float, float]:
     """(lr scale, weight decay) of one parameter."""
     vector = sum(extent > 1 for extent in shape) <= 1
     decay = 0.0 if vector or name.endswith("bias") else optimizer.weight_decay
@@ -75,7 +69,7 @@ def rule(name: str, shape: Sequence[int], optimizer: OptimizerConfig, backbone: 
 def parameter_groups(
     shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str, Sequence[int]]],
     optimizer: OptimizerConfig,
-    backbone: Backbone | None,
+    backbone: BackboneLayout | None,
 ) -> list[ParameterGroup]:
     """Names merged by (lr scale, decay), groups and names in the order of first appearance."""
     merged: dict[tuple[float, float], list[str]] = {}

@@ -2,6 +2,7 @@
 change.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import yaml
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, parse_config
-from pretrain.training.record import CONFIG
+from pretrain.training.checkpoint.disk import DamagedError, complete_checkpoints
+from pretrain.training.logging.record import CONFIG
 
 # Keys (and all below them) that change no sample, no loss and no update beyond rounding.
 FREE = (
@@ -36,7 +38,12 @@ FREE = (
 
 
 def check_same_run(run: Path, config: RunConfig) -> None:
-    """Raises UserError naming every key of `run`/config.yaml that `config` changes and must not."""
+    """Raises UserError where another version wrote the newest checkpoint, and one naming every key of `run`/config.yaml
+    that `config` changes and must not.
+    """
+    for checkpoint in complete_checkpoints(run)[:1]:
+        with suppress(DamagedError):  # the checkpointer refuses it, and takes the one before
+            checkpoint.manifest  # noqa: B018  read for its errors
     path = run / CONFIG
     if not path.exists():
         return

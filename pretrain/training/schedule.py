@@ -1,6 +1,6 @@
-"""Every rate of a run as a pure function of the step: learning rate, EMA decay, teacher momentum.
+"""What changes over a run, as a pure function of the step: lr, EMA decay, teacher momentum.
 
-Steps are counted from 0; a run of `total` steps uses the rates of steps 0 .. total - 1. Nothing here has state, so a
+Steps are counted from 0; a run of `total` steps uses the values of steps 0 .. total - 1. Nothing here has state, so a
 resumed run needs no scheduler in its checkpoint.
 """
 
@@ -8,11 +8,11 @@ import math
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
-from pretrain.configuration.schema import EmaConfig, RunConfig
+from pretrain.configuration.schema import EmaConfig, OptimizerConfig, ScheduleConfig
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """The length of a run, resolved against the size of its data."""
 
     total_steps: int
@@ -21,7 +21,7 @@ class Plan:
     min_lr_ratio: float
     shape: str
 
-    def learning_rate(self, step: int) -> float:
+    def lr(self, step: int) -> float:
         """Linear from peak/warmup to the peak, then `shape` down to `min_lr_ratio * peak` at the last step."""
         if step < self.warmup_steps:
             return self.peak_lr * (step + 1) / self.warmup_steps
@@ -33,12 +33,13 @@ class Plan:
         return self.peak_lr * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)
 
 
-def make_plan(config: RunConfig, epoch_samples: int) -> Plan:
-    """Steps, warm-up and peak rate. An epoch is `epoch_samples / batch_size` steps, not rounded before multiplying."""
-    schedule, batch = config.schedule, config.training.batch_size
+def resolve_schedule(
+    schedule: ScheduleConfig, optimizer: OptimizerConfig, *, batch_size: int, epoch_samples: int
+) -> Schedule:
+    """Steps, warm-up and peak lr. An epoch is `epoch_samples / batch_size` steps, not rounded before multiplying."""
 
     def steps(epochs: float) -> int:
-        return math.ceil(epochs * epoch_samples / batch)
+        return math.ceil(epochs * epoch_samples / batch_size)
 
     total = schedule.steps if schedule.steps is not None else steps(schedule.epochs or 0.0)
     if schedule.warmup_steps is not None:
@@ -50,16 +51,15 @@ def make_plan(config: RunConfig, epoch_samples: int) -> Plan:
             f"schedule: the warm-up ({warmup} steps) is as long as the run ({total} steps); "
             "shorten schedule.warmup_steps or warmup_epochs"
         )
-    optimizer = config.optimizer
-    scale = batch / optimizer.lr_batch if optimizer.lr_batch else 1.0
-    return Plan(total, warmup, optimizer.lr * scale, schedule.min_lr_ratio, schedule.name)
+    scale = batch_size / optimizer.lr_batch if optimizer.lr_batch else 1.0
+    return Schedule(total, warmup, optimizer.lr * scale, schedule.min_lr_ratio, schedule.name)
 
 
 def ema_decay(step: int, total: int, ema: EmaConfig, *, teacher: bool) -> float:
-    """Decay of the average at `step`: `ema <- decay * ema + (1 - decay) * weights`, once per applied optimizer step.
+    """Decay of the EMA at `step`: `ema <- decay * ema + (1 - decay) * weights`, once per applied optimizer step.
 
     With a teacher: cosine from `teacher_start` to `teacher_end` over the run. Without: `decay`, but no more than
-    (1 + step) / (10 + step), so that the average of a young run is not its initial weights.
+    (1 + step) / (10 + step), so that the EMA of a young run is not its initial weights.
     """
     if not teacher:
         return min(ema.decay, (1.0 + step) / (10.0 + step))

@@ -41,13 +41,14 @@ def test_a_shipped_configuration_makes_steps(name: str, shards: Path, tmp_path: 
     raw["data"]["sources"] = [{**raw["data"]["sources"][0], "path": str(shards)}]
     raw["data"] |= {"image_size": 64, "workers": 0, "context_length": 16}
     raw["model"]["overrides"] |= NARROW
-    raw["objective"]["text"] |= {"width": 16, "layers": 1, "heads": 1}
-    raw["objective"]["decoder"] |= {"dim": 16, "layers": 1, "heads": 2}
+    if raw["task"]["name"] == "pretraining":
+        raw["task"]["text"] |= {"width": 16, "layers": 1, "heads": 1}
+        raw["task"]["decoder"] |= {"dim": 16, "layers": 1, "heads": 2}
     raw["training"] |= {"batch_size": 4, "accumulation": 1, "precision": "fp32"}
     raw["schedule"] |= {"steps": 2, "epochs": None, "warmup_steps": 1, "warmup_epochs": None}
     if name == "internimage_h_m3i_427m":
         raw["model"]["overrides"] |= {"clip_embed_dim": 32, "clip_heads": 2, "level2_post_norm_block_ids": [1]}
-        raw["objective"]["embed_dim"] = 16
+        raw["task"]["embed_dim"] = 16
     assert run(parse_config(raw, source=name), tmp_path / "run") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import STOPPED, UserError
 from pretrain.demo import commands
 from pretrain.demo.commands import Job
 from pretrain.demo.walk import ranks_for
@@ -39,7 +39,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_is_asked_to_stop_once_it_has_reached_the_step(script: None, tmp_path: Path) -> None:
-    assert commands.run_and_stop([str(tmp_path), "500"], tmp_path, stop_at=10) == commands.STOPPED
+    assert commands.run_and_stop([str(tmp_path), "500"], tmp_path, stop_at=10) == STOPPED
     assert 10 <= commands.last_step(tmp_path) < 100
 
 
@@ -103,7 +103,7 @@ def test_a_demo_that_is_asked_to_stop_stops_its_stage_too(tmp_path: Path) -> Non
         time.sleep(0.05)
     demo.terminate()
     said = demo.communicate()[1]
-    assert demo.returncode == commands.STOPPED and "the same command goes on" in said
+    assert demo.returncode == STOPPED and "the same command goes on" in said
     reached = commands.last_step(tmp_path)
     time.sleep(0.5)
     assert commands.last_step(tmp_path) == reached

@@ -9,21 +9,23 @@ TINY = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8], "clip_em
 
 
 def tiny_configuration(shapes: Path, preset: str, steps: int, **changes: Any) -> RunConfig:
-    head = {"use_clip_projector": True, "head_hidden_size": 32} if preset == "supervised" else {}
+    labels_only = preset == "supervised"
+    head = {"use_clip_projector": True, "head_hidden_size": 32} if labels_only else {}
+    pretraining = {
+        "preset": preset,
+        "embed_dim": 32,
+        "text": {"width": 32, "layers": 1, "heads": 2, "vocab_size": 600},
+        "decoder": {"dim": 32, "layers": 1, "heads": 2},
+    }
     raw: dict[str, Any] = {
         "model": {"name": "custom", "overrides": TINY | head},
-        "objective": {
-            "preset": preset,
-            "embed_dim": 32,
-            "text": {"width": 32, "layers": 1, "heads": 2, "vocab_size": 600},
-            "decoder": {"dim": 32, "layers": 1, "heads": 2},
-        },
+        "task": {"name": "classification"} if labels_only else pretraining,
         "data": {
             "sources": [{"path": str(shapes)}],
             "image_size": 32,
             "context_length": 16,
             "workers": 0,
-            "views": 1 if preset == "supervised" else 2,
+            "views": 1 if labels_only else 2,
         },
         "optimizer": {"lr": 2e-3},
         "schedule": {"steps": steps, "warmup_steps": 0},

@@ -8,12 +8,13 @@ import pytest
 from finetuning_configurations import tiny_configuration
 
 import pretrain.evaluation
-import pretrain.training.checkpoints
+import pretrain.training.checkpoint.disk
 from data_pipeline.errors import StoppedError, UserError
 from pretrain.finetuning import has_plateaued, train_to_plateau
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, spread, verdict
 from pretrain.finetuning.derive import classifier_config
 from pretrain.finetuning.plateau import best_index
+from pretrain.tasks.classification.task import Classification
 
 
 @pytest.mark.parametrize(
@@ -48,11 +49,11 @@ class Script:
 
     def __init__(self, monkeypatch, scores):
         self.scores, self.trained, self.scored, self.best = scores, [], [], []
-        monkeypatch.setattr(pretrain.evaluation, "load_task", lambda path, which: (Path(path), None))
-        monkeypatch.setattr(pretrain.evaluation, "top1", self.top1)
-        monkeypatch.setattr(pretrain.training.checkpoints, "mark_best", lambda run, step: self.best.append(step))
+        monkeypatch.setattr(pretrain.evaluation, "load_module", lambda path, which: (Path(path), None))
+        monkeypatch.setattr(Classification, "evaluate", self.evaluate)
+        monkeypatch.setattr(pretrain.training.checkpoint.disk, "mark_best", lambda run, step: self.best.append(step))
         monkeypatch.setattr(
-            pretrain.training.checkpoints, "find_checkpoint", lambda run: SimpleNamespace(step=self.saved)
+            pretrain.training.checkpoint.disk, "find_checkpoint", lambda run: SimpleNamespace(step=self.saved)
         )
 
     def train(self, config, source, output):
@@ -61,7 +62,7 @@ class Script:
         self.saved = config.training.stop_after or config.schedule.steps
         return 75 if config.training.stop_after else 0
 
-    def top1(self, task, folder, config):
+    def evaluate(self, name, task, folder, config, *, batch_size):
         self.scored.append((task, folder))
         if callable(self.scores):
             return self.scores(task, folder)
@@ -212,7 +213,7 @@ def test_both_sides_make_one_result():
 def test_a_pretraining_configuration_gives_that_of_its_fine_tuning(shapes):
     pretraining = tiny_configuration(shapes, "m3i", 2)
     config = classifier_config(pretraining, train="labels", steps=30, changes={"optimizer.lr": 5e-4})
-    assert config.objective.preset == "supervised" and config.data.views == 1
+    assert config.task.name == "classification" and config.data.views == 1
     assert config.model.overrides["use_clip_projector"] and config.model.overrides["head_hidden_size"] == 32
     assert [source.path for source in config.data.sources] == ["labels"]
     assert (config.data.image_size, config.optimizer.lr, config.schedule.steps) == (32, 5e-4, 30)

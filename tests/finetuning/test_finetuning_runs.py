@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from finetuning_configurations import tiny_configuration
 
 from data_pipeline.errors import UserError
-from pretrain.evaluation import evaluate, load_task, read_results, value_of
+from pretrain.evaluation import evaluate, load_module, read_results, value_of
 from pretrain.finetuning import finetune, train_to_plateau
 from pretrain.report import write_report
-from pretrain.training.checkpoints import load_weights
+from pretrain.training.checkpoint.disk import load_weights
 
 
 def test_without_a_step_the_weights_are_those_of_the_source(finetuning, pretrained, tmp_path):
@@ -42,15 +43,14 @@ def test_a_stopped_fine_tuning_ends_where_an_unbroken_one_ends(finetuning, pretr
         assert unbroken.keys() == resumed.keys() and all(torch.equal(unbroken[k], resumed[k]) for k in unbroken)
 
 
-def test_another_preset_and_a_missing_source_are_refused(finetuning, pretrained, tmp_path):
+def test_another_task_and_a_missing_source_are_refused(finetuning, pretrained, shapes, tmp_path):
     config = finetuning(1)
     with pytest.raises(UserError, match="does not exist"):
         finetune(config, source=tmp_path / "absent", output=tmp_path / "run")
     with pytest.raises(UserError, match="no weights to take them from"):
         finetune(config, output=tmp_path / "run", head_rows=tmp_path / "rows.txt")
-    config.objective.preset = "clip"
-    with pytest.raises(UserError, match="'supervised'"):
-        finetune(config, source=pretrained, output=tmp_path / "run")
+    with pytest.raises(UserError, match="'classification'"):
+        finetune(tiny_configuration(shapes, "clip", 1), source=pretrained, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -86,8 +86,8 @@ def test_tasks_that_do_not_exist_or_do_not_fit_are_refused(pretrained, shapes, t
 
 
 def test_averaged_and_trained_weights_are_told_apart(pretrained):
-    averaged, _ = load_task(pretrained, "ema")
-    trained, _ = load_task(pretrained, "model")
+    averaged, _ = load_module(pretrained, "ema")
+    trained, _ = load_module(pretrained, "model")
     for task, which in ((averaged, "ema"), (trained, "model")):
         weights, _ = load_weights(pretrained, which)
         assert all(torch.equal(value.cpu(), weights[name]) for name, value in task.state_dict().items())

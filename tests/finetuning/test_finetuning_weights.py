@@ -7,7 +7,7 @@ from data_pipeline.errors import UserError
 from pretrain.finetuning.weights import load_into, read_rows, rows_by_name
 from pretrain.handoff import export
 from pretrain.models import create_model, official
-from pretrain.training.checkpoints import load_weights
+from pretrain.training.checkpoint.disk import load_weights
 
 TINY = {
     "channels": 16,

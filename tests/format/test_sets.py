@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.durable import file_lock, remove_leftovers
 from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format import (
     ShardEntry,
@@ -27,8 +28,6 @@ from data_pipeline.format import (
     write_manifest,
     write_sidecar,
 )
-from data_pipeline.format.files import remove_leftovers
-from data_pipeline.format.sets import lock
 from data_pipeline.format.sidecar import SCHEMA, table
 
 Files = dict[str, bytes]
@@ -266,8 +265,8 @@ def test_whoever_waits_for_an_index_or_makes_one_shows_that_it_lives(foreign: Pa
         beats.append(1)
         waited.set()
 
-    with lock(foreign / ".index.lock"):
-        waiting = threading.Thread(target=open_set, args=(foreign,), kwargs={"beat": beat})
+    with file_lock(foreign / ".index.lock"):
+        waiting = threading.Thread(target=open_set, args=(foreign,), kwargs={"heartbeat": beat})
         waiting.start()
         assert waited.wait(20)
         assert not (foreign / "manifest.json").exists()

@@ -1,4 +1,4 @@
-"""A run without a run: a task's weights, handed out as pretrain.training.checkpoints would."""
+"""A run without a run: a task's weights, handed out as pretrain.training.checkpoint.disk would."""
 
 import sys
 import types
@@ -21,15 +21,16 @@ ARGUMENTS = {
 
 
 def run_config(preset: str = "m3i", **overrides):
+    pretraining = {
+        "preset": preset,
+        "embed_dim": 32,
+        "text": {"width": 32, "layers": 1, "heads": 2},
+        "decoder": {"dim": 32, "layers": 1, "heads": 2},
+    }
     return parse_config(
         {
             "model": {"name": "custom", "overrides": {**ARGUMENTS, **overrides}},
-            "objective": {
-                "preset": preset,
-                "embed_dim": 32,
-                "text": {"width": 32, "layers": 1, "heads": 2},
-                "decoder": {"dim": 32, "layers": 1, "heads": 2},
-            },
+            "task": {"name": "classification"} if preset == "supervised" else pretraining,
             "data": {"sources": [{"path": "nowhere"}], "image_size": 64, "mean": [0.5, 0.4, 0.3]},
             "schedule": {"steps": 1},
         }
@@ -43,18 +44,18 @@ def fake_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     """
 
     def make(preset: str = "m3i", **overrides):
-        from pretrain.objectives import build_task
+        from pretrain.tasks.task import module_of
 
         config = run_config(preset, **overrides)
         torch.manual_seed(0)
-        weights = build_task(config, classes=5).state_dict()
+        weights = module_of(config, classes=5).state_dict()
         weights = {
             name: torch.randn_like(value) * 0.1 if name.endswith("offset_mask.weight") else value
             for name, value in weights.items()
         }
-        module = types.ModuleType("pretrain.training.checkpoints")
+        module = types.ModuleType("pretrain.training.checkpoint.disk")
         module.load_weights = lambda path, which: (weights, config)
-        monkeypatch.setitem(sys.modules, "pretrain.training.checkpoints", module)
+        monkeypatch.setitem(sys.modules, "pretrain.training.checkpoint.disk", module)
         folder = tmp_path / "run"
         folder.mkdir()
         return folder, weights

@@ -3,25 +3,13 @@
 import os
 import signal
 
-from pretrain.training.interruption import Interruption
+from pretrain.training.safeguards.interruption import Interruption
 
 
-def test_what_the_command_line_noted_before_the_imports_reaches_the_run() -> None:
-    early = Interruption().install()
-    try:
+def test_a_signal_before_the_imports_is_kept_and_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with Interruption() as early:
+        assert early.reason is None
         os.kill(os.getpid(), signal.SIGUSR1)
-        later = Interruption().install()
-        try:
-            assert later.reason == "SIGUSR1"
-        finally:
-            later.remove()
-    finally:
-        early.remove()
-
-
-def test_a_run_without_an_early_signal_begins_without_a_reason() -> None:
-    with_nothing = Interruption().install()
-    try:
-        assert with_nothing.reason is None
-    finally:
-        with_nothing.remove()
+        assert early.reason == "SIGUSR1"
+    assert signal.getsignal(signal.SIGUSR1) is before

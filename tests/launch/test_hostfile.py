@@ -146,6 +146,6 @@ def test_a_host_that_cannot_be_reached_is_named(
     hosts: Path, program: Callable[[str], list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     quick = hostfile.Patience(failure=0.2, terminate=0.2)
-    code = hostfile.run(read_hostfile(hosts), ["x", "x"], ["bash", "-c", "exit 255", "ssh"], quick)
+    code = hostfile.run_hosts(read_hostfile(hosts), ["x", "x"], ["bash", "-c", "exit 255", "ssh"], quick)
     assert code == 1
     assert "host n1: the ssh connection failed or was lost" in capfd.readouterr().out

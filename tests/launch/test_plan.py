@@ -158,11 +158,11 @@ def test_the_shipped_h_configuration_is_planned(capsys: pytest.CaptureFixture[st
 
 
 def test_counts_of_a_tiny_run_equal_the_task_that_training_builds(tiny_run: Callable[..., Path]) -> None:
-    from pretrain.objectives import build_task
+    from pretrain.tasks.task import module_of
 
     config = load_config(str(tiny_run()))
     counts = count(config, classes=0)
-    task = build_task(config, classes=0)
+    task = module_of(config, classes=0)
     assert counts.sizes.trainable + counts.sizes.frozen == sum(p.numel() for p in task.parameters())
     teacher = task.teacher()
     assert teacher is not None

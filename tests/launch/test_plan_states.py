@@ -18,10 +18,10 @@ RANKS = 2
 # Wide where it costs no time: the text tower's vocabulary and the decoder make parameters outweigh everything else.
 WIDE = (
     "model.overrides.clip_embed_dim=256",
-    "objective.embed_dim=256",
-    "objective.decoder.dim=256",
-    "objective.decoder.layers=4",
-    "objective.text.width=256",
+    "task.embed_dim=256",
+    "task.decoder.dim=256",
+    "task.decoder.layers=4",
+    "task.text.width=256",
     "schedule.steps=3",
     "training.batch_size=4",
     "checkpoint.asynchronous=false",

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from launch.slurm import SlurmJob, script
-from pretrain.training.interruption import STOP_FILE, Interruption
+from pretrain.training.logging.record import EventLog
 from pretrain.training.loop import _stop_agreed
-from pretrain.training.record import Events
+from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 
 FakeProgram = Callable[[str, str], None]
 
@@ -31,7 +31,7 @@ class Job:
         saves = f"echo {checkpoint} > {self.run}/checkpoints/latest" if checkpoint else ":"
         self._fake("srun", f"{saves}; exit {code}")
         if reason is not None:
-            Events(self.run, 0)("stopped", reason=reason)
+            EventLog(self.run, 0)("stopped", reason=reason)
         place = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_ARRAY_JOB_ID": "5"}
         self._asked.write_text("")
         environment = os.environ | place | {"SLURM_RESTART_COUNT": str(self.starts)}
@@ -70,11 +70,10 @@ def reason_of_stop_after(run: Path) -> str | None:
     """What the training loop itself notes at the step of `training.stop_after`."""
     interruption = Interruption()
     play = SimpleNamespace(
-        processes=SimpleNamespace(leader=False, sum=lambda values: values),
-        config=SimpleNamespace(training=SimpleNamespace(stop_after=3)),
+        context=SimpleNamespace(leader=False, sum=lambda values: values),
+        settings=SimpleNamespace(stop_after=3),
         interruption=interruption,
-        watchdog=SimpleNamespace(stopping=lambda: None),
-        account=SimpleNamespace(mine=list, judge=lambda samples: None),
+        bad_samples=SimpleNamespace(counts=lambda: [0.0, 0.0], check=lambda seen, bad: None),
     )
     assert _stop_agreed(play, 3)  # type: ignore[arg-type]
     return interruption.reason

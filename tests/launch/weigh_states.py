@@ -9,7 +9,7 @@ import torch
 
 from pretrain.configuration import load_config
 from pretrain.training import run
-from pretrain.training.engine import Engine
+from pretrain.training.zero.engine import Engine
 
 
 def live_bytes() -> int:

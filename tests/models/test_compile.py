@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain.models.randomness import sample_keys
+from pretrain.models.randomness import drawing_from
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_one_graph_gives_the_logits_and_gradients_of_eager_mode(training, golden
         model.set_grad_checkpointing(training)
         torch.compiler.reset()
         run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
-        with sample_keys(torch.arange(len(golden.image))):
+        with drawing_from(torch.arange(len(golden.image))):
             logits = run(golden.image.double())
         (logits * cotangent(logits.shape)).sum().backward()
         buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.models import InternImage, create_model
 from pretrain.models.layers import DropPath, drop_path_factors
-from pretrain.models.randomness import hashed_uniform, sample_keys
+from pretrain.models.randomness import drawing_from, hashed_uniform
 
 
 def splitmix(z: int) -> int:
@@ -42,9 +42,9 @@ def test_draws_are_uniform_and_differ_between_layers():
 def test_a_samples_drop_path_does_not_depend_on_its_batch():
     layer = DropPath(0.5, salt=3).train()
     keys = torch.arange(64)
-    with sample_keys(keys):
+    with drawing_from(keys):
         whole = layer(torch.ones(64, 1, 1, 1)).flatten()
-    with sample_keys(keys[40:48]):
+    with drawing_from(keys[40:48]):
         part = layer(torch.ones(8, 1, 1, 1)).flatten()
     assert torch.equal(whole[40:48], part)
     assert set(whole.tolist()) == {0.0, 2.0}
@@ -52,9 +52,9 @@ def test_a_samples_drop_path_does_not_depend_on_its_batch():
 
 def test_keys_must_be_one_a_sample():
     layer = DropPath(0.5, salt=0).train()
-    with sample_keys(torch.arange(3)), pytest.raises(ValueError, match="3 keys, but the model was given a batch of 4"):
+    with drawing_from(torch.arange(3)), pytest.raises(ValueError, match="3 keys, but the model was given a batch of 4"):
         layer(torch.ones(4, 1, 1, 1))
-    with pytest.raises(ValueError, match="int64"), sample_keys(torch.zeros(3)):
+    with pytest.raises(ValueError, match="int64"), drawing_from(torch.zeros(3)):
         pass
 
 
@@ -73,7 +73,7 @@ def test_a_recomputed_block_drops_what_it_dropped_before_even_after_the_context_
     for recompute in (False, True):
         model.set_grad_checkpointing(recompute)
         model.zero_grad()
-        with sample_keys(torch.arange(8)):
+        with drawing_from(torch.arange(8)):
             loss = model(images).square().sum()
         loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
@@ -98,7 +98,7 @@ def test_one_draw_for_all_layers_gives_each_its_own_bits(dtype):
     layers = [DropPath(rate, salt).train() for salt, rate in enumerate([0.0, 0.1, 1 / 3, 0.2 * 7 / 49, 0.5, 0.9])]
     layers[4].eval()
     keys = torch.randint(-(2**63), 2**63 - 1, (257,), generator=torch.Generator().manual_seed(0))
-    with sample_keys(keys):
+    with drawing_from(keys):
         factors = drop_path_factors(layers, torch.empty(257, 1, 1, 1, dtype=dtype))
     assert factors[0] is None and factors[4] is None
     for index in (1, 2, 3, 5):
@@ -130,7 +130,7 @@ def test_a_whole_models_drop_path_takes_few_operations():
         with torch.device("meta"):
             model = create_model("internimage_h", num_classes=0, drop_path_rate=rate).train()
             keys, images = torch.empty(2, dtype=torch.int64), torch.empty(2, 3, 64, 64)
-        with Operations() as operations, sample_keys(keys):
+        with Operations() as operations, drawing_from(keys):
             model(images)
         counts.append(operations.count)
     assert counts[1] - counts[0] < 60

@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 
-from data_pipeline.reading.batch import Batch
+from data_pipeline.reading import Batch, ImageTextTargets
 from pretrain.configuration import RunConfig, parse_config
-from pretrain.objectives import Task, build_task, build_tokenizer
+from pretrain.objectives.text import build_tokenizer
+from pretrain.tasks.module import TaskModule
+from pretrain.tasks.task import module_of
 
 CLASSES, SIZE, LENGTH, VOCABULARY = 3, 64, 12, 1024
 TINY = {
@@ -21,27 +23,29 @@ TINY = {
 
 
 def make_config(preset: str, *, size: int = SIZE, overrides: dict[str, Any] | None = None, **objective) -> RunConfig:
-    whole = preset == "supervised"
+    task = {"name": "classification", **objective}
+    if preset != "supervised":
+        task = {
+            "preset": preset,
+            "embed_dim": TINY["head_hidden_size"],
+            "decoder": {"dim": 16, "projector_layers": 1, "layers": 1, "heads": 2},
+            "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": VOCABULARY},
+            **objective,
+        }
     return parse_config(
         {
             "model": {"name": "custom", "overrides": {**TINY, **(overrides or {})}},
-            "objective": {
-                "preset": preset,
-                "embed_dim": TINY["head_hidden_size"] if not whole else 768,
-                "decoder": {"dim": 16, "projector_layers": 1, "layers": 1, "heads": 2},
-                "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": VOCABULARY},
-                **objective,
-            },
+            "task": task,
             "data": {"sources": [{"path": "nowhere"}], "image_size": size, "context_length": LENGTH},
             "schedule": {"steps": 10},
         }
     )
 
 
-def make_task(preset: str, *, dtype: torch.dtype = torch.float64, **options) -> Task:
+def make_task(preset: str, *, dtype: torch.dtype = torch.float64, **options) -> TaskModule:
     """Built from one seed, with offsets and mixing far from their initial zeros."""
     torch.manual_seed(3)
-    task = build_task(make_config(preset, **options), classes=CLASSES)
+    task = module_of(make_config(preset, **options), classes=CLASSES)
     with torch.no_grad():
         for name, parameter in task.named_parameters():
             if parameter.ndim == 1 or "offset" in name:
@@ -74,16 +78,14 @@ def make_batch(rows: int = 12, *, size: int = SIZE, step: int = 5) -> Batch:
         positions=torch.arange(rows) + 1200,
         views=torch.randint(0, 256, (rows, 2, size, size, 3), dtype=torch.uint8, generator=generator),
         crops=crops,
-        tokens=build_tokenizer(LENGTH, VOCABULARY)(captions),
-        has_text=has_text,
-        labels=torch.where(has_label, labels, -1),
-        has_label=has_label,
+        targets=ImageTextTargets(
+            tokens=build_tokenizer(LENGTH, VOCABULARY)(captions),
+            has_text=has_text,
+            labels=torch.where(has_label, labels, -1),
+            has_label=has_label,
+        ),
     )
 
 
 def rows_of(batch: Batch, first: int, last: int) -> Batch:
-    fields = {
-        name: getattr(batch, name)[first:last]
-        for name in ("positions", "views", "crops", "tokens", "has_text", "labels", "has_label")
-    }
-    return Batch(step=batch.step, micro=batch.micro, **fields)
+    return batch.map_tensors(lambda tensor: tensor[first:last])

@@ -8,14 +8,16 @@ inputs are made and what is compared with what is written anew. fp64.
 import math
 
 import torch
+from objective_samples import SIZE
 from torch import Tensor
 
 from data_pipeline.reading.batch import normalize
-from pretrain.models.randomness import sample_keys
+from pretrain.models.randomness import drawing_from
 
 
 def images_of(task, views: Tensor) -> Tensor:
-    return normalize(views, task.mean, task.std, torch.float64)
+    numbers = getattr(task, "settings", task)
+    return normalize(views, numbers.mean, numbers.std, torch.float64)
 
 
 def wave(value: float, dim: int) -> list[float]:
@@ -100,7 +102,7 @@ class Plain:
 
     def __init__(self, task, teacher, batch, cells, keys) -> None:
         self.task, self.teacher, self.batch, self.keys = task, teacher, batch, keys
-        self.rows, self.grid = len(batch.positions), task.image_size // 16
+        self.rows, self.grid = len(batch.positions), SIZE // 16
         self.hidden_pixels = cells.pixels
         hidden = [bool(cells.pixels[16 * r, 16 * c]) for r in range(self.grid) for c in range(self.grid)]
         self.hidden = [i for i, h in enumerate(hidden) if h]
@@ -108,7 +110,7 @@ class Plain:
         self.pair = [i + 1 if i % 2 == 0 else i - 1 for i in range(self.rows)]
 
     def encode(self, images: Tensor) -> Tensor:
-        with sample_keys(self.keys):
+        with drawing_from(self.keys):
             return self.task.image.forward_fused(images).flatten(1, 2)
 
     def m3i(self) -> Tensor:
@@ -121,8 +123,8 @@ class Plain:
         sums: dict[str, list[Tensor]] = {name: [] for name in ("pa", "ta", "pb", "tb")}
         for i, j in enumerate(self.pair):
             a, b = (task.projector(fused[i : i + 1, index])[0] for index in (self.visible, self.hidden))
-            same = target_embedding(batch.crops[i, 0], batch.crops[i, 0], self.grid, task.dim)
-            other = target_embedding(batch.crops[j, 0], batch.crops[j, 1], self.grid, task.dim)
+            same = target_embedding(batch.crops[i, 0], batch.crops[i, 0], self.grid, task.settings.dim)
+            other = target_embedding(batch.crops[j, 0], batch.crops[j, 1], self.grid, task.settings.dim)
             sums["pa"].append(predict(task, a, self.visible, same, self.grid))
             sums["pb"].append(predict(task, b, self.hidden, other, self.grid))
             sums["ta"].append(teacher_tokens(self.teacher, view1[i]))
@@ -137,16 +139,18 @@ class Plain:
 
     def text(self, vectors: Tensor) -> Tensor:
         batch, task = self.batch, self.task
-        captioned = [i for i in range(self.rows) if batch.has_text[i]]
-        captions = [tuple(batch.tokens[i].tolist()) for i in captioned]
-        texts = normed(task.text(batch.tokens[captioned]))
+        captioned = [i for i in range(self.rows) if batch.targets.has_text[i]]
+        captions = [tuple(batch.targets.tokens[i].tolist()) for i in captioned]
+        texts = normed(task.text(batch.targets.tokens[captioned]))
         return info_nce(normed(vectors[captioned]), texts, task.logit_scale.log.exp()[0], captions)
 
     def category(self, vectors: Tensor) -> Tensor:
         batch, head = self.batch, self.task.image
-        labelled = [i for i in range(self.rows) if batch.has_label[i]]
+        labelled = [i for i in range(self.rows) if batch.targets.has_label[i]]
         logits = head.head(head.fc_norm(vectors[labelled]))
-        values = [cross_entropy(x, {int(batch.labels[i]): 1.0}, 0.0) for x, i in zip(logits, labelled, strict=True)]
+        values = [
+            cross_entropy(x, {int(batch.targets.labels[i]): 1.0}, 0.0) for x, i in zip(logits, labelled, strict=True)
+        ]
         return torch.stack(values).mean()
 
     def clip(self) -> Tensor:
@@ -165,7 +169,7 @@ class Plain:
         p, t = [], []
         for i in range(self.rows):
             tokens = self.task.projector(fused[i : i + 1, self.visible])[0]
-            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 1], self.grid, self.task.dim)
+            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 1], self.grid, self.task.settings.dim)
             p.append(predict(self.task, tokens, self.visible, where, self.grid))
             t.append(teacher_tokens(self.teacher, view2[i]))
         return dense(p, t, 0.02)
@@ -175,7 +179,7 @@ class Plain:
         p, t = [], []
         for i in range(self.rows):
             tokens = self.task.projector(fused[i : i + 1, self.visible])[0]
-            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 0], self.grid, self.task.dim)
+            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 0], self.grid, self.task.settings.dim)
             p.append(predict(self.task, tokens, self.visible, where, self.grid)[self.hidden])
             t.append(teacher_tokens(self.teacher, view[i])[self.hidden])
         return dense(p, t, 0.0)
@@ -210,18 +214,18 @@ class Plain:
 
     def supervised(self, shares: Tensor | None = None, images: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         batch = self.batch
-        with sample_keys(self.keys):
+        with drawing_from(self.keys):
             logits = self.task.image(images_of(self.task, batch.views[:, 0]) if images is None else images)
         values = []
         for i in range(self.rows):
-            if not batch.has_label[i]:
+            if not batch.targets.has_label[i]:
                 continue
-            label, weights = int(batch.labels[i]), {}
+            label, weights = int(batch.targets.labels[i]), {}
             if shares is None:
                 weights[label] = 1.0
-            elif batch.has_label[self.pair[i]]:
+            elif batch.targets.has_label[self.pair[i]]:
                 weights[label] = float(shares[i])
-                other = int(batch.labels[self.pair[i]])
+                other = int(batch.targets.labels[self.pair[i]])
                 weights[other] = weights.get(other, 0.0) + 1 - float(shares[i])
             else:
                 continue

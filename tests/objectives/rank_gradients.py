@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from objective_samples import make_batch, make_task, rows_of
 
-from pretrain.objectives import StepKeys
+from pretrain.objectives.keys import StepKeys
 
 ROWS = 12
 CASES = {
@@ -34,7 +34,7 @@ def gradients(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
     for case, (preset, options) in CASES.items():
         task = make_task(preset, **options).train()
         teacher = task.teacher()
-        out = task(batch, keys, task.targets(teacher, batch, keys) if teacher is not None else None)
+        out = task(batch, keys, task.teacher_targets(teacher, batch, keys) if teacher is not None else None)
         out.total.backward()
         values = {f"loss/{name}": part for name, part in out.parts.items()} | {"total": out.total.detach()}
         values |= {name: out.metrics[name] for name in out.metrics if name.endswith(("accuracy", "rank", "positive"))}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from objective_samples import make_batch, make_task
 
-from pretrain.objectives import StepKeys, collapse_alarms
-from pretrain.objectives.task import PATIENCE
+from pretrain.objectives.keys import StepKeys
+from pretrain.objectives.metrics import collapse_alarms
+from pretrain.tasks.pretraining.module import PATIENCE
 
 
 def pictures(step: int):
@@ -27,7 +28,7 @@ def train(task, steps: int, decay: float) -> list[list[str]]:
     for step in range(steps):
         batch = pictures(step)
         keys = StepKeys(0, step)
-        out = task(batch, keys, task.targets(teacher, batch, keys))
+        out = task(batch, keys, task.teacher_targets(teacher, batch, keys))
         optimizer.zero_grad()
         out.total.backward()
         optimizer.step()
@@ -94,7 +95,7 @@ def test_gradient_norms_of_the_losses_are_noted_apart(task):
     norms = {}
     for scale in (1.0, 2.0):
         task.weights["inter"] = scale
-        out = task(batch, keys, task.targets(task.teacher(), batch, keys))
+        out = task(batch, keys, task.teacher_targets(task.teacher(), batch, keys))
         assert "grad_norm/inter" not in out.metrics, "the backward pass adds them"
         out.total.backward()
         norms[scale] = {name: float(out.metrics[f"grad_norm/{name}"]) for name in ("intra", "inter")}

@@ -5,7 +5,8 @@ import torch
 from objective_samples import make_batch, make_task
 
 from pretrain.models.compilation import compile_regions
-from pretrain.objectives import RECIPES, StepKeys, Task
+from pretrain.objectives.keys import StepKeys
+from pretrain.tasks.module import TaskModule
 
 KEYS = StepKeys(seed=11, step=5)
 ALWAYS = {"Stem", "Block", "Downsample"}
@@ -21,9 +22,9 @@ REGIONS = {  # beside those of the stages: of the student, of its teacher
 }
 
 
-def learned(task: Task, teacher: torch.nn.Module | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def learned(task: TaskModule, teacher: torch.nn.Module | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     batch = make_batch(6)
-    targets = task.targets(teacher, batch, KEYS) if teacher is not None else None
+    targets = task.teacher_targets(teacher, batch, KEYS) if teacher is not None else None
     loss = task(batch, KEYS, targets).total
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
@@ -55,7 +56,7 @@ def assert_compiled_alike(preset: str, backend: str, dtype: torch.dtype, toleran
 
 # m3i, byol and supervised have every kind of region between them.
 FAST = ("m3i", "byol", "supervised")
-PRESETS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(RECIPES)]
+PRESETS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(REGIONS)]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -64,7 +65,7 @@ def test_a_compiled_preset_is_whole_graphs_and_learns_alike(preset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(RECIPES))
+@pytest.mark.parametrize("preset", sorted(REGIONS))
 def test_gradients_traced_ahead_are_those_of_eager_mode(preset):
     assert_compiled_alike(preset, "aot_eager", torch.float64, 1e-12)
 

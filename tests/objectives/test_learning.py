@@ -3,8 +3,9 @@
 import torch
 from objective_samples import CLASSES, make_task
 
-from data_pipeline.reading.batch import Batch, normalize
-from pretrain.objectives import StepKeys, build_tokenizer
+from data_pipeline.reading import Batch, ImageTextTargets, normalize
+from pretrain.objectives.keys import StepKeys
+from pretrain.objectives.text import build_tokenizer
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -30,9 +31,10 @@ def test_colours_find_their_names_and_categories():
     for step in range(90):
         order = torch.randperm(8, generator=generator)  # else neighbours always mix with each other
         positions = torch.arange(8) + 8 * step
-        batch = Batch(step, 0, positions, views[order], crops, tokens[order], present, labels[order], present)
-        keys = StepKeys(0, step, measure=False)
-        out = task(batch, keys, task.targets(teacher, batch, keys))
+        targets = ImageTextTargets(tokens[order], present, labels[order], present)
+        batch = Batch(step, 0, positions, views[order], crops, targets)
+        keys = StepKeys(0, step)
+        out = task(batch, keys, task.teacher_targets(teacher, batch, keys))
         first = first or out.parts
         optimizer.zero_grad()
         out.total.backward()
@@ -43,7 +45,7 @@ def test_colours_find_their_names_and_categories():
     )
     task.eval()
     with torch.no_grad():
-        images = normalize(views[:, 0], task.mean, task.std)
+        images = normalize(views[:, 0], task.settings.mean, task.settings.std)
         match = (task.encode_image(images) @ task.encode_text(tokens).T).argmax(1)
         category = task.classify(images).argmax(1)
     assert (match == torch.arange(8)).sum() >= 7

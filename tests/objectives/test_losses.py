@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.objectives import losses
-from pretrain.objectives.contrastive import LogitScale, contrast, text_hash
+from pretrain.objectives.contrastive import LogitScale, info_nce, text_hash
 from pretrain.objectives.metrics import content_share, feature_std, rank_me, rank_one_loss
 
 
@@ -70,7 +70,7 @@ def test_contrast_is_cross_entropy_over_allowed_columns_and_never_loses_the_posi
     rows, columns = F.normalize(torch.randn(2, 5, 7, generator=generator, dtype=torch.float64), dim=-1)
     excluded = torch.rand(5, 5, generator=generator) < 0.4
     excluded[2] = True  # nothing but the positive is left: a loss of 0
-    values, hits = contrast(rows, columns, 3.0, excluded)
+    values, hits = info_nce(rows, columns, 3.0, excluded)
     for i in range(5):
         allowed = [j for j in range(5) if j == i or not excluded[i, j]]
         exponentials = [math.exp(3 * float(rows[i] @ columns[j])) for j in allowed]

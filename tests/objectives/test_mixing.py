@@ -71,7 +71,7 @@ def test_a_share_of_the_pairs_is_left_whole_by_seed_step_and_global_position():
 
 @pytest.mark.parametrize(("size", "cell"), [(224, 24), (224, 8), (100, None), (200, 32)])
 def test_cells_that_do_not_tile_the_image_are_refused(size, cell):
-    with pytest.raises(UserError, match=r"objective\.mask_cell"):
+    with pytest.raises(UserError, match=r"task\.mask_cell"):
         cell_size(size, cell)
 
 

@@ -8,10 +8,11 @@ from objective_samples import CLASSES, SIZE, make_batch, make_config, make_task
 from plain_objectives import Plain, images_of
 
 from data_pipeline.errors import UserError
-from pretrain.objectives import RECIPES, StepKeys, build_task
-from pretrain.objectives.keys import sample_keys
+from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.mixing import draw_cells, partners
 from pretrain.objectives.mixup import mix_pairs
+from pretrain.tasks.pretraining.recipes import RECIPES
+from pretrain.tasks.task import module_of
 
 KEYS = StepKeys(seed=11, step=5, micro=0)
 WEIGHTS = {"intra": 0.7, "inter": 1.3, "text": 0.9, "category": 1.1}
@@ -30,7 +31,7 @@ def a_teacher(task):
 
 
 def outputs(task, teacher, batch):
-    targets = task.targets(teacher, batch, KEYS) if teacher is not None else None
+    targets = task.teacher_targets(teacher, batch, KEYS) if teacher is not None else None
     return task(batch, KEYS, targets)
 
 
@@ -49,9 +50,9 @@ def assert_same_gradients(task, ours, plain):
         torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-9 * float(scale), msg=name)
 
 
-@pytest.mark.parametrize("preset", sorted(RECIPES))
+@pytest.mark.parametrize("preset", sorted([*RECIPES, "supervised"]))
 def test_the_gradient_equals_the_plain_implementation(preset):
-    task = make_task(preset, weights=WEIGHTS if preset == "m3i" else {}).train()
+    task = make_task(preset, **({"weights": WEIGHTS} if preset == "m3i" else {})).train()
     batch = make_batch(6)
     if preset == "supervised":
         torch.nn.init.normal_(task.image.head.weight, std=0.5)
@@ -112,6 +113,7 @@ def test_the_encoder_is_not_shown_what_the_mask_hides():
 
 
 def test_the_teacher_mirrors_part_of_the_task_and_draws_nothing():
+    assert make_task("supervised").teacher() is None and make_task("supervised").teacher_names() == []
     for preset, recipe in RECIPES.items():
         task = make_task(preset)
         state = torch.random.get_rng_state()
@@ -135,7 +137,7 @@ def test_every_trainable_parameter_gets_a_gradient_whatever_is_switched_off():
     cases += [("m3i", {"weights": {"intra": 0, "inter": 0}}, CLASSES), ("siamese", {}, CLASSES)]
     for preset, objective, classes in cases:
         torch.manual_seed(0)
-        task = build_task(make_config(preset, **objective), classes=classes)
+        task = module_of(make_config(preset, **objective), classes=classes)
         outputs(task, task.teacher(), batch).total.backward()
         missing = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
         assert not missing, (preset, objective, missing)
@@ -144,7 +146,7 @@ def test_every_trainable_parameter_gets_a_gradient_whatever_is_switched_off():
 def test_a_batch_without_a_caption_or_label_gives_zero_not_nan():
     task = make_task("m3i")
     batch = make_batch(6)
-    batch.has_text[:], batch.has_label[:], batch.labels[:] = False, False, -1
+    batch.targets.has_text[:], batch.targets.has_label[:], batch.targets.labels[:] = False, False, -1
     out = outputs(task, task.teacher(), batch)
     assert out.parts["text"] == 0 and out.parts["category"] == 0
     out.total.backward()
@@ -158,8 +160,7 @@ def test_measuring_changes_no_bit_of_the_gradient():
     teacher, batch = task.teacher(), make_batch(6)
     found = []
     for measure in (True, False):
-        keys = KEYS._replace(measure=measure)
-        out = task(batch, keys, task.targets(teacher, batch, keys))
+        out = task(batch, KEYS, task.teacher_targets(teacher, batch, KEYS), measure)
         out.total.backward()
         assert bool(out.metrics) is measure
         found.append([p.grad.clone() for p in task.parameters() if p.grad is not None])
@@ -202,7 +203,7 @@ def test_bfloat16_weights_give_finite_gradients_and_fp32_losses():
         ({"decoder": {"dim": 18, "heads": 2}}, 3, "divisible by 4"),
         ({"decoder": {"dim": 16, "heads": 3}}, 3, "its 3 heads"),
         ({"text": {"width": 16, "heads": 3}}, 3, "width 16 is not divisible by heads 3"),
-        ({"size": 80, "mask_cell": 32}, 3, "objective.mask_cell 32"),
+        ({"size": 80, "mask_cell": 32}, 3, "task.mask_cell 32"),
         ({"views": 1}, 3, "data.views is 1"),
         ({"rows": 2}, 3, "model.num_classes is 2, but the data name 3"),
     ],
@@ -214,17 +215,16 @@ def test_what_does_not_fit_together_is_told_before_the_first_step(change, classe
     config.data.views = views
     config.model.num_classes = rows
     with pytest.raises(UserError, match=message):
-        build_task(config, classes=classes)
+        module_of(config, classes=classes)
 
 
 def test_encoding_for_evaluation():
     task = make_task("m3i").eval()
     batch = make_batch(4)
     images = images_of(task, batch.views[:, 0])
-    for vectors in (task.encode_image(images), task.encode_text(batch.tokens)):
+    for vectors in (task.encode_image(images), task.encode_text(batch.targets.tokens)):
         assert vectors.shape == (4, 24)
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(4, dtype=torch.float64))
     with pytest.raises(UserError, match="no text tower"):
-        make_task("siamese").encode_text(batch.tokens)
-    with pytest.raises(UserError, match="use_clip_projector"):
-        make_task("supervised").encode_image(images)
+        make_task("siamese").encode_text(batch.targets.tokens)
+    assert not hasattr(make_task("supervised"), "encode_image"), "another task, whose models meet no text"

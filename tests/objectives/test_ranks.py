@@ -62,9 +62,11 @@ def test_the_gradient_is_that_of_the_joined_batch(of_ranks, case):
 def test_the_batch_is_as_uneven_as_it_claims():
     batch = make_batch(ROWS)
     for world in (2, 3):
-        captions = batch.has_text.view(world, -1).sum(1).tolist()
-        labels = batch.has_label.view(world, -1).sum(1).tolist()
+        captions = batch.targets.has_text.view(world, -1).sum(1).tolist()
+        labels = batch.targets.has_label.view(world, -1).sum(1).tolist()
         assert len(set(captions)) > 1 and len(set(labels)) > 1
-    assert batch.has_label.view(3, -1).sum(1)[2] == 0
-    texts = [tuple(row) for row in batch.tokens.tolist()]
-    assert texts[1] == texts[ROWS - 2] and batch.has_text[1] and batch.has_text[ROWS - 2], "a duplicate across ranks"
+    assert batch.targets.has_label.view(3, -1).sum(1)[2] == 0
+    texts = [tuple(row) for row in batch.targets.tokens.tolist()]
+    assert texts[1] == texts[ROWS - 2] and batch.targets.has_text[1] and batch.targets.has_text[ROWS - 2], (
+        "a duplicate across ranks"
+    )

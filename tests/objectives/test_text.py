@@ -5,9 +5,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from data_pipeline.errors import UserError
-from pretrain.configuration.schema import TextConfig
-from pretrain.objectives import build_tokenizer
-from pretrain.objectives.text import build_text_tower, drop_tokens
+from pretrain.objectives.text import build_text_tower, build_tokenizer, drop_tokens
+from pretrain.tasks.pretraining.task import TextConfig
 
 FULL = SimpleTokenizer(context_length=20)
 TEXTS = ["a photo of a cat", "Grinning face with smiling eyes!", "éàü 日本 🙂", "", "x " * 100]

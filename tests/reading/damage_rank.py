@@ -15,7 +15,7 @@ import torch.distributed as dist
 from reading_sets import tokenize
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading import DataConfig, ImageText, Reader
 from data_pipeline.reading.faults import FaultLog
 
 
@@ -29,7 +29,7 @@ def read_case(folder: Path, rank: int, max_bad_rate: float) -> dict:
     seen: dict = {"events": events, "steps": 0, "samples": [], "error": "", "exit_code": 0}
     try:
         with Reader(
-            settings, tokenizer=tokenize, batch_size=16, rank=rank, world_size=2, events=events.append, judge=False
+            settings, ImageText(tokenize, 8), batch_size=16, rank=rank, world_size=2, events=events.append, judge=False
         ) as reader:
             steps = -(-2 * reader.epoch_samples // 16)
             for batch in reader.batches(0):
@@ -40,7 +40,7 @@ def read_case(folder: Path, rank: int, max_bad_rate: float) -> dict:
                 assert batch.views.shape == (8, 2, 32, 32, 3)
                 seen["samples"] += [
                     [sample.shard, sample.key, bool(text)]
-                    for sample, text in zip(batch.samples, batch.has_text, strict=True)
+                    for sample, text in zip(batch.samples, batch.targets.has_text, strict=True)
                 ]
                 seen["steps"] = batch.step + 1
                 judge_together(reader.faults)

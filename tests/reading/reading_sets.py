@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_pipeline.format import Manifest, ShardEntry, ShardWriter, write_manifest, write_sidecar
 from data_pipeline.format.sidecar import table
+from data_pipeline.reading import Batch, ImageTextTargets
 
 
 def picture(number: int, size: tuple[int, int] = (40, 32), kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -71,3 +72,9 @@ def tokenize(texts: list[str]) -> torch.Tensor:
     """8 bytes of each caption: enough to tell captions apart."""
     rows = [list(text.encode()[-8:].ljust(8, b"\0")) for text in texts]
     return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), 8)
+
+
+def tensors(batch: Batch[ImageTextTargets]) -> dict[str, torch.Tensor]:
+    """Every tensor of a batch, by name."""
+    own = {name: getattr(batch, name) for name in ("positions", "views", "crops")}
+    return own | {name: getattr(batch.targets, name) for name in ("tokens", "has_text", "labels", "has_label")}

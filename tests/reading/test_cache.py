@@ -13,7 +13,7 @@ import pytest
 from reading_sets import tokenize, write_set
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading import DataConfig, ImageText, Reader
 from data_pipeline.reading.cache import FetchError, FileCache
 
 
@@ -156,12 +156,12 @@ def settings(path: str, **options) -> DataConfig:
 
 def drawn(config: DataConfig, steps: int = 6) -> list:
     events: list[dict] = []
-    with Reader(config, tokenizer=tokenize, batch_size=8, seed=1, events=events.append) as reader:
+    with Reader(config, ImageText(tokenize, 8), batch_size=8, seed=1, events=events.append) as reader:
         batches = reader.batches(0)
         found = [next(batches) for _ in range(steps)]
         batches.close()
     assert not events
-    return [(batch.samples, batch.captions, int(batch.views.long().sum())) for batch in found]
+    return [(batch.samples, batch.targets.captions, int(batch.views.long().sum())) for batch in found]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -234,13 +234,13 @@ def test_indexing_a_remote_set_that_was_killed_goes_on_and_sees_what_changed(tmp
             raise Killed
 
     with pytest.raises(Killed):
-        Reader(config, tokenizer=tokenize, batch_size=2, beat=die)
-    with Reader(config, tokenizer=tokenize, batch_size=2) as reader:
+        Reader(config, ImageText(tokenize, 8), batch_size=2, heartbeat=die)
+    with Reader(config, ImageText(tokenize, 8), batch_size=2) as reader:
         assert reader.epoch_samples == 15
     assert copied == ["00000.tar", "00001.tar", "00002.tar"]
     write_set(tmp_path / "other", [6, 9])
     os.replace(tmp_path / "other/00001.tar", tmp_path / "set/00001.tar")
-    with Reader(config, tokenizer=tokenize, batch_size=2) as reader:
+    with Reader(config, ImageText(tokenize, 8), batch_size=2) as reader:
         assert reader.epoch_samples == 19
     assert copied[3:] == ["00001.tar"]
 
@@ -255,11 +255,11 @@ def test_sources_share_the_cache_and_must_fit_into_it_together(tmp_path):
         cache = {"folder": str(tmp_path / "cache"), "size_gb": size / 1e9}
         return DataConfig(sources=sources, image_size=32, context_length=8, workers=0, block_shards=2, cache=cache)
 
-    with Reader(config(1.1 * size), tokenizer=tokenize, batch_size=2) as reader:
+    with Reader(config(1.1 * size), ImageText(tokenize, 8), batch_size=2) as reader:
         shares = list(reader._remote.values())
         assert sum(shares) <= 0.8 * 1.1 * size and min(shares) > 0.35 * size
     with pytest.raises(UserError, match=r"does not hold a block of file:.*one and file:.*two"):
-        Reader(config(0.9 * size), tokenizer=tokenize, batch_size=2)
+        Reader(config(0.9 * size), ImageText(tokenize, 8), batch_size=2)
 
 
 class OfOneHost(fsspec.AbstractFileSystem):
@@ -292,7 +292,9 @@ def test_two_hosts_of_one_protocol_are_two_file_systems(tmp_path):
 def test_shards_and_sidecars_are_fetched_ahead_of_need(tmp_path):
     write_set(tmp_path / "set", [4] * 8)
     cache = {"folder": str(tmp_path / "cache")}
-    with Reader(settings(f"file://{tmp_path}/set", cache=cache), tokenizer=tokenize, batch_size=2, seed=1) as reader:
+    with Reader(
+        settings(f"file://{tmp_path}/set", cache=cache), ImageText(tokenize, 8), batch_size=2, seed=1
+    ) as reader:
         batches = reader.batches(0)
         next(batches)
         coming = reader.order.sources[0].coming_shards(0, 4)
@@ -308,10 +310,10 @@ def test_a_cache_that_holds_no_block_and_a_url_that_holds_no_set_are_refused(tmp
     write_set(tmp_path / "set", [6, 5])
     cache = {"folder": str(tmp_path / "cache"), "size_gb": 1e-6}
     with pytest.raises(UserError, match="does not hold a block"):
-        Reader(settings(f"file://{tmp_path}/set", cache=cache), tokenizer=tokenize, batch_size=2)
+        Reader(settings(f"file://{tmp_path}/set", cache=cache), ImageText(tokenize, 8), batch_size=2)
     cache["size_gb"] = 1.0
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no .*tar shard"):
-        Reader(settings(f"file://{tmp_path}/empty", cache=cache), tokenizer=tokenize, batch_size=2)
+        Reader(settings(f"file://{tmp_path}/empty", cache=cache), ImageText(tokenize, 8), batch_size=2)
     with pytest.raises(UserError, match="check the URL"):
-        Reader(settings("nonsense://bucket/set", cache=cache), tokenizer=tokenize, batch_size=2)
+        Reader(settings("nonsense://bucket/set", cache=cache), ImageText(tokenize, 8), batch_size=2)

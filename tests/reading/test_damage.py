@@ -235,19 +235,19 @@ def test_ranks_that_would_end_alone_would_not_end_together(seen):
 def test_the_count_of_bad_samples_is_of_samples(tmp_path):
     """A shard in which none is left is noted as empty, too; that is no further sample."""
     from data_pipeline.errors import BadDataError
-    from data_pipeline.reading import DataConfig, Reader
+    from data_pipeline.reading import DataConfig, ImageText, Reader
 
     all_text(tmp_path / "set")
     settings = DataConfig(sources=[{"path": str(tmp_path / "set")}], image_size=32, workers=0)
     with pytest.raises(BadDataError, match=f": 10 of {sum(SIZES)} samples are damaged.*10 x not_an_image"):
-        Reader(settings, tokenizer=None, batch_size=4)
+        Reader(settings, ImageText(), batch_size=4)
 
 
 def test_a_set_without_one_good_sample_says_so(tmp_path):
     from reading_sets import tokenize
 
     from data_pipeline.errors import BadDataError
-    from data_pipeline.reading import DataConfig, Reader
+    from data_pipeline.reading import DataConfig, ImageText, Reader
 
     manifest = write_set(tmp_path / "set", [6, 6])
     for shard in manifest.shards:
@@ -256,7 +256,7 @@ def test_a_set_without_one_good_sample_says_so(tmp_path):
         sources=[{"path": str(tmp_path / "set")}], image_size=32, context_length=8, workers=0, max_bad_rate=1
     )
     with (
-        Reader(settings, tokenizer=tokenize, batch_size=4) as reader,
+        Reader(settings, ImageText(tokenize, 8), batch_size=4) as reader,
         pytest.raises(BadDataError, match="shard_missing"),
     ):
         next(reader.batches(0))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from reading_sets import picture
 
+from data_pipeline.hashing import key, uniforms, uniforms_at
 from data_pipeline.reading.augmentation import erase, jitter_colours
 from data_pipeline.reading.decode import BadSample, decode, read_header
-from data_pipeline.reading.hashing import key, uniforms, uniforms_at
 from data_pipeline.reading.views import (
     UNIFORMS,
     Crop,

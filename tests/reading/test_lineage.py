@@ -11,7 +11,7 @@ from reading_sets import tokenize, write_set
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import read_manifest, read_sidecar
-from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading import DataConfig, ImageText, Reader
 from data_pipeline.reading.advice import advise
 from pretrain.analysis.batch import inspect_batch
 from pretrain.configuration import dump_config, parse_config
@@ -42,21 +42,21 @@ def run(tmp_path: Path) -> Path:
 
 def test_records_lead_back_to_urls_and_captions(run, tmp_path):
     config = DataConfig(sources=[{"path": str(tmp_path / "set")}], **DATA)
-    with Reader(config, tokenizer=tokenize, batch_size=10, seed=3) as reader:
+    with Reader(config, ImageText(tokenize, 8), batch_size=10, seed=3) as reader:
         batches = reader.batches(1)
         for step in (1, 2, 3):
             batch, records = next(batches), reader.records(step)
             for row, record in enumerate(records):
                 assert (record["source"], record["shard"], record["key"], record["row"]) == tuple(batch.samples[row])
                 assert record["position"] == step * 10 + row and record["epoch"] == (step * 10 + row) // 18
-                assert record["caption"] == batch.captions[row]
+                assert record["caption"] == batch.targets.captions[row]
                 assert record["url"] == "https://pictures.invalid/" + record["caption"].split()[1]
-                assert record["label"] == "ab"[int(batch.labels[row])]
+                assert record["label"] == "ab"[int(batch.targets.labels[row])]
 
 
 def test_rows_at_any_positions_are_those_of_training(run, tmp_path):
     config = DataConfig(sources=[{"path": str(tmp_path / "set")}], **DATA)
-    with Reader(config, tokenizer=tokenize, batch_size=10, seed=3) as reader:
+    with Reader(config, ImageText(tokenize, 8), batch_size=10, seed=3) as reader:
         batch = next(reader.batches(4))
         again = reader.at(np.array([47, 42]))
     assert torch.equal(again.views, batch.views[[7, 2]]) and torch.equal(again.crops, batch.crops[[7, 2]])
@@ -71,7 +71,7 @@ def test_inspecting_a_step_lists_and_draws_its_batch(run):
         assert sheet.size == (4 * (2 * 32 + 4), 3 * (32 + 26 + 4))
         first = np.asarray(sheet)[:32, :32]
     config = DataConfig(sources=[{"path": str(run.parent / "set")}], **DATA)
-    with Reader(config, tokenizer=None, batch_size=10, seed=3) as reader:
+    with Reader(config, ImageText(), batch_size=10, seed=3) as reader:
         assert np.array_equal(first, next(reader.batches(2)).views[0, 0].numpy())
 
 
@@ -98,7 +98,7 @@ def test_a_replacement_that_lacks_something_is_still_a_replacement(run):
 def test_advice_about_streams_says_why_there_is_none(tmp_path):
     config = DataConfig(sources=[{"path": "pipe:cat x.tar", "samples": 9}], **DATA)
     with pytest.raises(UserError, match=r"read in the training process.*data_wait_ms"):
-        advise(config, tokenizer=tokenize)
+        advise(config, ImageText(tokenize, 8))
 
 
 def test_advice_about_a_set_that_cannot_be_written_indexes_it_elsewhere(tmp_path):
@@ -110,7 +110,7 @@ def test_advice_about_a_set_that_cannot_be_written_indexes_it_elsewhere(tmp_path
     (tmp_path / "foreign/.index.lock").mkdir()
     before = sorted((tmp_path / "foreign").iterdir())
     config = DataConfig(sources=[{"path": str(tmp_path / "foreign")}], **DATA)
-    assert advise(config, tokenizer=tokenize, seconds=0.01)["samples_per_second_of_one_core"] > 0
+    assert advise(config, ImageText(tokenize, 8), seconds=0.01)["samples_per_second_of_one_core"] > 0
     assert sorted((tmp_path / "foreign").iterdir()) == before
 
 
@@ -121,10 +121,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_advice_measures_this_machine_and_asks_for_enough_workers(run, tmp_path):
     config = DataConfig(sources=[{"path": str(tmp_path / "set")}], **DATA)
-    found = advise(config, tokenizer=tokenize, samples_per_second=1e-3, seconds=0.05)
+    found = advise(config, ImageText(tokenize, 8), samples_per_second=1e-3, seconds=0.05)
     rate = found["samples_per_second_of_one_core"]
     assert rate > 10 and found["milliseconds_per_sample"] == pytest.approx(1000 / rate, rel=0.01)
     assert found["workers_needed"] == 1 and found["enough"] and found["share_of_time_with_workers_0"] < 0.001
-    greedy = advise(config, tokenizer=tokenize, samples_per_second=1e6, processes=10**6, seconds=0.05)
+    greedy = advise(config, ImageText(tokenize, 8), samples_per_second=1e6, processes=10**6, seconds=0.05)
     assert greedy["workers_needed"] >= 1.2e6 / greedy["samples_per_second_of_one_core"]
     assert greedy["workers"] == 0 and not greedy["enough"]

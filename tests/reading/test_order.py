@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.hashing import bits, key, permutation, uniforms
+from data_pipeline.hashing import bits, key, permutation, uniforms
 from data_pipeline.reading.mixture import Mixture, period_counts
 from data_pipeline.reading.order import Order, Share, SourceOrder
 
@@ -150,7 +150,7 @@ def test_shares_of_all_ranks_make_the_global_batch(world):
 
 
 def test_a_batch_that_does_not_divide_names_batches_that_do():
-    with pytest.raises(UserError, match=r"training.batch_size 10 .*multiple of 4, for instance 8 or 12"):
+    with pytest.raises(UserError, match=r"training.batch_size 10 .* = 4: take 8 or 12"):
         Share(10, 2, 0, 2)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from reading_sets import write_set
+from reading_sets import tensors, write_set
 from test_reader import assert_same, config, read, tokenize
 
-from data_pipeline.reading import Reader
-from data_pipeline.reading.batch import TENSORS
+from data_pipeline.reading import ImageText, Reader
 from data_pipeline.reading.pinning import OneAhead
+
+TENSORS = 7  # positions, views, crops, tokens, has_text, labels, has_label
 
 
 @pytest.fixture
@@ -40,15 +41,17 @@ def test_every_tensor_is_pinned_once_and_batches_and_events_are_the_same(
     told: list[dict] = []
     events: list[dict] = []
     chosen = config(tmp_path / "set", max_bad_rate=1.0, workers=workers, prefetch=1)
-    with Reader(chosen, tokenizer=tokenize, batch_size=24, seed=5, events=events.append) as reader:
+    with Reader(chosen, ImageText(tokenize, 8), batch_size=24, seed=5, events=events.append) as reader:
         held = []
         for batch in islice(reader.batches(0), 6):
             held.append(batch)
             assert {event["step"] for event in events} == set(range(batch.step + 1))  # consumed, not read ahead
     named = [name for name in pinned_by if not name.startswith("device")]
-    assert set(named) == {thread} and len(named) >= 6 * len(TENSORS) and len(named) % len(TENSORS) == 0
+    assert set(named) == {thread} and len(named) >= 6 * TENSORS and len(named) % TENSORS == 0
     assert ("device 1" in pinned_by) == (workers > 0)
-    found = [{name: getattr(one, name).numpy() for name in TENSORS} | {"samples": list(one.samples)} for one in held]
+    found = [
+        {name: tensor.numpy() for name, tensor in tensors(one).items()} | {"samples": list(one.samples)} for one in held
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         plain = config(tmp_path / "set", max_bad_rate=1.0)
@@ -58,12 +61,17 @@ def test_every_tensor_is_pinned_once_and_batches_and_events_are_the_same(
 
 def test_a_batch_moves_whole_and_keeps_what_is_no_tensor(tmp_path: Path) -> None:
     write_set(tmp_path / "set", [6])
-    with Reader(config(tmp_path / "set"), tokenizer=tokenize, batch_size=4) as reader:
+    with Reader(config(tmp_path / "set"), ImageText(tokenize, 8), batch_size=4) as reader:
         batch = next(reader.batches(0))
     moved = batch.to("meta")
-    assert {getattr(moved, name).device.type for name in TENSORS} == {"meta"}
-    assert all(getattr(moved, name).shape == getattr(batch, name).shape for name in TENSORS)
-    assert (moved.samples, moved.captions, moved.step, len(moved)) == (batch.samples, batch.captions, 0, 4)
+    assert {tensor.device.type for tensor in tensors(moved).values()} == {"meta"}
+    assert all(tensor.shape == tensors(batch)[name].shape for name, tensor in tensors(moved).items())
+    assert (moved.samples, moved.targets.captions, moved.step, len(moved)) == (
+        batch.samples,
+        batch.targets.captions,
+        0,
+        4,
+    )
 
 
 def test_an_error_comes_in_its_place_and_the_thread_ends() -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from data_pipeline.reading.assembly import Assembled, Rows
-from data_pipeline.reading.hashing import Integers
+from data_pipeline.hashing import Integers
+from data_pipeline.reading.builder import Filled
+from data_pipeline.reading.memory import Arrays
 from data_pipeline.reading.pool import WorkerPool
 
 ROWS, AHEAD = 50_000, 32
@@ -16,11 +17,11 @@ ROWS, AHEAD = 50_000, 32
 class Talkative:
     """Its answers are larger than a pipe, as captions of many rows are; so would be the positions of its tasks."""
 
-    def fill(self, positions: Integers, rows: Rows) -> Assembled:
-        rows.labels[:] = positions[0]
-        return Assembled(
-            [(0, 0, 0, "")] * len(positions), [f"caption of {position}" for position in positions.tolist()]
-        )
+    def fill(self, positions: Integers, arrays: Arrays) -> Filled:
+        arrays["labels"][:] = positions[0]
+        filled = Filled.empty(len(positions))
+        filled.extras = [f"caption of {position}" for position in positions.tolist()]
+        return filled
 
 
 @pytest.fixture
@@ -35,15 +36,15 @@ def impatient() -> Iterator[None]:
 def test_many_tasks_ahead_and_large_answers_do_not_block_each_other() -> None:
     pool = WorkerPool(
         Talkative(),  # type: ignore[arg-type]
-        Rows.shapes(1, 1, 1, 1),
+        {"labels": ((1,), np.int64)},
         workers=1,
         prefetch=AHEAD,
         start_method="fork",
     )
     tasks = ((number, np.arange(number * ROWS, (number + 1) * ROWS, dtype=np.int64)) for number in range(AHEAD + 4))
-    for number, (name, positions, rows, done) in enumerate(pool.run(tasks)):
-        assert name == number and rows.labels[0] == positions[0] == number * ROWS
-        assert done.captions[-1] == f"caption of {positions[-1]}"
+    for number, (name, positions, arrays, filled) in enumerate(pool.run(tasks)):
+        assert name == number and arrays["labels"][0] == positions[0] == number * ROWS
+        assert filled.extras[-1] == f"caption of {positions[-1]}"
         if number == 3:
             break
     pool.close()

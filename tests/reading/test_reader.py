@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reading_sets import tokenize, write_set
+from reading_sets import tensors, tokenize, write_set
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading import DataConfig, Reader, normalize
-from data_pipeline.reading.assembly import Remembered
-from data_pipeline.reading.batch import TENSORS
+from data_pipeline.reading import DataConfig, ImageText, Reader, normalize
+from data_pipeline.reading.image_text import CachedTokenizer
 
 
 def config(*paths: Path, **options) -> DataConfig:
@@ -40,7 +39,7 @@ def read(
     readers = [
         Reader(
             settings,
-            tokenizer=tokenize,
+            ImageText(tokenize, 8),
             batch_size=batch_size,
             accumulation=accumulation,
             rank=rank,
@@ -59,7 +58,7 @@ def read(
                 batch = next(stream)
                 assert (batch.step, batch.micro) == (step, micro)
                 parts.append(batch)
-        whole = {name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in TENSORS}
+        whole = {name: torch.cat([tensors(part)[name] for part in parts]).numpy() for name in tensors(parts[0])}
         found.append(whole | {"samples": [sample for part in parts for sample in part.samples]})
     for reader in readers:
         reader.close()
@@ -70,7 +69,8 @@ def assert_same(one, other):
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         assert a["samples"] == b["samples"]
-        for name in TENSORS:
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"samples"}:
             assert np.array_equal(a[name], b[name]), name
 
 
@@ -123,7 +123,7 @@ def test_mixtures_keep_their_weights_and_count_epochs_by_source(small, tmp_path)
     found = read(settings, 32, batch_size=32)
     sources = [sample.source for batch in found for sample in batch["samples"]]
     assert sources.count("small") == 768 and sources.count("bare") == 256
-    reader = Reader(settings, tokenizer=tokenize, batch_size=32, seed=5)
+    reader = Reader(settings, ImageText(tokenize, 8), batch_size=32, seed=5)
     assert reader.progress(32) == {
         "small": {"samples": 768, "epochs": 768 / 27},
         "bare": {"samples": 256, "epochs": 32.0},
@@ -143,44 +143,47 @@ def test_captioned_labelled_and_bare_images_share_a_batch(small, tmp_path):
     names = ["small", "bare", "labelled", "captioned"]
     paths = [small, *(tmp_path / name for name in names[1:])]
     settings = config(*paths)
-    with Reader(settings, tokenizer=tokenize, batch_size=64) as reader:
+    with Reader(settings, ImageText(tokenize, 8), batch_size=64) as reader:
         assert reader.classes == ("a", "b", "c", "d") and reader.num_classes == 4
         assert reader.epoch_samples == 27 + 24
         batch = next(reader.batches(0))
     for i, sample in enumerate(batch.samples):
-        number = int(batch.captions[i].split()[1]) if batch.captions[i] else None
-        assert bool(batch.has_text[i]) == (sample.source in ("small", "captioned"))
-        assert bool(batch.has_label[i]) == (sample.source in ("small", "labelled"))
+        number = int(batch.targets.captions[i].split()[1]) if batch.targets.captions[i] else None
+        assert bool(batch.targets.has_text[i]) == (sample.source in ("small", "captioned"))
+        assert bool(batch.targets.has_label[i]) == (sample.source in ("small", "labelled"))
         if sample.source == "small":
-            assert int(batch.labels[i]) == number % 3
+            assert int(batch.targets.labels[i]) == number % 3
         elif sample.source == "labelled":
-            assert int(batch.labels[i]) == 2 + sample.row % 2
+            assert int(batch.targets.labels[i]) == 2 + sample.row % 2
         else:
-            assert int(batch.labels[i]) == -1
-        expected = tokenize([batch.captions[i]])[0] if number is not None else torch.zeros(8, dtype=torch.int64)
-        assert torch.equal(batch.tokens[i], expected)
+            assert int(batch.targets.labels[i]) == -1
+        expected = tokenize([batch.targets.captions[i]])[0] if number is not None else torch.zeros(8, dtype=torch.int64)
+        assert torch.equal(batch.targets.tokens[i], expected)
 
 
 def test_a_source_may_leave_its_captions_and_labels_out(small):
     settings = config(small)
     settings.sources[0].captions = settings.sources[0].labels = False
-    with Reader(settings, tokenizer=tokenize, batch_size=8) as reader:
+    with Reader(settings, ImageText(tokenize, 8), batch_size=8) as reader:
         batch = next(reader.batches(0))
-        assert reader.classes is None and not batch.has_text.any() and not batch.has_label.any()
+        assert reader.classes is None and not batch.targets.has_text.any() and not batch.targets.has_label.any()
 
 
 def test_lineage_names_the_samples_of_the_global_batch(small, expected):
-    with Reader(config(small), tokenizer=tokenize, batch_size=24, world_size=2, rank=1, seed=5) as reader:
+    with Reader(config(small), ImageText(tokenize, 8), batch_size=24, world_size=2, rank=1, seed=5) as reader:
         for step, batch in enumerate(expected):
             assert reader.lineage(step) == batch["samples"]
 
 
 def test_batches_held_by_the_consumer_are_not_overwritten(small):
     settings = config(small, workers=2, prefetch=1)
-    with Reader(settings, tokenizer=tokenize, batch_size=24, seed=5) as reader:
+    with Reader(settings, ImageText(tokenize, 8), batch_size=24, seed=5) as reader:
         held = list(islice(reader.batches(0), 12))
     assert_same(
-        [{name: getattr(batch, name).numpy() for name in TENSORS} | {"samples": list(batch.samples)} for batch in held],
+        [
+            {name: tensor.numpy() for name, tensor in tensors(batch).items()} | {"samples": list(batch.samples)}
+            for batch in held
+        ],
         read(config(small), 12),
     )
 
@@ -192,7 +195,7 @@ def test_the_seed_changes_order_and_crops(small, expected):
 
 def test_the_fingerprint_tells_whether_batches_will_be_the_same(small, tmp_path):
     def fingerprint(settings, batch_size=24, seed=0, **share):
-        with Reader(settings, tokenizer=tokenize, batch_size=batch_size, seed=seed, **share) as reader:
+        with Reader(settings, ImageText(tokenize, 8), batch_size=batch_size, seed=seed, **share) as reader:
             return reader.fingerprint
 
     same = {fingerprint(config(small)), fingerprint(config(small, workers=2), world_size=4, rank=1)}
@@ -208,12 +211,12 @@ def test_the_fingerprint_tells_whether_batches_will_be_the_same(small, tmp_path)
 
 def test_a_missing_folder_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        Reader(config(tmp_path / "nowhere"), tokenizer=tokenize, batch_size=2)
+        Reader(config(tmp_path / "nowhere"), ImageText(tokenize, 8), batch_size=2)
 
 
 def test_a_tokenizer_of_another_length_is_refused(small):
     with pytest.raises(UserError, match="8 tokens a caption"):
-        Reader(config(small, context_length=16), tokenizer=tokenize, batch_size=2)
+        Reader(config(small, context_length=16), ImageText(tokenize, 16), batch_size=2)
 
 
 def test_normalising_gives_the_textbook_floats():
@@ -238,14 +241,14 @@ def test_normalising_makes_its_constants_once_a_device(monkeypatch):
 
 
 def test_a_caption_is_tokenised_once_while_it_is_remembered(monkeypatch):
-    monkeypatch.setattr("data_pipeline.reading.assembly._CAPTIONS_KEPT", 4)
+    monkeypatch.setattr("data_pipeline.reading.image_text._CAPTIONS_KEPT", 4)
     asked = []
 
     def counting(texts):
         asked.append(texts)
         return tokenize(texts)
 
-    remembered = Remembered(counting)
+    remembered = CachedTokenizer(counting)
     for captions in (["a", "b", "a"], ["b", "c"], ["c", "d", "e", "f"], ["a", "e", "a", "g", "h", "i"]):
         assert np.array_equal(remembered(captions), tokenize(captions).numpy())
     assert asked == [["a", "b"], ["c"], ["c", "d", "e", "f"], ["a", "e", "g", "h", "i"]]

@@ -8,7 +8,7 @@ import pytest
 from reading_sets import tokenize, write_set
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading import DataConfig, Reader
+from data_pipeline.reading import DataConfig, ImageText, Reader
 
 
 def config(*paths: str, samples: int | None = 20) -> DataConfig:
@@ -24,20 +24,22 @@ def url(tmp_path) -> str:
 
 def test_a_stream_gives_batches_and_says_what_is_lost(url):
     events: list[dict] = []
-    with Reader(config(url), tokenizer=tokenize, batch_size=8, rank=1, world_size=2, events=events.append) as reader:
+    with Reader(
+        config(url), ImageText(tokenize, 8), batch_size=8, rank=1, world_size=2, events=events.append
+    ) as reader:
         assert reader.epoch_samples == 20
         batches = list(islice(reader.batches(5), 6))
         with pytest.raises(UserError, match="drawn with replacement"):
             reader.lineage(5)
     assert not events  # said by rank 0 alone
     assert [batch.step for batch in batches] == [5, 6, 7, 8, 9, 10]
-    assert all(batch.views.shape == (4, 2, 32, 32, 3) and batch.has_text.all() for batch in batches)
+    assert all(batch.views.shape == (4, 2, 32, 32, 3) and batch.targets.has_text.all() for batch in batches)
     keys = [sample.key for batch in batches for sample in batch.samples]
-    captions = [caption for batch in batches for caption in batch.captions]
+    captions = [caption for batch in batches for caption in batch.targets.captions]
     assert len(set(keys)) > 5
     for key, caption in zip(keys, captions, strict=True):
         assert caption == f"picture {10 * int(key[:5]) + int(key[5:])}"
-    with Reader(config(url), tokenizer=tokenize, batch_size=8, events=events.append):
+    with Reader(config(url), ImageText(tokenize, 8), batch_size=8, events=events.append):
         assert [event["kind"] for event in events] == ["inexact_order"]
 
 
@@ -49,7 +51,7 @@ def test_a_stream_that_is_cut_is_recorded_and_read_on_elsewhere(tmp_path):
     os.truncate(cut, inside)
     events: list[dict] = []
     url = f"pipe:cat {tmp_path}/set/{{00000..00001}}.tar"
-    with Reader(config(url), tokenizer=tokenize, batch_size=8, events=events.append, seed=1) as reader:
+    with Reader(config(url), ImageText(tokenize, 8), batch_size=8, events=events.append, seed=1) as reader:
         assert all(len(batch) == 8 for batch in islice(reader.batches(0), 4))
     told = [event for event in events if event["kind"] == "damaged_shard"]
     assert told and {event["shard"] for event in told} == {f"pipe:cat {cut}"}
@@ -60,7 +62,7 @@ def test_a_stream_that_is_cut_is_recorded_and_read_on_elsewhere(tmp_path):
 def test_a_stream_that_gives_nothing_ends_the_run_instead_of_trying_for_ever(tmp_path):
     url = f"pipe:cat {tmp_path}/nowhere.tar"
     with (
-        Reader(config(url), tokenizer=tokenize, batch_size=8) as reader,
+        Reader(config(url), ImageText(tokenize, 8), batch_size=8) as reader,
         pytest.raises(UserError, match=r"gives no samples.*(exit 1|empty file).*by hand"),
     ):
         next(reader.batches(0))
@@ -68,6 +70,6 @@ def test_a_stream_that_gives_nothing_ends_the_run_instead_of_trying_for_ever(tmp
 
 def test_streams_neither_mix_with_sets_nor_guess_their_size(url, tmp_path):
     with pytest.raises(UserError, match="do not mix"):
-        Reader(config(url, str(tmp_path / "set")), tokenizer=tokenize, batch_size=8)
+        Reader(config(url, str(tmp_path / "set")), ImageText(tokenize, 8), batch_size=8)
     with pytest.raises(UserError, match="samples is missing"):
-        Reader(config(url, samples=None), tokenizer=tokenize, batch_size=8)
+        Reader(config(url, samples=None), ImageText(tokenize, 8), batch_size=8)

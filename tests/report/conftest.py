@@ -6,9 +6,13 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+
+from pretrain.training.logging.kinds import EventKind
+from pretrain.training.logging.record import EventLog
 
 
 def picture(colour: tuple[int, int, int]) -> str:
@@ -41,6 +45,15 @@ def metric_row(step: int, draw: random.Random, start: float = 1_760_000_000.0) -
     }
 
 
+def write_events(run: Path, *events: tuple[float, EventKind | dict[str, Any], dict[str, Any]]) -> None:
+    """(time, kind, what else) as the product's own log writes them."""
+    log = EventLog(run, rank=0)
+    for when, kind, what in events:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pretrain.training.logging.record.time.time", lambda now=when: now)
+            log(kind, **what)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     run = tmp_path / "demo"
@@ -57,25 +70,21 @@ def run_dir(tmp_path: Path) -> Path:
     (run / "random/seed-0/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:80]))
     history = [{"step": step, "top1": 0.1 + step / 500} for step in (40, 80, 120, 160)]
     (run / "random/seed-0/validation.json").write_text(json.dumps(history))
-    events = [
-        {"time": start, "kind": "start", "step": 0, "world_size": 2},
-        {"time": start + 90, "kind": "checkpoint", "step": 100, "path": "checkpoints/step-00000100"},
-        {
-            "time": start + 120,
-            "kind": "bad_sample",
-            "step": 128,
-            "shard": "00001.tar",
-            "key": "1F3FB",
-            "reason": "not an image",
-        },
-        {"time": start + 180, "kind": "checkpoint", "step": 200, "path": "checkpoints/step-00000200"},
-        {"time": start + 181, "kind": "stopped", "reason": "SIGUSR1"},
-        {"time": start + 211, "kind": "resume", "step": 200, "path": "checkpoints/step-00000200"},
-        {"time": rows[-1]["time"] + 3, "kind": "finish", "step": 400},
-    ]
-    (run / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in events))
+    checkpoint = EventKind.CHECKPOINT
+    bad = {"kind": EventKind.BAD_SAMPLE, "step": 128, "shard": "00001.tar", "key": "1F3FB", "reason": "not an image"}
+    write_events(
+        run,
+        (start, EventKind.START, {"step": 0, "ranks": 2}),
+        (start + 90, checkpoint, {"step": 100, "bytes": 7}),
+        (start + 120, bad, {}),
+        (start + 180, checkpoint, {"step": 200, "bytes": 7}),
+        (start + 181, EventKind.STOPPED, {"reason": "SIGUSR1"}),
+        (start + 211, EventKind.RESUME, {"step": 200, "ranks": 2}),
+        (rows[-1]["time"] + 3, EventKind.DONE, {"reason": None}),
+    )
     (run / "config.yaml").write_text(
-        "model: {name: custom}\nobjective: {preset: m3i}\ndata: {image_size: 64}\nschedule: {steps: 400}\n"
+        "model: {name: custom}\ntask: {name: pretraining, preset: m3i}\ndata: {image_size: 64}\n"
+        "schedule: {steps: 400}\n"
         "training: {batch_size: 128, zero_stage: 2, precision: fp32}\n"
     )
     (run / "environment.json").write_text(

@@ -1,5 +1,6 @@
 """The report, read by an HTML parser as a browser would read it."""
 
+import ast
 import json
 import math
 import re
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import data_pipeline
 from data_pipeline.errors import UserError
 from pretrain.report import write_report
 from pretrain.report.charts import MOST_POINTS, Mark, Series, line_chart, number
 from pretrain.report.record import read_run
+from pretrain.training.logging.kinds import EventKind
+from pretrain.training.logging.record import EventLog
 
 VOID = {"meta", "link", "img", "br", "line", "rect", "circle", "path"}
 
@@ -66,6 +70,39 @@ def test_every_section_of_a_whole_run_is_there(page):
     inner = page.sections["inner-runs"]
     assert "finetune" in inner and "random/seed-0" in inner and "Top-1 accuracy on validation" in inner
     assert "preset: m3i" in page.sections["settings"] and "0.19.8" in page.sections["settings"]
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_an_event_has_the_colour_of_what_it_tells(tmp_path: Path, kind: EventKind) -> None:
+    news = {
+        "good": {"checkpoint", "done"},
+        "stopped": {"stopped"},
+        "resumed": {"resume"},
+        "plain": {"start", "notice", "initialized", "synchronous_checkpoints", "incomplete_sample", "inexact_order"},
+    }
+    expected = next((colour for colour, kinds in news.items() if kind.value in kinds), "bad")
+    EventLog(tmp_path, 0)(kind, step=3, message="what happened")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert [attrs["class"] for attrs in page.all("i") if "dot" in str(attrs.get("class"))] == [f"dot {expected}"]
+
+
+def test_every_kind_that_the_reader_records_is_known() -> None:
+    reading = Path(data_pipeline.__file__).parent.glob("**/*.py")
+    pairs = (
+        (key, value)
+        for path in reading
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+    )
+    written = {
+        leaf.value
+        for key, value in pairs
+        if isinstance(key, ast.Constant) and key.value == "kind"
+        for leaf in ast.walk(value)
+        if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
+    }
+    assert written and written <= set(EventKind)
 
 
 def test_nothing_is_fetched_and_nothing_is_run(page):

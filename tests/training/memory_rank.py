@@ -2,16 +2,16 @@
 
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 import yaml
-from training_fakes import factories
 
 from pretrain.configuration import parse_config
 from pretrain.training import run
-from pretrain.training.engine import Engine, import_deepspeed
+from pretrain.training.zero.engine import Engine, import_deepspeed
 
 WIDTH = 900
 WEIGHED = 2  # the step that is weighed
@@ -32,6 +32,7 @@ def live_bytes() -> int:
 
 
 def main() -> None:
+    os.environ["FAKE_WIDTH"] = str(WIDTH)
     step = Engine.step
     import_deepspeed()
     weights: dict[str, int] = {}
@@ -52,7 +53,7 @@ def main() -> None:
         gc.collect()
         gc.freeze()  # what is there already is neither looked at nor counted: only the run's tensors are
         config = parse_config(yaml.safe_load(Path(described).read_text()))
-        assert run(config, output, factories=factories(width=WIDTH)) == 0
+        assert run(config, output) == 0
         rank = torch.distributed.get_rank()
         (Path(output) / f"memory-{rank}.json").write_text(json.dumps(weights))
 

@@ -9,21 +9,22 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pretrain.configuration import RunConfig, parse_config
+from data_pipeline.reading.config import DataConfig
+from pretrain.configuration import parse_config
 from pretrain.models import compilation
+from pretrain.tasks.pretraining.task import Pretraining
+from pretrain.tasks.task import ReaderOptions
 from pretrain.training import run
-from pretrain.training.processes import leave
-from pretrain.training.rank import Factories, standard_factories
+from pretrain.training.distributed import leave
 
 
-class Watched:
+class WatchedReader:
     """The reader; it writes down every batch that it gives: step, micro, (position, sum of the pixels) of each row."""
 
     def __init__(self, reader: Any, rank: int) -> None:
@@ -42,20 +43,17 @@ class Watched:
             yield batch
 
 
-def watched() -> Factories:
-    standard = standard_factories()
-
-    def reader(config: RunConfig, processes: Any, events: Any, folder: Path) -> Watched:
-        return Watched(standard.reader(config, processes, events, folder), processes.rank)
-
-    return replace(standard, reader=reader)
+class Watched(Pretraining):
+    def open_reader(self, data: DataConfig, options: ReaderOptions) -> WatchedReader:
+        return WatchedReader(super().open_reader(data, options), options.rank)
 
 
 if __name__ == "__main__":
     if backend := os.environ.get("FAKE_COMPILER"):
         compilation.compile_regions = partial(compilation.compile_regions, backend=backend)
     for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        code = run(parse_config(yaml.safe_load(Path(described).read_text())), where, factories=watched())
-        if code:
+        raw = yaml.safe_load(Path(described).read_text())
+        raw["task"]["name"] = "real_rank:Watched"
+        if code := run(parse_config(raw), where):
             leave(code)
     leave(0)

@@ -9,7 +9,7 @@ from training_fakes import configuration
 from data_pipeline.errors import UserError
 from pretrain.configuration import dump_config
 from pretrain.training.resume import check_same_run
-from pretrain.training.watchdog import Watchdog
+from pretrain.training.safeguards.watchdog import Watchdog
 
 
 def test_how_workers_start_may_change_and_what_they_read_may_not(tmp_path: Path) -> None:
@@ -27,9 +27,10 @@ def test_an_argument_of_the_model_that_is_null_is_not_one_left_out(tmp_path: Pat
 
 
 def test_a_start_that_goes_on_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.training.watchdog.START_UP_SECONDS", 0.2)
+    monkeypatch.setattr("pretrain.training.safeguards.watchdog.START_UP_SECONDS", 0.2)
     left: list[int] = []
-    watchdog = Watchdog(tmp_path, 0, 0.2, 9.0, lambda kind, text: None, left.append, tick_seconds=0.01).start()
+    quiet = lambda kind, text: None  # noqa: E731
+    watchdog = Watchdog(tmp_path, 0, 0.2, 9.0, quiet, lambda: False, left.append, tick_seconds=0.01).start()
     for _ in range(60):  # an index of 60 shards
         time.sleep(0.01)
         watchdog.still_starting()

@@ -4,22 +4,23 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from training_fakes import CLASSES, PIXELS, FakeTask, configuration, events, factories, metrics
+from training_fakes import CLASSES, PIXELS, FakeTask, configuration, events, metrics
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig
 from pretrain.training import run
-from pretrain.training.checkpointer import Checkpointer
-from pretrain.training.checkpoints import find_checkpoint, load_weights
-from pretrain.training.deepspeed_config import derive, merge
-from pretrain.training.profiling import Profiler
+from pretrain.training.checkpoint.checkpointer import Checkpointer
+from pretrain.training.checkpoint.disk import find_checkpoint, load_weights
+from pretrain.training.logging.profiling import Profiler
+from pretrain.training.zero.deepspeed_config import derive, merge
 
 
 def go(output: Path, **changes: object) -> int:
-    return run(configuration(**changes), output, factories=factories())
+    return run(configuration(**changes), output)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +62,10 @@ def fp16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed and `derive` refuse it there, for it is slow; it computes all the same."""
     from deepspeed.accelerator import get_accelerator
 
-    def allowed(config: RunConfig, *, cuda: bool, **sizes: int) -> dict[str, object]:
-        return merge(derive(config, cuda=True, **sizes), {"zero_optimization": {"overlap_comm": cuda}})
+    def allowed(*sections: Any, cuda: bool, **sizes: int) -> dict[str, object]:
+        return merge(derive(*sections, cuda=True, **sizes), {"zero_optimization": {"overlap_comm": cuda}})
 
-    monkeypatch.setattr("pretrain.training.engine.derive", allowed)
+    monkeypatch.setattr("pretrain.training.zero.engine.derive", allowed)
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True, raising=False)
 
 
@@ -144,11 +145,16 @@ def test_a_window_whose_ends_are_passed_over_is_traced_and_closed(tmp_path: Path
     assert trace.stat().st_mtime_ns == written
 
 
+def derived_from(config: RunConfig, world_size: int) -> dict[str, Any]:
+    sections = (config.training, config.optimizer.clip_grad, config.deepspeed)
+    return derive(*sections, world_size=world_size, parameters=1000, cuda=False)
+
+
 def test_what_we_do_not_name_is_passed_on_and_wins() -> None:
     config = configuration(
         deepspeed={"zero_optimization": {"reduce_bucket_size": 7}, "comms_logger": {"enabled": True}}
     )
-    derived = derive(config, world_size=2, parameters=1000, cuda=False)
+    derived = derived_from(config, world_size=2)
     assert derived["zero_optimization"]["reduce_bucket_size"] == 7
     assert derived["zero_optimization"]["stage"] == 1
     assert derived["comms_logger"] == {"enabled": True}
@@ -166,4 +172,4 @@ def test_what_we_do_not_name_is_passed_on_and_wins() -> None:
 )
 def test_settings_that_cannot_be_are_user_errors(changes: dict[str, object], ranks: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        derive(configuration(**changes), world_size=ranks, parameters=1000, cuda=False)
+        derived_from(configuration(**changes), world_size=ranks)

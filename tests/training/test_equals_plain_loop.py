@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fakes import EPOCH, FakeBatch, FakeKeys, FakeTask, configuration, logs, metrics, run_ranks, sample
+from training_fakes import EPOCH, FakeBatch, FakeTask, configuration, logs, metrics, run_ranks, sample
 
-from pretrain.training.checkpoints import load_weights
-from pretrain.training.processes import seed_step
-from pretrain.training.schedule import ema_decay, make_plan
+from pretrain.tasks.module import StepKeys
+from pretrain.training.checkpoint.disk import load_weights
+from pretrain.training.distributed import seed_step
+from pretrain.training.schedule import ema_decay, resolve_schedule
 
 STEPS, BATCH = 20, 16
 VARIANTS = [
@@ -32,7 +33,7 @@ def config_of(stage: int, accumulation: int, checkpointing: bool):
 def plain(accumulation: int) -> tuple[list[float], list[float], dict, dict]:
     """Losses, gradient norms, final weights and their average, from torch alone: one process, the joined batch."""
     config = config_of(0, accumulation, False)
-    plan = make_plan(config, EPOCH)
+    schedule = resolve_schedule(config.schedule, config.optimizer, batch_size=BATCH, epoch_samples=EPOCH)
     seed_step(config.training.seed, -1, 0)
     task = FakeTask()
     teacher = task.teacher()
@@ -45,7 +46,7 @@ def plain(accumulation: int) -> tuple[list[float], list[float], dict, dict]:
     losses, norms = [], []
     for step in range(STEPS):
         for group in adam.param_groups:
-            group["lr"] = plan.learning_rate(step)
+            group["lr"] = schedule.lr(step)
         size, loss = BATCH // accumulation, 0.0
         for micro in range(accumulation):
             positions = range(step * BATCH + micro * size, step * BATCH + (micro + 1) * size)
@@ -53,8 +54,8 @@ def plain(accumulation: int) -> tuple[list[float], list[float], dict, dict]:
             batch = FakeBatch(
                 torch.tensor(list(positions)), torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
             )
-            keys = FakeKeys(0, step, micro, True)
-            out = task(batch, keys, task.targets(teacher, batch, keys))
+            keys = StepKeys(0, step, micro)
+            out = task(batch, keys, task.teacher_targets(teacher, batch, keys))
             (out.total / accumulation).backward()
             loss += out.total.item() / accumulation
         norms.append(float(torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], 1.0)))

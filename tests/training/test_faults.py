@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fakes import FakeTask, configuration, events, factories, logs, metrics, run_ranks
+from training_fakes import configuration, events, logs, metrics, run_ranks
 
 from data_pipeline.errors import UserError
 from pretrain.training import run
-from pretrain.training.checkpoints import (
+from pretrain.training.checkpoint.disk import (
     DamagedError,
     complete_checkpoints,
     describe,
@@ -25,7 +25,7 @@ from pretrain.training.checkpoints import (
 
 def go(output: Path, **changes: object) -> int:
     """One process: this one."""
-    return run(configuration(**changes), output, factories=factories())
+    return run(configuration(**changes), output)
 
 
 @pytest.fixture
@@ -119,14 +119,26 @@ def test_a_manifest_that_still_parses_but_is_not_what_was_written_is_refused(
     assert_ends_like(finished, unbroken)
 
 
-def test_a_manifest_of_another_schema_is_no_damage(finished: Path) -> None:
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"schema": 1}, r"internimage-pretrain 0\.1\.0; this is 0\.2\.0"),
+        ({"schema": 99, "version": "9.9"}, r"internimage-pretrain 9\.9; this is 0\.2\.0"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_by_both_names(
+    finished: Path, theirs: dict[str, object], message: str
+) -> None:
     manifest = newest_shard(finished).with_name("manifest.json")
     content = json.loads(manifest.read_text())
-    del content["digest"]
-    manifest.write_text(sealed(content | {"schema": 99}))
-    with pytest.raises(UserError, match="schema 99, this program reads 1") as error:
+    del content["digest"], content["version"]
+    manifest.write_text(sealed(content | theirs))
+    (finished / "config.yaml").write_text("objective: {preset: m3i}\n")  # as 0.1.0 wrote it
+    with pytest.raises(UserError, match=message) as error:
         go(finished)
     assert not isinstance(error.value, DamagedError)
+    with pytest.raises(UserError, match=message):
+        load_weights(finished)
 
 
 def test_where_no_checkpoint_is_intact_nothing_starts_afresh_over_them(finished: Path) -> None:
@@ -160,9 +172,10 @@ def test_another_configuration_is_refused_by_key(finished: Path) -> None:
         go(finished, training__batch_size=8)
 
 
-def test_another_model_is_refused(finished: Path) -> None:
+def test_another_model_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_WIDTH", "17")
     with pytest.raises(UserError, match=r"has shape \[33, 24\], this model \[17, 24\]"):
-        run(configuration(), finished, factories=factories(width=17))
+        run(configuration(), finished)
 
 
 def test_other_data_are_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +275,7 @@ def test_a_jumping_clock_moves_no_checkpoint_and_is_no_hang(tmp_path: Path, monk
 
 
 def test_the_minutes_between_checkpoints_are_counted_by_a_clock_that_can_be_given(tmp_path: Path) -> None:
-    from pretrain.training import checkpointer
+    from pretrain.training.checkpoint import checkpointer
 
     class Steps:
         now = 0.0
@@ -287,14 +300,6 @@ def test_the_minutes_between_checkpoints_are_counted_by_a_clock_that_can_be_give
 
 
 def test_initialize_from_takes_the_average_of_another_run(unbroken: Path, tmp_path: Path) -> None:
-    seen: list[FakeTask] = []
-
-    def remember(config, classes):  # type: ignore[no-untyped-def]
-        seen.append(FakeTask())
-        return seen[-1]
-
-    from dataclasses import replace
-
     # In bf16: the masters take the weights as they are, not rounded.
     config = configuration(
         initialize_from=str(unbroken),
@@ -303,7 +308,7 @@ def test_initialize_from_takes_the_average_of_another_run(unbroken: Path, tmp_pa
         optimizer__lr=0.0,
         training__precision="bf16",
     )
-    assert run(config, tmp_path / "new", factories=replace(factories(), task=remember)) == 0
+    assert run(config, tmp_path / "new") == 0
     average, start = load_weights(unbroken)[0], load_weights(tmp_path / "new", "model")[0]
     trained = [name for name in average if name not in ("frozen", "body.mean")]  # these live in the compute dtype
     assert all(torch.equal(average[name], start[name]) for name in trained)

@@ -13,7 +13,7 @@ import torch
 from training_fakes import configuration, events, finish, lineage, logs, metrics, run_ranks, start_ranks
 
 from pretrain.configuration import load_config
-from pretrain.training.checkpoints import OpenFiles, complete_checkpoints, find_checkpoint, load_weights
+from pretrain.training.checkpoint.disk import OpenFiles, complete_checkpoints, find_checkpoint, load_weights
 
 Ranks = list[subprocess.Popen[str]]
 STEPS, BATCH, WIDTH = 24, 16, "257"  # wide enough that a checkpoint takes a while to write

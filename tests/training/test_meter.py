@@ -2,12 +2,12 @@
 
 import torch
 
-from pretrain.training.meter import Meter, peak_flops
-from pretrain.training.processes import Processes
+from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.meter import Meter, peak_flops
 
 
 def test_a_diagnostic_measured_on_one_step_in_five_is_not_divided_by_five() -> None:
-    meter = Meter(Processes(0, 1, torch.device("cpu"), None), batch_size=4, precision="fp32")
+    meter = Meter(DistributedContext(0, 1, torch.device("cpu"), None), batch_size=4, precision="fp32")
     for step in range(5):
         metrics = {"intra/feature_std": torch.tensor(0.9)} if step == 4 else {}
         meter.add(torch.tensor(1.0), {"text": torch.tensor(float(step))}, metrics)

@@ -8,8 +8,8 @@ from test_equals_plain_loop import config_of, plain
 from training_fakes import configuration, logs, metrics, run_ranks
 
 from data_pipeline.errors import UserError
-from pretrain.training.checkpoints import find_checkpoint, load_weights
-from pretrain.training.processes import join
+from pretrain.training.checkpoint.disk import find_checkpoint, load_weights
+from pretrain.training.distributed import join
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

@@ -4,8 +4,8 @@ import pytest
 from training_fakes import configuration
 
 from pretrain.models import InternImage, official
+from pretrain.tasks.module import layout_of
 from pretrain.training.parameter_groups import layer_of, parameter_groups
-from pretrain.training.rank import backbone_of
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def plain_depth(key: str) -> int:
 
 
 def test_every_parameter_has_the_depth_of_the_plain_definition(task) -> None:
-    backbone = backbone_of(task)
-    assert backbone is not None and backbone.depths == (2, 2, 4, 2) and backbone.post_norm_blocks == (1, 3)
+    backbone = layout_of(task.image, "image.")
+    assert backbone.depths == (2, 2, 4, 2) and backbone.post_norm_blocks == (1, 3)
     for key in official.state_dict(task.image):
         name = official.own_names(task.image)[key]
         assert layer_of(f"image.{name}", backbone) == plain_depth(key), key
@@ -50,7 +50,7 @@ def test_every_parameter_has_the_depth_of_the_plain_definition(task) -> None:
 def test_groups_are_merged_and_say_what_the_plain_definition_says(task) -> None:
     optimizer = configuration(optimizer__layer_decay=0.9, optimizer__offset_lr_scale=0.1).optimizer
     shapes = {name: tuple(p.shape) for name, p in task.named_parameters()}
-    groups = parameter_groups(shapes, optimizer, backbone_of(task))
+    groups = parameter_groups(shapes, optimizer, layout_of(task.image, "image."))
     assert len({(g.lr_scale, g.weight_decay) for g in groups}) == len(groups) < 50 < len(shapes)
     found = {name: group for group in groups for name in group.names}
     assert set(found) == set(shapes) and sum(len(g.names) for g in groups) == len(shapes)
@@ -67,5 +67,5 @@ def test_groups_are_merged_and_say_what_the_plain_definition_says(task) -> None:
 
 def test_without_layer_decay_there_are_two_groups(task) -> None:
     shapes = {name: tuple(p.shape) for name, p in task.named_parameters()}
-    groups = parameter_groups(shapes, configuration().optimizer, backbone_of(task))
+    groups = parameter_groups(shapes, configuration().optimizer, layout_of(task.image, "image."))
     assert sorted((g.lr_scale, g.weight_decay) for g in groups) == [(1.0, 0.0), (1.0, 0.05)]

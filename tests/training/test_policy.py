@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fakes import configuration, events, factories, finish, logs, metrics, run_ranks, start_ranks
+from training_fakes import configuration, events, finish, logs, metrics, run_ranks, start_ranks
 
+from data_pipeline.durable import temporary_path
 from data_pipeline.errors import GaveUpError
 from pretrain.configuration.schema import PolicyConfig
 from pretrain.training import run
-from pretrain.training.checkpoints import load_weights, mark_best
-from pretrain.training.policy import SETTLED, Policy, Verdict
+from pretrain.training.checkpoint.disk import load_weights, mark_best
+from pretrain.training.safeguards.policy import SETTLED, DivergencePolicy, StepDecision
 
 
 def go(output: Path, **changes: object) -> int:
-    return run(configuration(**changes), output, factories=factories())
+    return run(configuration(**changes), output)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -89,32 +90,32 @@ def board(output: Path) -> dict[int, float]:
 
 
 def test_by_default_a_loss_near_0_may_vary_and_a_large_one_may_not_leap(tmp_path: Path) -> None:
-    policy = Policy(PolicyConfig(), tmp_path, leader=True)
+    policy = DivergencePolicy(PolicyConfig(), tmp_path, leader=True)
     for low in range(SETTLED):
-        assert policy.judge(low, 0.01) is Verdict.APPLY
+        assert policy.decide(low, 0.01) is StepDecision.APPLY
         policy.record(low, 0.01, applied=True)
-    assert policy.judge(SETTLED, 0.9) is Verdict.APPLY
-    assert policy.judge(SETTLED, 1.2) is Verdict.ROLL_BACK
-    high = Policy(PolicyConfig(), tmp_path, leader=True)
+    assert policy.decide(SETTLED, 0.9) is StepDecision.APPLY
+    assert policy.decide(SETTLED, 1.2) is StepDecision.ROLL_BACK
+    high = DivergencePolicy(PolicyConfig(), tmp_path, leader=True)
     for step in range(SETTLED):
         high.record(step, 4.0, applied=True)
-    assert high.judge(SETTLED, 19.0) is Verdict.APPLY
-    assert high.judge(SETTLED, 21.0) is Verdict.ROLL_BACK
+    assert high.decide(SETTLED, 19.0) is StepDecision.APPLY
+    assert high.decide(SETTLED, 21.0) is StepDecision.ROLL_BACK
 
 
 def test_a_rollback_and_the_best_checkpoint_are_noted_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
-    policy = Policy(PolicyConfig(), tmp_path, leader=True)
+    policy = DivergencePolicy(PolicyConfig(), tmp_path, leader=True)
     policy.record(3, math.nan, applied=False)
     policy.roll_back()
-    assert synced == [str(tmp_path / ".policy.json.tmp"), str(tmp_path)]
+    assert synced == [str(temporary_path(tmp_path / "policy.json")), str(tmp_path)]
     synced.clear()
     folder = tmp_path / "checkpoints" / "step-00000003"
     folder.mkdir(parents=True)
     (folder / "manifest.json").touch()
     mark_best(tmp_path, 3)
-    assert synced == [str(folder.with_name(".best.tmp")), str(folder.parent)]
+    assert synced == [str(temporary_path(folder.with_name("best"))), str(folder.parent)]
 
 
 def test_a_spike_before_the_first_checkpoint_is_only_passed_over(

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from training_fakes import configuration, events, finish, logs, metrics, run_ranks, start_ranks
 
-from pretrain.training.checkpoints import complete_checkpoints, load_weights
-from pretrain.training.interruption import Interruption
+from pretrain.training import run
+from pretrain.training.checkpoint.disk import complete_checkpoints, load_weights
+from pretrain.training.safeguards.interruption import Interruption
 
 Ranks = list[subprocess.Popen[str]]
 
@@ -90,6 +91,14 @@ def test_a_stop_that_takes_longer_than_its_grace_ends_in_143_and_the_checkpoint_
     assert "_misbehave" in (output / "stacks-rank-00001.txt").read_text()
     assert run_ranks(configuration(checkpoint__every_steps=2), output, 2) == [0, 0], logs(output)[-3000:]
     assert events(output, "resume")[-1]["step"] == 4
+
+
+def test_a_request_before_the_run_begins_stops_it_at_the_first_boundary(tmp_path: Path) -> None:
+    early = Interruption()
+    early.request("SIGUSR1")
+    assert run(configuration(), tmp_path / "run", interruption=early) == 75
+    assert [event["reason"] for event in events(tmp_path / "run", "stopped")] == ["SIGUSR1"]
+    assert not metrics(tmp_path / "run"), "no step was taken"
 
 
 def test_only_a_late_second_ctrl_c_leaves_at_once() -> None:

@@ -20,7 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.faults import FaultLog
 from pretrain.configuration import RunConfig, parse_config
+from pretrain.configuration.schema import ModelConfig
+from pretrain.tasks.module import LossOutput, StepKeys, TaskModule
+from pretrain.tasks.task import ReaderOptions, Task
 
 PIXELS, CLASSES, EPOCH = 24, 5, 160
 HERE = Path(__file__).parent
@@ -35,19 +40,6 @@ class FakeBatch(NamedTuple):
         return FakeBatch(*(tensor.to(device) for tensor in self))
 
 
-class FakeKeys(NamedTuple):
-    seed: int
-    step: int
-    micro: int
-    measure: bool
-
-
-class FakeOutput(NamedTuple):
-    total: Tensor
-    parts: dict[str, Tensor]
-    metrics: dict[str, Tensor]
-
-
 def sample(position: int) -> tuple[Tensor, int]:
     generator = torch.Generator().manual_seed(position % EPOCH + 1)
     image = torch.randn(PIXELS, generator=generator)
@@ -55,12 +47,15 @@ def sample(position: int) -> tuple[Tensor, int]:
 
 
 class FakeReader:
-    epoch_samples, num_classes = EPOCH, CLASSES
+    epoch_samples, num_classes, fingerprint = EPOCH, CLASSES, "fake"
 
-    def __init__(self, config: RunConfig, processes: Any) -> None:
-        training = config.training
-        self.batch, self.accumulation = training.batch_size, training.accumulation
-        self.rank, self.world = processes.rank, processes.world_size
+    def __init__(self, options: ReaderOptions) -> None:
+        self.batch, self.accumulation = options.batch_size, options.accumulation
+        self.rank, self.world = options.rank, options.world_size
+        self.faults = FaultLog(0.01, None)
+
+    def progress(self, step: int) -> dict[str, dict[str, float]]:
+        return {}
 
     def batches(self, start_step: int) -> Iterator[FakeBatch]:
         micro_size = self.batch // self.accumulation
@@ -109,7 +104,7 @@ def _global_mean(x: Tensor) -> Tensor:
     return mean
 
 
-class FakeTask(nn.Module):
+class FakeTask(TaskModule):
     """Cross-entropy plus a distance to the teacher's features, both means over the rank's rows."""
 
     def __init__(self, width: int = 33, *, checkpointing: bool = False, teacher: bool = True) -> None:
@@ -132,10 +127,12 @@ class FakeTask(nn.Module):
         return [name for name, _ in self.named_parameters() if name.startswith("body.")] if self.with_teacher else []
 
     @torch.no_grad()
-    def targets(self, teacher: nn.Module, batch: FakeBatch, keys: FakeKeys) -> dict[str, Tensor]:
+    def teacher_targets(self, teacher: nn.Module, batch: FakeBatch, keys: StepKeys) -> dict[str, Tensor]:
         return {"features": teacher.body(batch.images)}
 
-    def forward(self, batch: FakeBatch, keys: FakeKeys, targets: dict[str, Tensor] | None) -> FakeOutput:
+    def forward(
+        self, batch: FakeBatch, keys: StepKeys, targets: dict[str, Tensor] | None = None, measure: bool = True
+    ) -> LossOutput:
         _misbehave(batch, keys)
         noise = torch.stack(
             [
@@ -155,7 +152,7 @@ class FakeTask(nn.Module):
             total = total + torch.sqrt(0.0 * self.scale.sum())
         if _happens("spike", keys.step):
             total = total * 1000.0
-        return FakeOutput(total, {k: v.detach() for k, v in parts.items()}, {"accuracy": _accuracy(logits, batch)})
+        return LossOutput(total, {k: v.detach() for k, v in parts.items()}, {"accuracy": _accuracy(logits, batch)})
 
 
 def _accuracy(logits: Tensor, batch: FakeBatch) -> Tensor:
@@ -167,7 +164,7 @@ def _happens(what: str, step: int) -> bool:
     return str(step) in os.environ.get(f"FAKE_{what.upper()}", "").split(",")
 
 
-def _misbehave(batch: FakeBatch, keys: FakeKeys) -> None:
+def _misbehave(batch: FakeBatch, keys: StepKeys) -> None:
     rank = int(os.environ.get("RANK", 0))
     if lineage := os.environ.get("FAKE_LINEAGE"):
         with open(f"{lineage}.{rank}", "a") as file:
@@ -182,19 +179,20 @@ def _misbehave(batch: FakeBatch, keys: FakeKeys) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def factories(**arguments: Any) -> Any:
-    from pretrain.training.rank import Factories
+class Fake(Task):
+    """The section of the configuration; FAKE_WIDTH makes another model of the same configuration."""
 
-    return Factories(
-        task=lambda config, classes: FakeTask(checkpointing=config.model.activation_checkpointing, **arguments),
-        reader=lambda config, processes, events, run: FakeReader(config, processes),
-        keys=FakeKeys,
-    )
+    def build(self, model: ModelConfig, data: DataConfig, *, classes: int) -> FakeTask:
+        return FakeTask(int(os.environ.get("FAKE_WIDTH", 33)), checkpointing=model.activation_checkpointing)
+
+    def open_reader(self, data: DataConfig, options: ReaderOptions) -> FakeReader:
+        return FakeReader(options)
 
 
 def configuration(**changes: Any) -> RunConfig:
     """Dotted keys with `__` for the dot: configuration(training__zero_stage=2)."""
     raw: dict[str, Any] = {
+        "task": {"name": "training_fakes:Fake"},
         "data": {"sources": [{"path": "fake"}]},
         "schedule": {"steps": 12, "warmup_steps": 3},
         "optimizer": {"lr": 1e-2, "clip_grad": 1.0},
@@ -315,18 +313,17 @@ if __name__ == "__main__":
 
     from data_pipeline.errors import UserError
     from pretrain.training import run
-    from pretrain.training.processes import leave
+    from pretrain.training.distributed import leave
 
     if limit := os.environ.get("FAKE_FILE_LIMIT"):  # a full disk, as a file-size limit shows it
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
-    width = int(os.environ.get("FAKE_WIDTH", 33))
     try:
         code = 0
         for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
             chosen = parse_config(yaml.safe_load(Path(described).read_text()))
-            code = code or run(chosen, where, factories=factories(width=width))
+            code = code or run(chosen, where)
         leave(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,8 @@
+"""What long work calls while it goes on. One name for each, for every package."""
+
+from collections.abc import Callable
+from typing import Any
+
+Heartbeat = Callable[[], None]  # the work is alive: called more often than a watchdog waits
+ProgressCallback = Callable[[int, int], None]  # units done, units in all
+EventSink = Callable[[dict[str, Any]], None]  # takes one event: {"kind": ..., ...}

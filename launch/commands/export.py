@@ -1,0 +1,31 @@
+"""`internimage export`: the backbone in the layout of another tool."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.commands.options import Checkpoint, Weights, Which
+
+EXAMPLE = "internimage export runs/h --to official internimage_h.pth"
+
+
+class Format(StrEnum):
+    safetensors = "safetensors"
+    official = "official"
+    timm = "timm"
+    hf = "hf"
+    onnx = "onnx"
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
+    to: Annotated[Format, typer.Option("--to", help="Layout of the exported backbone.")],
+    which: Weights = Which.ema,
+) -> None:
+    """Write the backbone for other tools: official keys, timm, Hugging Face, ONNX, safetensors."""
+    from pretrain import handoff
+
+    typer.echo(str(handoff.export(checkpoint, to.value, out, which=which.value)))

@@ -1,0 +1,27 @@
+"""What the commands of `internimage launch` share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Command = Annotated[list[str], typer.Argument(metavar="COMMAND...", help="`pretrain CONFIG ...`, or any program.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and stop.")]
+Logs = Annotated[Path | None, typer.Option(help="Folder for the other ranks' output. [default: RUN/logs]")]
+
+
+def check_command(command: list[str], world_size: int) -> float | None:
+    """A COMMAND that is `pretrain CONFIG ...` is checked here, before it costs a queue's wait.
+
+    Returns the seconds that its ranks are given to save; None for other programs.
+    """
+    from launch import invocation, preflight
+
+    given = invocation.configuration_of(command)
+    if given is None:
+        return None
+    from pretrain.configuration import load_config
+
+    config = load_config(*given)
+    preflight.check_run(config, world_size)
+    return config.training.policy.grace_seconds

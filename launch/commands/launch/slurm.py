@@ -1,0 +1,92 @@
+"""`internimage launch slurm`."""
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_pipeline.errors import DONE
+from launch.commands.launch.options import Command, DryRun, check_command
+
+EXAMPLE = "internimage launch slurm --nodes 2 --gpus-per-node 8 pretrain internimage_h_m3i_427m"
+
+
+def slurm(
+    command: Command,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="[default: GPUs per node, or 1]")] = None,
+    gpus_per_node: Annotated[str | None, typer.Option(help="As 8 or h100:8.")] = None,
+    cpus_per_rank: Annotated[int | None, typer.Option(min=1)] = None,
+    time: Annotated[str | None, typer.Option(help="[days-]hours:minutes:seconds.")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory per node, as 500G.")] = None,
+    signal_seconds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask the ranks to save so long before the limit. [default: their grace + 30, or 300]"),
+    ] = None,
+    wait_seconds: Annotated[int, typer.Option(min=0, help="End the others so long after the first rank ended.")] = 60,
+    array: Annotated[int | None, typer.Option(min=1, help="A chain of N jobs in place of requeueing.")] = None,
+    name: Annotated[str | None, typer.Option(help="Job name. [default: the run directory's]")] = None,
+    setup: Annotated[list[str] | None, typer.Option(help="Shell line before the ranks start. Repeatable.")] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="Further option, as --sbatch=--exclusive. Repeatable.")
+    ] = None,
+    container: Annotated[str | None, typer.Option(help="Image to run in.")] = None,
+    container_mounts: Annotated[str | None, typer.Option(help="HOST:INSIDE,...")] = None,
+    container_runtime: Annotated[str, typer.Option(help="pyxis or apptainer.")] = "pyxis",
+    dry_run: DryRun = False,
+) -> int:
+    """Write, show and submit an sbatch script that saves before the time limit and starts itself again."""
+    from data_pipeline.errors import UserError
+    from launch import invocation
+    from launch.slurm import Container, SlurmJob, command_words, script, submit
+    from launch.stopping import MARGIN_SECONDS, seconds_to_stop
+
+    if container_runtime not in ("pyxis", "apptainer"):
+        raise UserError(f"--container-runtime {container_runtime!r}: expected pyxis or apptainer")
+    gpus = gpus_per_node.rpartition(":")[2] if gpus_per_node else "1"
+    if not gpus.isdigit():
+        raise UserError(f"--gpus-per-node {gpus_per_node!r}: expected a number or TYPE:NUMBER, as h100:8")
+    ranks_per_node = ranks_per_node or int(gpus)
+    grace = check_command(command, nodes * ranks_per_node)
+    needed = SlurmJob.signal_seconds if grace is None else math.ceil(seconds_to_stop(grace))
+    if grace is not None and signal_seconds is not None and signal_seconds < needed:
+        raise UserError(
+            f"--signal-seconds {signal_seconds}: the ranks may save for {grace:g} s, and {MARGIN_SECONDS:g} s go into "
+            f"leaving: ask {needed} s before the limit, or set training.policy.grace_seconds"
+        )
+    run = invocation.run_directory(command)
+    argv = invocation.resolve_command(command, portable=container is not None)
+    job = SlurmJob(
+        command=command_words(argv),
+        name=name or (run.name if run else "internimage"),
+        nodes=nodes,
+        ranks_per_node=ranks_per_node,
+        gpus_per_node=gpus_per_node,
+        cpus_per_rank=cpus_per_rank,
+        time=time,
+        partition=partition,
+        account=account,
+        qos=qos,
+        memory=mem,
+        signal_seconds=signal_seconds or needed,
+        wait_seconds=wait_seconds,
+        array=array,
+        logs=str(run.absolute() / "logs") if run else os.getcwd(),
+        run=str(run.absolute()) if run else None,
+        directory=os.getcwd(),
+        script=str((run or Path()).absolute() / "slurm.sh"),
+        container=Container(container, container_mounts, container_runtime) if container else None,
+        setup=tuple(setup or ()),
+        extra=tuple(sbatch or ()),
+    )
+    if dry_run:
+        typer.echo(script(job), nl=False)
+        return DONE
+    number = submit(job)
+    typer.echo(f"submitted job {number} ({job.script}); output in {job.logs}")
+    return DONE

@@ -1,0 +1,28 @@
+"""Arguments and options that several commands have."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Which(StrEnum):
+    ema = "ema"
+    model = "model"
+
+
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run directory, or one of its checkpoints.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Weights = Annotated[Which, typer.Option(help="The EMA weights or the trained ones.")]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the bare name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as optimizer.lr=1e-3.", show_default=False),
+]
+RunOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Run directory, started or resumed. [default: runs/CONFIG]")
+]
+Processes = Annotated[str, typer.Option(help="Ranks on this machine: a number, or auto = every GPU, 1 on a CPU.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")]

@@ -1,0 +1,17 @@
+"""`internimage shards`: from URL lists, folders and tables to indexed, verified shards."""
+
+import typer
+
+from launch.commands.shards import fetch, index, openmoji, pack, stats, verify
+
+app = typer.Typer(
+    help="Fetch, pack, index, verify and describe image-text shards.",
+    epilog="Example: internimage shards pack captions.csv shards/mine",
+    no_args_is_help=True,
+)
+app.command(epilog=f"Example: {pack.EXAMPLE}")(pack.pack)
+app.command(epilog=f"Example: {fetch.EXAMPLE}")(fetch.fetch)
+app.command(epilog=f"Example: {index.EXAMPLE}")(index.index)
+app.command(epilog=f"Example: {verify.EXAMPLE}")(verify.verify)
+app.command(epilog=f"Example: {stats.EXAMPLE}")(stats.stats)
+app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

@@ -1,0 +1,30 @@
+"""Options that several commands of `internimage shards` have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ShardSet = Annotated[
+    Path, typer.Argument(metavar="SET", help="Folder of a shard set, or of foreign WebDataset shards.")
+]
+IndexFolder = Annotated[Path | None, typer.Option(help="Where the index is kept, if not beside the shards.")]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the new set; a stopped run goes on there.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes. [default: the cores]")]
+ShorterSide = Annotated[int | None, typer.Option(min=1, help="Shrink images to this shorter side, pixels.")]
+MinSide = Annotated[int, typer.Option(min=1, help="Reject images with a shorter side below this.")]
+Quality = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of images that are written anew.")]
+RowsPerShard = Annotated[int, typer.Option(min=1, help="Input rows of one shard.")]
+Column = Annotated[str | None, typer.Option(help="[default: found by name]")]
+Classes = Annotated[Path | None, typer.Option(help="Text file, one category name a line, in label order.")]
+
+
+def class_names(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    from data_pipeline.errors import UserError
+
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path}: cannot be read as text: {error}") from None

@@ -1,0 +1,17 @@
+"""`internimage shards stats`."""
+
+from launch.commands.options import Json
+from launch.commands.shards.options import IndexFolder, ShardSet
+
+EXAMPLE = "internimage shards stats shards/mine --json"
+
+
+def stats(folder: ShardSet, index_folder: IndexFolder = None, json: Json = False) -> None:
+    """Counts, sizes, captions and labels of a set."""
+    from data_pipeline import preparation
+    from launch.display import show
+    from launch.progress import progress
+
+    with progress("reading sidecars") as report:
+        summary = preparation.stats(folder, index_folder=index_folder, progress=report)
+    show(summary, as_json=json)

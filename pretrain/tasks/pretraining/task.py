@@ -1,0 +1,121 @@
+"""The `task:` section of image-text pretraining, and what a run asks of it. Imports no torch until a run needs it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from data_pipeline.reading.config import DataConfig, Section
+from pretrain.configuration.schema import ModelConfig, RunConfig
+from pretrain.tasks.pretraining.recipes import RECIPES
+from pretrain.tasks.task import MainScore, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from data_pipeline.reading import Targets, TargetSpec
+    from pretrain.tasks.module import TaskModule
+    from pretrain.tasks.pretraining.module import PretrainingModule
+
+
+class TextConfig(Section):
+    """The text tower: open_clip's TextTransformer."""
+
+    width: int = Field(512, ge=16)
+    layers: int = Field(12, ge=1)
+    heads: int = Field(8, ge=1)
+    vocab_size: int = Field(49408, ge=2)
+    token_dropout: float = Field(0.0, ge=0, lt=1, description="share of a caption's tokens blanked in training")
+
+
+class DecoderConfig(Section):
+    """Projector and predictor of the dense targets."""
+
+    dim: int = Field(768, ge=8, description="width of targets and predictions")
+    projector_layers: int = Field(2, ge=0, description="Transformer blocks of the projector; 0: its Linear alone")
+    layers: int = Field(4, ge=1, description="Transformer blocks of the predictor")
+    heads: int = Field(12, ge=1)
+
+
+class LossWeights(Section):
+    intra: float = Field(1.0, ge=0, description="first image, its same view")
+    inter: float = Field(1.0, ge=0, description="second image, its other view")
+    text: float = Field(1.0, ge=0)
+    category: float = Field(1.0, ge=0)
+
+
+class Pretraining(Task):
+    evaluations: ClassVar[tuple[str, ...]] = ("retrieval", "zero-shot", "top1")
+    main_score: ClassVar[MainScore | None] = MainScore("retrieval", "image_to_text_recall@1", "image to text, recall@1")
+
+    name: str = "pretraining"
+    preset: str = Field("m3i", description="one of pretrain/tasks/pretraining/recipes.py")
+    weights: LossWeights = LossWeights()
+    text: TextConfig = TextConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    embed_dim: int = Field(768, ge=8, description="width of the pooled image vector that meets the text")
+    mask_cell: int | None = Field(None, description="side of a mixing cell in pixels; 32, below 128 px images 16")
+    mask_ratio: float = Field(0.5, gt=0, lt=1)
+    mix_probability: float = Field(1.0, ge=0, le=1, description="preset m3i: share of the pairs that are mixed")
+    decorrelation: float = Field(0.02, ge=0, description="lambda of the dense loss")
+    temperature: float = Field(0.07, gt=0, description="initial softmax temperature of the contrastive loss")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset == "supervised":
+            raise ValueError("task.preset 'supervised' is a task of its own: set task to {name: classification}")
+        if preset not in RECIPES:
+            raise ValueError(f"task.preset {preset!r}: choose one of {', '.join(RECIPES)}")
+        return preset
+
+    def build(self, model: ModelConfig, data: DataConfig, *, classes: int) -> "PretrainingModule":
+        from pretrain.tasks.pretraining.build import build_pretraining
+
+        return build_pretraining(self, model, data, classes=classes)
+
+    def target_spec(self, data: DataConfig) -> "TargetSpec[Targets]":
+        from data_pipeline.reading import ImageText
+
+        return ImageText(self.tokenizer(data), data.context_length)
+
+    def tokenizer(self, data: DataConfig) -> "Callable[[list[str]], Tensor]":
+        """list of n captions -> int64 [n, data.context_length]."""
+        from pretrain.objectives.text import build_tokenizer
+
+        return build_tokenizer(data.context_length, self.text.vocab_size)
+
+    def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> list[str]:
+        from pretrain.evaluation.sets import describe, trained_classes
+
+        about, parts = describe(data), _own(module)
+        own = about.distinct or ()
+        rows = trained_classes(run) or own
+        allowed = {
+            "retrieval": parts.has_text,
+            "zero-shot": parts.has_text and bool(own),
+            "top1": bool(set(own) & set(rows)) and parts.image.num_classes == len(rows),
+        }
+        return [name for name in self.evaluations if allowed[name]]
+
+    def evaluate(
+        self, name: str, module: "TaskModule", data: Path | str, run: RunConfig, *, batch_size: int
+    ) -> dict[str, Any]:
+        from pretrain.evaluation.classification import top1, zero_shot
+        from pretrain.evaluation.retrieval import retrieval
+
+        own = _own(module)
+        if name == "top1":
+            return top1(own, data, run, batch_size=batch_size)
+        if name == "zero-shot":
+            return zero_shot(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)
+        return retrieval(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)
+
+
+def _own(module: "TaskModule") -> "PretrainingModule":
+    from pretrain.tasks.pretraining.module import PretrainingModule
+
+    assert isinstance(module, PretrainingModule), "a task is given the modules that it built"
+    return module

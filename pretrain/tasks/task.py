@@ -1,0 +1,143 @@
+r"""The protocol between a run and its task. Imports no torch: a configuration is read before that is needed.
+
+section of the YAML file -> Task --open_reader--> batches --+
+                               \--build--> TaskModule <----+   forward(batch, keys, targets) -> LossOutput
+                               \--evaluate(module, set)--> scores, one of which is the main one
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from data_pipeline.errors import UserError
+from data_pipeline.reading.config import DataConfig
+from pretrain.configuration.schema import ModelConfig, RunConfig, TaskSection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from data_pipeline.reading import Batch, Targets, TargetSpec
+    from data_pipeline.reading.faults import FaultLog
+    from pretrain.tasks.module import TaskModule
+
+
+class BatchReader(Protocol):
+    """One rank's batches, endless and a pure function of the step: `data_pipeline.reading.Reader`, or a stand-in.
+
+    epoch_samples: samples of all sources together. fingerprint: equal ones give equal batches. faults: the samples
+    that were seen and that were bad, so far and on this rank.
+    """
+
+    @property
+    def epoch_samples(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def faults(self) -> "FaultLog": ...
+    def has_labels(self) -> bool: ...
+    def batches(self, start_step: int) -> "Iterator[Batch[Targets]]": ...
+    def progress(self, step: int) -> dict[str, dict[str, float]]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """What a run tells the reader beside its `data:` section. events: gets one dictionary for each bad sample.
+    heartbeat: called while something slow goes on, as the indexing of a set.
+    """
+
+    batch_size: int
+    accumulation: int
+    rank: int
+    world_size: int
+    seed: int
+    events: Callable[[dict[str, Any]], None]
+    heartbeat: Callable[[], None]
+
+
+class MainScore(NamedTuple):
+    """The score that says whether a checkpoint is better than another: `score` of the result of `evaluation`."""
+
+    evaluation: str
+    score: str
+    title: str
+
+
+class Task(TaskSection, ABC):
+    """A task: its settings are the fields, its behaviour the methods. Subclass it, and add fields for your settings.
+
+    Only `build` is needed to train; `evaluations`, `main_score` and `evaluate` are needed to be scored.
+    """
+
+    evaluations: ClassVar[tuple[str, ...]] = ()
+    main_score: ClassVar[MainScore | None] = None
+
+    @abstractmethod
+    def build(self, model: ModelConfig, data: DataConfig, *, classes: int) -> "TaskModule":
+        """The module with fresh values of torch's generator. classes: of the data, for where the model names none.
+
+        Raises UserError where task, model and data do not fit together.
+        """
+
+    def target_spec(self, data: DataConfig) -> "TargetSpec[Targets]":
+        """What is read of each sample besides its views; by default labels, and captions as text."""
+        from data_pipeline.reading import ImageText
+
+        return ImageText()
+
+    def open_reader(self, data: DataConfig, options: ReaderOptions) -> BatchReader:
+        """One rank's batches. Raises UserError where a set is missing."""
+        from data_pipeline.reading import Reader
+
+        return Reader(
+            data,
+            self.target_spec(data),
+            batch_size=options.batch_size,
+            accumulation=options.accumulation,
+            rank=options.rank,
+            world_size=options.world_size,
+            seed=options.seed,
+            events=options.events,
+            judge=False,
+            heartbeat=options.heartbeat,
+        )
+
+    def check_reader(self, reader: BatchReader) -> None:
+        """Called before training. Raises UserError where the data cannot serve the task at all."""
+
+    def classes_of(self, weights: "Mapping[str, Tensor]") -> int:
+        """The `classes` that `build` needs for a module of these weights: rows of its classifier, 0 without one."""
+        return len(weights["image.head.weight"]) if "image.head.weight" in weights else 0
+
+    def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> Sequence[str]:
+        """Those of `evaluations` that this module has the parts for and this set the captions or labels."""
+        return self.evaluations
+
+    def evaluate(
+        self, name: str, module: "TaskModule", data: Path | str, run: RunConfig, *, batch_size: int
+    ) -> dict[str, Any]:
+        """The result (pretrain/evaluation/results.py) of evaluation `name` on the set in `data`."""
+        raise UserError(f"task {self.name!r} has no evaluation {name!r}")
+
+
+def task_of(run: RunConfig) -> Task:
+    """The task of a run. Raises UserError where the class that `task.name` names is a section, but no Task."""
+    if not isinstance(run.task, Task):
+        raise UserError(f"task.name {run.task.name!r}: a subclass of pretrain.tasks.task.Task was expected")
+    return run.task
+
+
+def module_of(run: RunConfig, *, classes: int) -> "TaskModule":
+    """The module of a run's task, fresh."""
+    return task_of(run).build(run.model, run.data, classes=classes)
+
+
+def main_score_of(task: Task) -> MainScore:
+    """Raises UserError where the task has none, so that one checkpoint cannot be called better than another."""
+    if task.main_score is None:
+        raise UserError(f"task {task.name} has no main score, so training cannot follow it to a plateau")
+    return task.main_score

@@ -1,0 +1,357 @@
+"""Writing and restoring checkpoints from a running engine, all ranks together.
+
+save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread
+             that writes them
+poll()       at every step boundary: once all ranks have written, rank 0 completes the checkpoint (index,
+             state, manifest; fsync; rename; `latest`; rotation); one rank failed: dropped, the run goes on
+wait()       the same, at the end
+restore()    the newest intact one, into the live engine; damaged ones are set aside with a word
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.durable import file_sha256, remove_leftovers, sync_folder, write_durably
+from data_pipeline.errors import GaveUpError, UserError
+from pretrain import __version__
+from pretrain.configuration.schema import CheckpointConfig
+from pretrain.training.checkpoint import disk
+from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
+from pretrain.training.checkpoint.rank_file import write_rank_file
+from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.kinds import EventKind
+from pretrain.training.zero.ema import Ema
+from pretrain.training.zero.engine import Engine
+
+FAILURES_ALLOWED = 3
+Report = Callable[..., None]
+
+
+@dataclass
+class _Pending:
+    """A save under way: first every rank writes its shard, then the leader commits."""
+
+    step: int
+    state: dict[str, Any]
+    committing: bool = False
+
+
+class Checkpointer:
+    """run: its folder. config_text, data: what every checkpoint's config.yaml says, and its state.json about the data.
+    report: writes an event.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        settings: CheckpointConfig,
+        engine: Engine,
+        ema: Ema | None,
+        context: DistributedContext,
+        report: Report,
+        *,
+        config_text: str,
+        data: Mapping[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.run, self._settings, self.engine, self.ema = run, settings, engine, ema
+        self._config_text, self._data = config_text, dict(data)
+        self._folder = run / disk.FOLDER
+        self._context, self._report, self._clock = context, report, clock
+        self._entries = self._layout()
+        # Staging would bring back into memory what the user has put into files.
+        self._asynchronous = settings.asynchronous and engine.offload_folder is None
+        if settings.asynchronous and not self._asynchronous and context.leader:
+            report(
+                EventKind.SYNCHRONOUS_CHECKPOINTS,
+                message="training.offload_folder: a step waits until a save is written",
+            )
+        self._staging: list[Tensor] | None = None
+        self._index = json.dumps(self._build_index())
+        self._thread: threading.Thread | None = None
+        self._pending: _Pending | None = None
+        self._error: Exception | None = None
+        self._failures = 0
+        self._saved_at = clock()
+        self.last_step = -1
+        if context.leader:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for prefix in (disk.WRITING, disk.DELETING):
+                for left in self._folder.glob(f"{prefix}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            remove_leftovers(self._folder)
+        context.barrier()
+
+    # --- what is saved
+    # -------------------------------------------------------------------------------------------------
+    def _layout(self) -> list[tuple[str, Tensor]]:
+        """(key, live tensor) of everything that this rank writes."""
+        entries = [(f"{kind}/{f.name}", tensor) for f in self.engine.owned for kind, tensor in f.kinds()]
+        if self.ema is not None:
+            entries += [(f"ema/{f.name}", value) for f, value in zip(self.ema.fragments, self.ema.values, strict=True)]
+        if self._context.leader:
+            entries += [(f"buffer/{name}", buffer) for name, buffer in self.engine.buffers()]
+        return entries
+
+    def _build_index(self) -> dict[str, Any]:
+        mine = [(f.name, f.shape, f.start, f.length, f.trainable) for f in self.engine.owned]
+        parameters: dict[str, Any] = {}
+        for rank, fragments in enumerate(self._context.gather(mine)):
+            for name, shape, start, length, trainable in fragments:
+                entry = parameters.setdefault(
+                    name, {"shape": list(shape), "ema": trainable and self.ema is not None, "fragments": []}
+                )
+                entry["fragments"].append([_shard(rank), start, length])
+        return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self.engine.buffers()}}
+
+    # --- saving
+    # --------------------------------------------------------------------------------------------------------
+    def due(self, step: int) -> bool:
+        """Is a checkpoint to be made after `step` steps? By steps or by minutes; the leader's clock decides for all."""
+        settings = self._settings
+        if settings.every_steps and step % settings.every_steps == 0:
+            return True
+        if settings.every_minutes is None:
+            return False
+        mine = self._context.leader and self._clock() - self._saved_at >= 60 * settings.every_minutes
+        return self._context.sum([float(mine)])[0] > 0
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Start saving. `state` becomes state.json, with the engine's counters added."""
+        if step == self.last_step:
+            return
+        self.wait()
+        self._saved_at, self.last_step = self._clock(), step
+        counters = {
+            "step": step,
+            "adam_steps": self.engine.adam_steps,
+            "scaler": self.engine.scaler_state(),
+            "world_size": self._context.world_size,
+            "zero_stage": self.engine.stage,
+        }
+        self._pending = _Pending(step, {"data": self._data} | state | counters)
+        self._start(self._write, step, self._stage() if self._asynchronous else self._entries)
+        if not self._asynchronous:
+            self.wait()
+
+    @torch.no_grad()
+    def _stage(self) -> list[tuple[str, Tensor]]:
+        live = [tensor for _, tensor in self._entries]
+        if self._staging is None:
+            self._staging = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for tensor in live]
+        for copy, tensor in zip(self._staging, live, strict=True):
+            copy.copy_(tensor)
+        return [(key, copy) for (key, _), copy in zip(self._entries, self._staging, strict=True)]
+
+    def _temporary(self, step: int) -> Path:
+        return self._folder / f"{disk.WRITING}{disk.step_name(step)}"
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except Exception as error:  # whatever it is, every rank must hear of it at the next boundary
+                self._error = error
+
+        self._error = None
+        self._thread = threading.Thread(target=guarded, name="checkpoint")
+        self._thread.start()
+
+    def _write(self, step: int, entries: list[tuple[str, Tensor]]) -> None:
+        rank, folder = self._context.rank, self._temporary(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = write_rank_file(folder / _shard(rank), entries)
+        (folder / _note(rank)).write_text(json.dumps(written))
+
+    def poll(self) -> None:
+        """Move a save on that all ranks are done with. Collective; nothing where nothing is pending."""
+        if self._pending is None:
+            return
+        done = self._thread is None or not self._thread.is_alive()
+        finished, failed = self._context.sum([float(done), float(done and self._error is not None)])
+        if finished == self._context.world_size:
+            self._advance(failed > 0)
+
+    def wait(self) -> bool:
+        """Until nothing is pending. Collective. Was the last save good?"""
+        while self._pending is not None:
+            if self._thread is not None:
+                self._thread.join()
+            self._advance(self._context.sum([float(self._error is not None)])[0] > 0)
+        return self._failures == 0
+
+    def wait_or_raise(self) -> bool:
+        """At the end of the work: raises GaveUpError where the last save failed, for then work would be lost unsaid."""
+        if not self.wait():
+            raise GaveUpError(
+                f"the last checkpoint could not be written to {self._folder} "
+                f"({self._error or 'another rank says why'}); make room or mend the disk, "
+                "and run the same command again: it goes on from the checkpoint before"
+            )
+        return True
+
+    def _advance(self, failed: bool) -> None:
+        """All ranks are done with their part: drop the save, have the leader commit it, or call it complete."""
+        assert self._pending is not None
+        if failed:
+            self._drop(self._pending.step)
+        elif not self._pending.committing:
+            self._pending.committing = True
+            self._thread = None
+            if self._context.leader:
+                self._start(self._commit, self._pending.step, self._pending.state)
+        else:
+            self._pending, self._failures = None, 0
+
+    def _drop(self, step: int) -> None:
+        self._pending, self._failures, self.last_step = None, self._failures + 1, -1
+        if self._error is not None:
+            self._report(EventKind.CHECKPOINT_FAILED, step=step, message=f"{self._temporary(step)}: {self._error}")
+        if self._context.leader:
+            shutil.rmtree(self._temporary(step), ignore_errors=True)
+        if self._failures >= FAILURES_ALLOWED:
+            raise GaveUpError(
+                f"{self._failures} checkpoints in a row could not be written to {self._folder} "
+                f"({self._error or 'another rank says why'}); make room or mend the disk, "
+                "and run the same command again"
+            )
+
+    def _commit(self, step: int, state: dict[str, Any]) -> None:
+        temporary, final = self._temporary(step), self._folder / disk.step_name(step)
+        files: dict[str, Any] = {}
+        for rank in range(self._context.world_size):
+            note = temporary / _note(rank)
+            files[_shard(rank)] = json.loads(note.read_text())
+            note.unlink()
+        for name, text in (
+            (disk.INDEX, self._index),
+            (disk.STATE, json.dumps(state)),
+            (disk.CONFIG, self._config_text),
+        ):
+            write_durably(temporary / name, text)
+            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
+        manifest = {"schema": disk.SCHEMA, "version": __version__, "step": step, "files": files}
+        write_durably(temporary / disk.MANIFEST, disk.sealed(manifest))
+        if final.exists():
+            self._set_aside(final)
+        os.rename(temporary, final)
+        sync_folder(self._folder)
+        write_durably(self._folder / disk.LATEST, final.name)
+        self._report(EventKind.CHECKPOINT, step=step, bytes=sum(entry["bytes"] for entry in files.values()))
+        self._rotate(step)
+
+    def _rotate(self, newest: int) -> None:
+        settings = self._settings
+        best = self._folder / disk.BEST
+        kept = {best.read_text().strip()} if best.is_file() else set()
+        for old in disk.complete_checkpoints(self.run)[settings.keep :]:
+            forever = settings.keep_every is not None and old.step % settings.keep_every == 0
+            if old.step < newest and old.path.name not in kept and not forever:
+                # Without its name first: a crash inside the deletion must not leave half a checkpoint.
+                going = old.path.with_name(f"{disk.DELETING}{old.path.name}")
+                os.rename(old.path, going)
+                shutil.rmtree(going, ignore_errors=True)
+
+    def _set_aside(self, path: Path) -> None:
+        number = 0
+        while (target := path.with_name(f"damaged-{path.name}-{number}")).exists():
+            number += 1
+        os.rename(path, target)
+
+    # --- restoring
+    # -----------------------------------------------------------------------------------------------------
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest intact checkpoint; its state.json, or None where there is none at all.
+
+        Raises UserError where there are checkpoints but none is intact: starting afresh over them would lose the run;
+        and where the run was trained on other data.
+        """
+        refused = []
+        for checkpoint in disk.candidates(self.run):
+            problem = self._verify(checkpoint)
+            if problem is None:
+                self._check_data(checkpoint.state["data"])
+                self._load(checkpoint)
+                self.last_step = checkpoint.step
+                return checkpoint.state
+            refused.append(problem)
+            if self._context.leader:
+                self._report(EventKind.CHECKPOINT_REFUSED, step=checkpoint.step, message=problem)
+                with contextlib.suppress(OSError):  # a read-only folder: it is refused again next time
+                    self._set_aside(checkpoint.path)
+            self._context.barrier()
+        if refused:
+            raise UserError(
+                f"none of the checkpoints under {self._folder} is intact:\n  " + "\n  ".join(refused) + "\n"
+                "They were set aside as damaged-*. Restore the folder from a copy, or name a new --output"
+            )
+        if any(self._folder.glob("damaged-*")):  # refused at an earlier start, and still not to be started over
+            raise UserError(
+                f"the checkpoints under {self._folder} were damaged and set aside as damaged-*, and none is left. "
+                "Restore the folder from a copy, or name a new --output"
+            )
+        return None
+
+    def _check_data(self, before: Mapping[str, Any]) -> None:
+        if before != self._data:
+            raise UserError(
+                f"{self.run} was trained on {before['epoch_samples']} samples an epoch; data.sources now hold "
+                f"{self._data['epoch_samples']}, or other ones: the order would differ. Name the same sets, or start "
+                "a new run"
+            )
+
+    def _verify(self, checkpoint: Checkpoint) -> str | None:
+        problem = None
+        try:
+            checkpoint.verify(part=self._context.rank, parts=self._context.world_size)
+        except DamagedError as error:
+            problem = str(error)
+        problems = [found for found in self._context.gather(problem) if found]
+        return problems[0] if problems else None
+
+    @torch.no_grad()
+    def _load(self, checkpoint: Checkpoint) -> None:
+        files, known = OpenFiles(), checkpoint.index["parameters"]
+        expected = {name for name, _ in self.engine.module.named_parameters()}
+        if expected != set(known):
+            odd = sorted(expected ^ set(known))
+            raise UserError(
+                f"checkpoint {checkpoint.path} is of another model: for instance {odd[0]!r} is only on one side"
+            )
+        for fragment in self.engine.held:
+            if list(fragment.shape) != known[fragment.name]["shape"]:
+                raise UserError(
+                    f"checkpoint {checkpoint.path}: {fragment.name} has shape {known[fragment.name]['shape']}, "
+                    f"this model {list(fragment.shape)}"
+                )
+            for kind, tensor in fragment.kinds():
+                checkpoint.read_into(tensor, kind, fragment.name, fragment.start, files)
+        for name, buffer in self.engine.buffers():
+            buffer.copy_(files.get(checkpoint.path / _shard(0)).get_tensor(f"buffer/{name}"))
+        self.engine.publish()
+        if self.ema is not None:
+            for fragment, value in zip(self.ema.fragments, self.ema.values, strict=True):
+                kind = "ema" if known[fragment.name]["ema"] else "param"
+                checkpoint.read_into(value, kind, fragment.name, fragment.start, files)
+        self.engine.adam_steps = checkpoint.state["adam_steps"]
+        self.engine.load_scaler_state(checkpoint.state["scaler"])
+
+
+def _shard(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _note(rank: int) -> str:
+    """Size and digest of a rank's shard, for the leader; not part of the finished checkpoint."""
+    return f"rank-{rank:05d}.json"

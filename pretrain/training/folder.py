@@ -1,0 +1,41 @@
+"""The run's folder: made, locked against a second run, and checked before anything is written into it."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from data_pipeline.durable import file_lock, write_durably
+from data_pipeline.errors import UserError
+from pretrain.configuration import RunConfig, dump_config
+from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.record import CONFIG, ENVIRONMENT, environment
+from pretrain.training.resume import check_same_run
+
+
+@contextmanager
+def open_run(output: Path, config: RunConfig, context: DistributedContext) -> Iterator[None]:
+    """The folder is this run's until the block ends. Collective.
+
+    Raises UserError, on every rank, where another process trains there, where the folder holds a run that `config` may
+    not go on with, or where it cannot be written.
+    """
+    with ExitStack() as stack:
+        problem = None
+        if context.leader:
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                if not stack.enter_context(file_lock(output / ".lock", wait=False)):
+                    raise UserError(f"{output}: another process is training here; stop it, or name another --output")
+                check_same_run(output, config)
+                write_durably(output / CONFIG, dump_config(config))
+                about = environment(context.world_size, context.device.type) | {"time": time.time()}
+                write_durably(output / ENVIRONMENT, json.dumps(about, indent=1))
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"{output}: cannot write the run folder ({error.strerror or error}); name a writable --output"
+        if problems := [found for found in context.gather(problem) if found]:
+            raise UserError(problems[0])
+        yield

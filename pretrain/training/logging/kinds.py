@@ -1,0 +1,37 @@
+"""The kinds of events in events.jsonl, all of them, and which are good or bad news."""
+
+from enum import StrEnum
+
+
+class EventKind(StrEnum):
+    START = "start"
+    RESUME = "resume"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    GAVE_UP = "gave_up"
+    NOTICE = "notice"
+    ALARM = "alarm"
+    INITIALIZED = "initialized"
+    CHECKPOINT = "checkpoint"
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    CHECKPOINT_REFUSED = "checkpoint_refused"
+    SYNCHRONOUS_CHECKPOINTS = "synchronous_checkpoints"
+    STEP_NOT_APPLIED = "step_not_applied"
+    ROLLBACK = "rollback"
+    HANG = "hang"
+    GRACE_EXCEEDED = "grace_exceeded"
+    BAD_SAMPLE = "bad_sample"  # these four come from the reader
+    INCOMPLETE_SAMPLE = "incomplete_sample"
+    DAMAGED_SHARD = "damaged_shard"
+    INEXACT_ORDER = "inexact_order"
+
+
+GOOD = frozenset((EventKind.CHECKPOINT, EventKind.DONE))
+BAD = frozenset(
+    (
+        *(EventKind.FAILED, EventKind.GAVE_UP, EventKind.ALARM, EventKind.CHECKPOINT_FAILED),
+        *(EventKind.CHECKPOINT_REFUSED, EventKind.STEP_NOT_APPLIED, EventKind.ROLLBACK, EventKind.HANG),
+        *(EventKind.GRACE_EXCEEDED, EventKind.BAD_SAMPLE, EventKind.DAMAGED_SHARD),
+    )
+)

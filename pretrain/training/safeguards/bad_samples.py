@@ -1,0 +1,47 @@
+"""What the reader gave and what of it was bad, over all ranks: judged by all together, and told with the metrics."""
+
+from pathlib import Path
+
+from data_pipeline.reading.recorded import objects, replaced
+from pretrain.tasks.task import BatchReader
+from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.record import EVENTS
+
+
+class BadSampleMonitor:
+    """Counts the samples that `reader` replaced. run, start: what was replaced before step `start` stands in the events
+    of `run`.
+    """
+
+    def __init__(self, reader: BatchReader, context: DistributedContext, run: Path, start: int) -> None:
+        self._reader, self._context = reader, context
+        self._before = replaced(objects(run / EVENTS), start) if context.leader else {}
+
+    def counts(self) -> list[float]:
+        """This rank's samples and bad samples, to be summed over ranks."""
+        return [float(self._reader.faults.seen), float(self._reader.faults.bad)]
+
+    def check(self, seen: float, bad: float) -> None:
+        """`counts`, summed over ranks. Raises BadDataError on every rank where too many were bad: one that ended
+        alone would leave the others waiting for it.
+        """
+        faults = self._reader.faults
+        if faults.too_many(seen, bad):
+            raise faults.error(seen, bad, self._context.gather(faults.worst()))
+
+    def check_together(self) -> None:
+        """Sum `counts` and check them. Collective."""
+        self.check(*self._context.sum(self.counts()))
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """By source, before `step`: samples given, epochs, and samples replaced. Collective.
+
+        After a rollback, what was replaced beyond `step` before it counts already.
+        """
+        progress = self._reader.progress(step)
+        bad = self._context.sum([float(self._reader.faults.replaced[source]) for source in progress])
+        found: dict[str, float] = {}
+        for (source, given), count in zip(progress.items(), bad, strict=True):
+            found |= {f"data/{what}/{source}": value for what, value in given.items()}
+            found[f"data/replaced/{source}"] = count + self._before.get(source, 0)
+        return found

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ from record import headline, record, small
 
 if TYPE_CHECKING:
     from pretrain.configuration import RunConfig
-    from pretrain.training.loop import Job
-    from pretrain.training.processes import Processes
+    from pretrain.training.distributed import DistributedContext
+    from pretrain.training.loop import LoopParts
 
 STEP = "memory"
 RECIPE = "internimage_h_m3i_427m"
@@ -72,10 +72,10 @@ def config_of(letter: str, batch: int, *, tiny: bool) -> RunConfig:
         "training.log_every": STEPS,
     }
     if tiny:
-        changes |= {"model.name": "custom", "data.image_size": 64, "objective.embed_dim": 64}
+        changes |= {"model.name": "custom", "data.image_size": 64, "task.embed_dim": 64}
         changes |= {f"model.overrides.{name}": value for name, value in TINY_MODEL["overrides"].items()}
-        changes |= {"objective.text.layers": 1, "objective.text.width": 64, "objective.text.heads": 2}
-        changes |= {"objective.decoder.dim": 64, "objective.decoder.heads": 2}
+        changes |= {"task.text.layers": 1, "task.text.width": 64, "task.text.heads": 2}
+        changes |= {"task.decoder.dim": 64, "task.decoder.heads": 2}
     else:
         changes |= {"model.name": f"internimage_{letter.lower()}"}
     return load_config(RECIPE, [f"{key}={value if value is not None else 'null'}" for key, value in changes.items()])
@@ -90,66 +90,31 @@ def predicted(config: RunConfig) -> dict[str, Any]:
     return row
 
 
-def job_of(config: RunConfig, processes: Processes, folder: Path) -> Job:
-    """What the product's loop needs, built on the device."""
-    from training_runs import MadeUpReader
+def parts_of(config: RunConfig, context: DistributedContext, folder: Path) -> LoopParts:
+    """What the product's loop needs, composed as a run composes it, but that nothing is saved."""
+    from training_runs import MadeUpReader, made_up
 
-    from pretrain.objectives import StepKeys, build_task
-    from pretrain.training.account import Account
-    from pretrain.training.building import build
-    from pretrain.training.ema import Ema
-    from pretrain.training.engine import Engine, full_shape
-    from pretrain.training.interruption import Interruption
-    from pretrain.training.loop import Job
-    from pretrain.training.meter import Meter
-    from pretrain.training.parameter_groups import parameter_groups
-    from pretrain.training.policy import Policy
-    from pretrain.training.rank import backbone_of
-    from pretrain.training.record import Events
-    from pretrain.training.schedule import make_plan
-    from pretrain.training.teacher import build_teacher
-    from pretrain.training.watchdog import Watchdog
+    from pretrain.training.logging.record import EventLog
+    from pretrain.training.rank import compose
+    from pretrain.training.safeguards.interruption import Interruption
+    from pretrain.training.safeguards.watchdog import Watchdog
 
-    reader = MadeUpReader(config)
-    with processes.device:
-        built = build(config, partial(build_task, config, classes=CLASSES), None, processes)
-    task = built.task
-    shapes = {name: full_shape(p) for name, p in task.named_parameters() if p.requires_grad}
-    engine = Engine(task, config, parameter_groups(shapes, config.optimizer, backbone_of(task)), processes)
-    ema = Ema(engine.owned)
-    events = Events(folder, 0)
-    assert built.teacher is not None
+    folder.mkdir()
+    not_started = Watchdog(folder, 0, 600.0, 60.0, lambda kind, message: None, lambda: False)
+    reader, events = MadeUpReader(config), EventLog(folder, 0)
+    run = made_up(config, device=context.device)
+    parts, _ = compose(run, folder, None, reader, context, events, not_started, Interruption())
     stand_in: Any = NoCheckpoints(folder)
-    return Job(
-        config=config,
-        plan=make_plan(config, reader.epoch_samples),
-        task=task,
-        engine=engine,
-        batches=reader.batches,
-        make_keys=StepKeys,
-        ema=ema,
-        teacher=build_teacher(built.teacher, task.teacher_names(), engine, ema, processes),
-        checkpointer=stand_in,
-        policy=Policy(config.training.policy, folder, leader=True),
-        processes=processes,
-        meter=Meter(processes, config.training.batch_size, config.training.precision),
-        interruption=Interruption(),
-        watchdog=Watchdog(folder, 0, 600.0, 60.0, lambda kind, message: None),  # not started
-        events=events,
-        observe=lambda step, values: None,
-        tick=lambda step: None,
-        rewind=lambda step: None,
-        account=Account(reader, processes, folder, 0),
-    )
+    return replace(parts, checkpointer=stand_in)
 
 
-def rows_of(letter: str, processes: Processes, folder: Path, *, tiny: bool) -> list[float]:
+def rows_of(letter: str, context: DistributedContext, folder: Path, *, tiny: bool) -> list[float]:
     """Records a row a batch size; the ratios of seen to predicted."""
     from training_runs import MadeUpReader
 
     from pretrain.training.loop import train
 
-    device, ratios = processes.device, []
+    device, ratios = context.device, []
     cuda = device.type == "cuda"
     sizes = (2, 4) if tiny else BATCHES[letter]
     gc.collect()
@@ -157,7 +122,7 @@ def rows_of(letter: str, processes: Processes, folder: Path, *, tiny: bool) -> l
         torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device) if cuda else 0
     started = time.perf_counter()
-    job = job_of(config_of(letter, sizes[0], tiny=tiny), processes, folder)
+    parts = parts_of(config_of(letter, sizes[0], tiny=tiny), context, folder)
     states = torch.cuda.memory_allocated(device) - before if cuda else 0
     built_s = time.perf_counter() - started
     for batch in sizes:
@@ -165,14 +130,13 @@ def rows_of(letter: str, processes: Processes, folder: Path, *, tiny: bool) -> l
         plan = predicted(config)
         row: dict[str, Any] = {"model": letter, "batch": batch, "zero_stage": config.training.zero_stage}
         row |= {"recomputed": config.model.activation_checkpointing, "predicted_gb": round(plan["total"] / 1e9, 3)}
-        parts = ("parameters", "gradients", "optimizer", "average", "teacher", "buckets", "activations")
-        row["predicted_parts_gb"] = {name: round(plan[name] / 1e9, 3) for name in parts}
-        job.batches = MadeUpReader(config).batches
+        named = ("parameters", "gradients", "optimizer", "average", "teacher", "buckets", "activations")
+        row["predicted_parts_gb"] = {name: round(plan[name] / 1e9, 3) for name in named}
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
         try:
-            train(job, 0)
+            train(replace(parts, reader=MadeUpReader(config)), 0)
         except torch.OutOfMemoryError as error:
             record(STEP, row | {"error": str(error).splitlines()[0]})
             break
@@ -184,7 +148,8 @@ def rows_of(letter: str, processes: Processes, folder: Path, *, tiny: bool) -> l
             row |= {"states_seen_gb": round(states / 1e9, 3)}
             row |= {"reserved_gb": round(torch.cuda.max_memory_reserved(device) / 1e9, 3)}
         record(STEP, row)
-    job.engine.close()
+    parts.log.close()
+    parts.engine.close()
     return ratios
 
 
@@ -195,11 +160,11 @@ def main() -> None:
     options = parser.parse_args()
     words = []
     with packages(STEP), TemporaryDirectory() as folder:
-        from pretrain.training.processes import join
+        from pretrain.training.distributed import join
 
-        processes = join(600.0)
+        context = join(600.0)
         for letter in options.models:
-            ratios = rows_of(letter, processes, Path(folder), tiny=small())
+            ratios = rows_of(letter, context, Path(folder) / letter, tiny=small())
             told = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "no CUDA device, predictions only"
             words.append(f"{letter} {told}")
             headline(STEP, "seen over predicted: " + "; ".join(words))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pretrain.models import InternImage, create_model
 from pretrain.models.counting import multiply_adds
-from pretrain.models.randomness import sample_keys
+from pretrain.models.randomness import drawing_from
 from pretrain.models.variants import VARIANTS
 
 LEARNING_RATE = 1e-6
@@ -102,7 +102,7 @@ class ModelStep:
         self.keys = torch.randint(2**62, (batch,), device=device)
 
     def loss(self) -> Tensor:
-        keyed = sample_keys(self.keys) if isinstance(self.model, InternImage) else nullcontext()
+        keyed = drawing_from(self.keys) if isinstance(self.model, InternImage) else nullcontext()
         with keyed:
             logits = self.model(self.images)
         return F.cross_entropy(logits.float(), self.labels)

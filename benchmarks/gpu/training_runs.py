@@ -1,4 +1,4 @@
-"""Runs of the product's own training over made-up batches: configuration, reader, factories.
+"""Runs of the product's own training over made-up batches: configuration, reader, task.
 
 The batches are a function of the step alone, so a run needs no shards, and a run that resumes sees what the unbroken
 one saw.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_pipeline.reading import Batch
+from data_pipeline.reading import Batch, DataConfig, ImageTextTargets
+from data_pipeline.reading.faults import FaultLog
 from pretrain.configuration import RunConfig, parse_config
-from pretrain.objectives import StepKeys, build_task
-from pretrain.training.processes import Processes
-from pretrain.training.rank import Factories
+from pretrain.configuration.schema import ModelConfig
+from pretrain.tasks.pretraining.module import PretrainingModule
+from pretrain.tasks.pretraining.task import Pretraining
+from pretrain.tasks.task import ReaderOptions
 
 CLASSES = 8
 TINY_MODEL: dict[str, Any] = {
@@ -39,7 +40,7 @@ def tiny(**training: Any) -> RunConfig:
     return parse_config(
         {
             "model": TINY_MODEL,
-            "objective": {
+            "task": {
                 "embed_dim": 64,
                 "decoder": {"dim": 32, "layers": 1, "heads": 2, "projector_layers": 1},
                 "text": {"width": 32, "layers": 1, "heads": 2, "vocab_size": 600},
@@ -56,14 +57,17 @@ def tiny(**training: Any) -> RunConfig:
 class MadeUpReader:
     """Random pictures, captions and labels. killed_at: SIGKILL to this process when that step asks for its batch."""
 
-    num_classes = CLASSES
-    epoch_samples = 4096
+    num_classes, epoch_samples, fingerprint = CLASSES, 4096, "made up"
 
     def __init__(self, config: RunConfig, batch: int | None = None, killed_at: int | None = None) -> None:
         self.config, self.killed_at = config, killed_at
         self.batch = batch or config.training.batch_size
+        self.faults = FaultLog(config.data.max_bad_rate, None)
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
+    def has_labels(self) -> bool:
+        return True
+
+    def batches(self, start_step: int) -> Iterator[Batch[ImageTextTargets]]:
         step = start_step
         while True:
             if step == self.killed_at:
@@ -71,13 +75,17 @@ class MadeUpReader:
             yield made_up_batch(self.config, self.batch, step)
             step += 1
 
+    def progress(self, step: int) -> dict[str, dict[str, float]]:
+        return {}
+
     def close(self) -> None:
         pass
 
 
-def made_up_batch(config: RunConfig, size: int, step: int) -> Batch:
+def made_up_batch(config: RunConfig, size: int, step: int) -> Batch[ImageTextTargets]:
     """On the CPU; pinned where there is a GPU to copy it to, as the real reader's are."""
-    data, vocabulary = config.data, config.objective.text.vocab_size
+    assert isinstance(config.task, Pretraining)
+    data, vocabulary = config.data, config.task.text.vocab_size
     random = torch.Generator().manual_seed(step)
     tokens = torch.randint(1, vocabulary - 2, (size, data.context_length), generator=random)
     tokens[:, -1] = vocabulary - 1  # the end of the text, where the tower pools
@@ -90,16 +98,27 @@ def made_up_batch(config: RunConfig, size: int, step: int) -> Batch:
         positions=torch.arange(step * size, (step + 1) * size),
         views=torch.randint(0, 256, shape, generator=random, dtype=torch.uint8),
         crops=crops,
-        tokens=tokens,
-        has_text=torch.ones(size, dtype=torch.bool),
-        labels=torch.randint(CLASSES, (size,), generator=random),
-        has_label=torch.ones(size, dtype=torch.bool),
+        targets=ImageTextTargets(
+            tokens=tokens,
+            has_text=torch.ones(size, dtype=torch.bool),
+            labels=torch.randint(CLASSES, (size,), generator=random),
+            has_label=torch.ones(size, dtype=torch.bool),
+        ),
     )
     return batch.pin() if torch.cuda.is_available() else batch
 
 
-def factories(killed_at: int | None = None) -> Factories:
-    def reader(config: RunConfig, processes: Processes, events: Any, run: Path) -> MadeUpReader:
-        return MadeUpReader(config, killed_at=killed_at)
+def made_up(config: RunConfig, *, killed_at: int | None = None, device: str | torch.device = "cpu") -> RunConfig:
+    """The same run over made-up batches, its module made on `device`. Its folder names the ordinary task, as it is read
+    like any other run's.
+    """
 
-    return Factories(build_task, reader, StepKeys)
+    class MadeUp(Pretraining):
+        def open_reader(self, data: DataConfig, options: ReaderOptions) -> MadeUpReader:
+            return MadeUpReader(config, killed_at=killed_at)
+
+        def build(self, model: ModelConfig, data: DataConfig, *, classes: int) -> PretrainingModule:
+            with torch.device(device):
+                return super().build(model, data, classes=classes)
+
+    return config.model_copy(update={"task": MadeUp(**config.task.model_dump())})

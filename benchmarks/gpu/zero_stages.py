@@ -56,26 +56,27 @@ def plain(config: RunConfig) -> tuple[Curve, Weights]:
     """The run in plain PyTorch on this machine's device; and the weights before its first step."""
     from training_runs import CLASSES, MadeUpReader
 
-    from pretrain.objectives import StepKeys, build_task
-    from pretrain.training.engine import compute_dtype
+    from pretrain.tasks.module import StepKeys
+    from pretrain.tasks.task import module_of
+    from pretrain.training.distributed import seed_step
     from pretrain.training.parameter_groups import parameter_groups
-    from pretrain.training.processes import seed_step
-    from pretrain.training.rank import backbone_of
-    from pretrain.training.schedule import ema_decay, make_plan
+    from pretrain.training.schedule import ema_decay, resolve_schedule
+    from pretrain.training.zero.engine import compute_dtype
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    reader, plan, dtype = MadeUpReader(config), make_plan(config, MadeUpReader.epoch_samples), compute_dtype(config)
+    reader, dtype, size = MadeUpReader(config), compute_dtype(config.training.precision), config.training.batch_size
+    schedule = resolve_schedule(config.schedule, config.optimizer, batch_size=size, epoch_samples=reader.epoch_samples)
     seed_step(config.training.seed, -1, 0)
-    task = build_task(config, classes=CLASSES)
-    teacher = task.teacher()
+    module = module_of(config, classes=CLASSES)
+    teacher = module.teacher()
     assert teacher is not None
-    task.to(device, dtype)
+    module.to(device, dtype)
     teacher.to(device, dtype)
-    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     masters = {name: p.detach().float() for name, p in trained.items()}
     first = {name: master.cpu().clone() for name, master in masters.items()}
     average = {name: master.clone() for name, master in masters.items()}
-    groups = parameter_groups({n: tuple(p.shape) for n, p in trained.items()}, config.optimizer, backbone_of(task))
+    groups = parameter_groups({n: tuple(p.shape) for n, p in trained.items()}, config.optimizer, module.backbone())
     adam = torch.optim.AdamW(
         [{"params": [masters[n] for n in group.names], "weight_decay": group.weight_decay} for group in groups],
         betas=config.optimizer.betas,
@@ -87,23 +88,23 @@ def plain(config: RunConfig) -> tuple[Curve, Weights]:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(average[name])
-    for step in range(plan.total_steps):
+    for step in range(schedule.total_steps):
         seed_step(config.training.seed, step, 0)
         for group, merged in zip(adam.param_groups, groups, strict=True):
-            group["lr"] = plan.learning_rate(step) * merged.lr_scale
-        batch, keys = next(batches).to(device), StepKeys(config.training.seed, step, 0, True)
-        out = task(batch, keys, task.targets(teacher, batch, keys))
+            group["lr"] = schedule.lr(step) * merged.lr_scale
+        batch, keys = next(batches).to(device), StepKeys(config.training.seed, step, 0)
+        out = module(batch, keys, module.teacher_targets(teacher, batch, keys))
         out.total.backward()
         for name, parameter in trained.items():
             masters[name].grad = torch.zeros_like(masters[name]) if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(masters.values(), config.optimizer.clip_grad or torch.inf)
         adam.step()
-        rate = ema_decay(step, plan.total_steps, config.training.ema, teacher=True)
+        decay = ema_decay(step, schedule.total_steps, config.training.ema, teacher=True)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(masters[name])
-                average[name].lerp_(masters[name], 1 - rate)
+                average[name].lerp_(masters[name], 1 - decay)
             for name, parameter in own.items():
                 parameter.copy_(average[name])
         losses.append(float(out.total.detach()))
@@ -113,18 +114,18 @@ def plain(config: RunConfig) -> tuple[Curve, Weights]:
 
 def trained_by_the_product(config: RunConfig, output: Path) -> Curve:
     """The same through pretrain.training, in this process; goes on where `output` holds a checkpoint."""
-    from training_runs import factories
+    from training_runs import made_up
 
     from pretrain.training import run
 
-    code = run(config, output, factories=factories())
+    code = run(made_up(config), output)
     if code != 0:
         raise RuntimeError(f"training ended with exit code {code}")
     return curve_of(output)
 
 
 def curve_of(output: Path) -> Curve:
-    from pretrain.training.checkpoints import load_weights
+    from pretrain.training.checkpoint.disk import load_weights
 
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     if [row["step"] for row in rows] != list(range(1, len(rows) + 1)):
@@ -161,11 +162,11 @@ def start_killed(output: Path) -> subprocess.Popen[bytes]:
 
 
 def be_killed(output: Path) -> None:
-    from training_runs import factories, tiny
+    from training_runs import made_up, tiny
 
     from pretrain.training import run
 
-    run(tiny(zero_stage=KILLED_STAGE), output, factories=factories(killed_at=KILLED_AT))
+    run(made_up(tiny(zero_stage=KILLED_STAGE), killed_at=KILLED_AT), output)
     raise SystemExit("Error: the kill did not come")
 
 
@@ -245,7 +246,7 @@ def main() -> None:
     if options.be_killed is not None:
         return be_killed(options.be_killed)
     with packages(STEP), tempfile.TemporaryDirectory() as folder:
-        from pretrain.training.engine import import_deepspeed
+        from pretrain.training.zero.engine import import_deepspeed
 
         import_deepspeed()
         check = Check(Path(folder), (2, 3) if small() else (0, 1, 2, 3))

@@ -229,10 +229,11 @@ def step_costs(
 
 def costs_table(config: RunConfig, batch: int) -> tuple[list[dict[str, Any]], Table]:
     """Rows (for --json) and a table of `step_costs` of a run's image model, for a micro-batch of `batch` images."""
-    from pretrain.objectives import build_task
+    from pretrain.tasks.module import image_of
+    from pretrain.tasks.task import module_of
 
     with torch.device("meta"):
-        arguments = build_task(config, classes=config.model.num_classes or 1000).image.arguments
+        arguments = image_of(module_of(config, classes=config.model.num_classes or 1000)).arguments
     rows = step_costs(
         arguments,
         image_size=config.data.image_size,

@@ -35,9 +35,9 @@ DEFAULTS = {
 
 def sets(folder: Path) -> tuple[Path, Path, Path]:
     if not (folder / "train").is_dir():
-        from data_pipeline.preparation.openmoji import build
+        from data_pipeline.preparation.sources.openmoji import build_openmoji
 
-        build(folder)
+        build_openmoji(folder)
     return folder / "train", folder / "validation", folder / "held-out"
 
 

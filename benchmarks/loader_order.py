@@ -31,8 +31,8 @@ from matplotlib.axes import Axes
 from data_pipeline.format import ShardEntry, write_manifest, write_sidecar
 from data_pipeline.format.sidecar import table
 from data_pipeline.reading import DataConfig, ImageText, Reader
-from data_pipeline.reading.mixture import Mixture
-from data_pipeline.reading.order import SourceOrder
+from data_pipeline.reading.order.mixture import Mixture
+from data_pipeline.reading.order.samples import SourceOrder
 
 SHARDS, SAMPLES, BATCH = 42_700, 10_000, 4096
 BLOCKS = (1, 4, 16, 64)

@@ -40,8 +40,8 @@ from torchvision import transforms
 
 from data_pipeline.hashing import uniforms
 from data_pipeline.reading import DataConfig, ImageText, Reader, normalize
-from data_pipeline.reading.decode import can_reduce, decode, read_header
-from data_pipeline.reading.views import UNIFORMS, on_reduced, random_crop, reduction, render
+from data_pipeline.reading.decode.pixels import can_reduce, decode, read_header
+from data_pipeline.reading.decode.views import UNIFORMS, on_reduced, random_crop, reduction, render
 
 SIZE, BATCH = 224, 64
 SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)

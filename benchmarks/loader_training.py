@@ -138,10 +138,10 @@ def main() -> None:
 
 
 def _embedded(folder: Path) -> Path:
-    from data_pipeline.preparation import openmoji
+    from data_pipeline.preparation.sources import openmoji
     from pretrain.demo.walk import DRAWINGS_A_CONCEPT
 
-    return openmoji.build(folder, drawings_a_concept=DRAWINGS_A_CONCEPT)["train"]
+    return openmoji.build_openmoji(folder, drawings_a_concept=DRAWINGS_A_CONCEPT)["train"]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import psutil
 from machine import machine
 
 from data_pipeline.errors import STOPPED
-from data_pipeline.preparation.openmoji import build
+from data_pipeline.preparation.sources.openmoji import build_openmoji
 from pretrain.configuration import load_config
 from pretrain.training.checkpoint.disk import describe, find_checkpoint
 from pretrain.training.logging.record import environment
@@ -205,7 +205,7 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(prefix="real-steps-", dir=chosen.folder))
     result: dict[str, Any] = {}
     try:
-        shards = build(place / "shards", image_size=max(96, chosen.image_size), drawings_a_concept=1)["train"]
+        shards = build_openmoji(place / "shards", image_size=max(96, chosen.image_size), drawings_a_concept=1)["train"]
         run = place / "run"
         halves = []
         for stop_after in (chosen.steps, 2 * chosen.steps):
@@ -256,7 +256,7 @@ def recipe(argv: list[str]) -> dict[str, Any]:
         "teacher": "image encoder and projector, run every step in bf16, partitioned",
         "precision": training.precision,
         "zero_stage": training.zero_stage,
-        "activation_checkpointing": config.model.activation_checkpointing,
+        "recompute": config.model.model_dump()["recompute"],
         "offload": "Adam's moments and the average in mapped files; weights, gradients, teacher in memory",
         "image_size": config.data.image_size,
         "batch_size": training.batch_size,

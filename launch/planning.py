@@ -10,6 +10,9 @@ from launch.display import columns
 from launch.preflight import check_batch
 from pretrain.analysis import costs, plan
 from pretrain.configuration import RunConfig
+from pretrain.configuration.schema import RecomputeBudget
+from pretrain.models.activations import Activations, image_activations
+from pretrain.models.recomputation import values_within
 from pretrain.tasks.pretraining.recipes import RECIPES
 from pretrain.tasks.pretraining.task import Pretraining
 
@@ -18,13 +21,26 @@ _SUMS = ("trainable", "frozen", "teacher")
 
 @dataclass(frozen=True)
 class Counts:
-    """What one run computes, per sample: multiply-adds of passes with and without gradient, activations in values."""
+    """What one run computes, per sample: multiply-adds of passes with and without gradient. arguments: of its
+    InternImage. transformers: activations of text tower and decoder, in values.
+    """
 
     sizes: plan.Sizes
     modules: dict[str, int]
     trained_multiply_adds: float
     teacher_multiply_adds: float
-    activations: costs.Activations
+    arguments: dict[str, Any]
+    image_size: int
+    transformers: Activations
+
+    def activations(self, recompute: str | RecomputeBudget, rows: int, width: int) -> Activations:
+        """Values of one sample among `rows` at once, of `width` bytes. Raises UserError for a budget too small."""
+        budget = None
+        if isinstance(recompute, RecomputeBudget):
+            budget = values_within(recompute.budget_gb, self.arguments, self.image_size, rows=rows, width=width)
+        blocks = recompute == "blocks"
+        image = image_activations(self.arguments, self.image_size, checkpointing=blocks, budget=budget)
+        return image + self.transformers
 
     @property
     def flops_per_sample(self) -> float:
@@ -50,26 +66,18 @@ def count(config: RunConfig, classes: int) -> Counts:
         teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
     )
     modules = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
-    keep, size = config.model.activation_checkpointing, config.data.image_size
-    arguments = image_of(module).arguments
+    arguments, size = image_of(module).arguments, config.data.image_size
     image = float(multiply_adds(arguments, size).total)
-    counts = Counts(
-        sizes,
-        modules,
-        trained_multiply_adds=image,
-        teacher_multiply_adds=image if averaged else 0.0,
-        activations=costs.image_activations(arguments, size, checkpointing=keep),
-    )
-    if isinstance(config.task, Pretraining):
-        return _with_heads(counts, config, config.task, int(arguments.get("clip_embed_dim", 1024)))
-    return counts
+    counts = Counts(sizes, modules, image, image if averaged else 0.0, arguments, size, Activations(0.0))
+    return _with_heads(counts, config, config.task) if isinstance(config.task, Pretraining) else counts
 
 
-def _with_heads(counts: Counts, config: RunConfig, task: Pretraining, width: int) -> Counts:
-    """`counts` of the image models, with the decoder and the text tower. width: channels of the fused map."""
-    recipe, decoder, text, keep = RECIPES[task.preset], task.decoder, task.text, config.model.activation_checkpointing
-    image, tokens = counts.trained_multiply_adds, (config.data.image_size // 16) ** 2
-    trained, teacher, activations = image, counts.teacher_multiply_adds, counts.activations
+def _with_heads(counts: Counts, config: RunConfig, task: Pretraining) -> Counts:
+    """`counts` of the image models, with the decoder and the text tower."""
+    recipe, decoder, text, keep = RECIPES[task.preset], task.decoder, task.text, config.model.recompute != "none"
+    width = int(counts.arguments.get("clip_embed_dim", 1024))  # of the fused map
+    image, tokens = counts.trained_multiply_adds, (counts.image_size // 16) ** 2
+    trained, teacher, activations = image, counts.teacher_multiply_adds, counts.transformers
     weight = {"intra": task.weights.intra, "inter": task.weights.inter}
     if targets := sum(weight[target.name] > 0 for target in recipe.dense):
         seen = tokens * (task.mask_ratio if recipe.image == "mixed" else 1 - task.mask_ratio)
@@ -83,7 +91,7 @@ def _with_heads(counts: Counts, config: RunConfig, task: Pretraining, width: int
         length = config.data.context_length
         trained += costs.transformer_multiply_adds(length, text.width, text.layers)
         activations += costs.transformer_activations(length, text.width, text.layers, checkpointing=keep)
-    return replace(counts, trained_multiply_adds=trained, teacher_multiply_adds=teacher, activations=activations)
+    return replace(counts, trained_multiply_adds=trained, teacher_multiply_adds=teacher, transformers=activations)
 
 
 def plan_run(
@@ -94,9 +102,12 @@ def plan_run(
     training = config.training
     found, classes = _look_at_sources(config)
     counts = count(config, config.model.num_classes or classes)
-    per_value = 4.0 if training.precision == "fp32" else 2.0
-    per_sample = per_value * counts.activations.peak
+    width = 4 if training.precision == "fp32" else 2
     device = memory_gb * plan.GIGABYTE
+
+    def per_sample(accumulation: int = training.accumulation) -> float:
+        rows = training.batch_size // (gpus * accumulation)
+        return width * counts.activations(config.model.recompute, rows, width).peak
 
     def memory(stage: int, accumulation: int = training.accumulation) -> plan.Memory:
         return plan.rank_memory(
@@ -110,13 +121,13 @@ def plan_run(
             offload_parameters=training.offload_parameters,
             offload_folder=training.offload_folder is not None,
             asynchronous=config.checkpoint.asynchronous,
-            activations=per_sample * training.batch_size // (gpus * accumulation),
+            activations=per_sample(accumulation) * training.batch_size // (gpus * accumulation),
         )
 
     stages = []
     for stage in plan.STAGES:
         one = memory(stage)
-        micro = plan.largest_micro_batch(one.total - one.activations, per_sample, device)
+        micro = plan.largest_micro_batch(one.total - one.activations, per_sample(), device)
         fits = one.total <= plan.RESERVE * device
         stages.append({**asdict(one), "total": one.total, "fits": fits, "largest_micro_batch": micro})
     accumulations = [
@@ -139,10 +150,10 @@ def plan_run(
         "device_memory": device,
         "usable_share": plan.RESERVE,
         "precision": training.precision,
-        "activation_checkpointing": config.model.activation_checkpointing,
+        "recompute": config.model.model_dump()["recompute"],
         "parameters": {**asdict(counts.sizes), **counts.modules},
         "micro_batch": training.batch_size // (gpus * training.accumulation),
-        "activations_per_sample": per_sample,
+        "activations_per_sample": per_sample(),
         "stages": stages,
         "configured_stage": training.zero_stage,
         "advice": advice,
@@ -185,11 +196,12 @@ def as_text(result: dict[str, Any]) -> str:
     sizes = result["parameters"]
     total = sizes["trainable"] + sizes["frozen"]
     parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in sizes.items() if k not in _SUMS and v > 1e5)
-    checkpointing = "with" if result["activation_checkpointing"] else "without"
+    recompute = result["recompute"]
+    recomputed = f"{recompute['budget_gb']:g} GB of activations" if isinstance(recompute, dict) else recompute
     head = [
         f"{total / 1e6:.1f} M parameters ({parts}); the teacher's copy has {sizes['teacher'] / 1e6:.1f} M",
-        f"{result['gpus']} ranks, micro-batch {result['micro_batch']}, {result['precision']}, {checkpointing} "
-        f"activation checkpointing: {result['activations_per_sample'] / 1e6:.0f} MB of activations a sample",
+        f"{result['gpus']} ranks, micro-batch {result['micro_batch']}, {result['precision']}, recompute "
+        f"{recomputed}: {result['activations_per_sample'] / 1e6:.0f} MB of activations a sample",
         "",
         "GB a rank, estimated:",
     ]
@@ -203,7 +215,8 @@ def as_text(result: dict[str, Any]) -> str:
         ]
         for stage in result["stages"]
     ]
-    table = columns(rows, ("", *names, "", "largest micro-batch"))
+    heads = ["EMA" if name == "average" else name for name in names]
+    table = columns(rows, ("", *heads, "", "largest micro-batch"))
     configured = next(stage for stage in result["stages"] if stage["stage"] == result["configured_stage"])
     beside = (
         f"Beside that, a rank as configured: {configured['host'] / 1e9:.2f} GB of the machine's memory (what is "
@@ -215,7 +228,7 @@ def as_text(result: dict[str, Any]) -> str:
 def _advice(result: dict[str, Any]) -> str:
     room = f"{result['device_memory'] / 1e9:.0f} GB, of which {result['usable_share']:.0%} are planned with"
     if result["advice"] is None:
-        return f"Nothing fits in {room}: use more devices, activation checkpointing, or offloading."
+        return f"Nothing fits in {room}: use more devices, model.recompute, or offloading."
     advice = result["advice"]
     return (
         f"Smallest that fits in {room}: training.zero_stage={advice['zero_stage']} "

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.order import rows_per_rank
+from data_pipeline.reading.order.share import rows_per_rank
 from pretrain.configuration import RunConfig
 
 

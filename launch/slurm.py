@@ -17,8 +17,9 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 
 # srun ends the other ranks when one fails and returns the highest code, so that a rank's 3 would read as a neighbour's
-# 143. Each rank therefore leaves a word: bad data, giving up or a configuration error in any case, another failure if
-# it is the first. Signals go to the whole process group; the traps are the shell's own and reach no child.
+# 143. Each rank therefore writes its exit code to a file: bad data, giving up or a configuration error in any case,
+# another failure if no rank failed before. Signals go to the whole process group; the traps are the shell's own and
+# reach no child.
 _RANK = """\
 trap : USR1 TERM INT
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="six steps")
     options = parser.parse_args()
     if options.make is not None:
-        from data_pipeline.preparation.openmoji import build
+        from data_pipeline.preparation.sources.openmoji import build
         from pretrain.demo.walk import DRAWINGS_A_CONCEPT
 
         build(options.make, drawings_a_concept=DRAWINGS_A_CONCEPT)

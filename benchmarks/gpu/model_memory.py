@@ -3,7 +3,7 @@
     python benchmarks/gpu/model_memory.py T B H
 
 The recipe of internimage_h_m3i_427m (the whole M3I-style objective, teacher, fp32 average, bf16; T and B under it by
-name) with its ZeRO stage on one GPU, H with activation checkpointing as its recipe has it. Two steps of the product's
+name) with its ZeRO stage on one GPU, H with its blocks recomputed as its recipe has it. Two steps of the product's
 loop at each batch size over made-up batches, without checkpoints; seen is the allocator's peak above what stood before
 the model was built. Without a GPU only the predictions are rows, of a tiny model.
 """
@@ -57,12 +57,11 @@ def config_of(letter: str, batch: int, *, tiny: bool) -> RunConfig:
 
     from pretrain.configuration import load_config
 
-    recomputed = letter == "H"
     changes = {
         "data.sources": "[{path: made-up}]",
         "data.workers": 0,
         "model.num_classes": CLASSES,
-        "model.activation_checkpointing": recomputed,
+        "model.recompute": "blocks" if letter == "H" else "none",
         "schedule.epochs": "null",
         "schedule.steps": STEPS,
         "schedule.warmup_steps": 0,
@@ -129,7 +128,7 @@ def rows_of(letter: str, context: DistributedContext, folder: Path, *, tiny: boo
         config = config_of(letter, batch, tiny=tiny)
         plan = predicted(config)
         row: dict[str, Any] = {"model": letter, "batch": batch, "zero_stage": config.training.zero_stage}
-        row |= {"recomputed": config.model.activation_checkpointing, "predicted_gb": round(plan["total"] / 1e9, 3)}
+        row |= {"recompute": config.model.recompute, "predicted_gb": round(plan["total"] / 1e9, 3)}
         named = ("parameters", "gradients", "optimizer", "average", "teacher", "buckets", "activations")
         row["predicted_parts_gb"] = {name: round(plan[name] / 1e9, 3) for name in named}
         if cuda:

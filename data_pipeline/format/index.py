@@ -23,10 +23,10 @@ import pyarrow as pa
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import sidecar, ustar
-from data_pipeline.format.probe import probe
-from data_pipeline.format.ustar import Damage, Member
+from data_pipeline.format.image_header import read_image_header
+from data_pipeline.format.ustar import Damage, TarMember
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 NO_IMAGE = "image_missing"
 EMPTY_IMAGE = "image_empty"
@@ -46,21 +46,21 @@ _NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]*)$", re.DOTALL)
 @dataclass
 class _Sample:
     key: str
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, TarMember] = field(default_factory=dict)
     damage: str = ""
     duplicate: bool = False
 
-    def image(self) -> Member | None:
+    def image(self) -> TarMember | None:
         """The image member: `KEY.jpg` first, else the only `KEY.something.jpg`."""
-        for extension in IMAGES:
+        for extension in IMAGE_EXTENSIONS:
             if extension in self.members:
                 return self.members[extension]
-        nested = [member for name, member in self.members.items() if name.rpartition(".")[2] in IMAGES]
+        nested = [member for name, member in self.members.items() if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
         return nested[0] if len(nested) == 1 else None
 
 
 def index_shard(path: Path) -> pa.Table:
-    """Rows of `sidecar.SCHEMA` for a WebDataset tar; `row` counts its samples from 0.
+    """Rows of `sidecar.SIDECAR_SCHEMA` for a WebDataset tar; `row` counts its samples from 0.
 
     Raises UserError where the file cannot be opened. Whatever is wrong inside it is recorded, never raised.
     """
@@ -101,15 +101,15 @@ def _gather(buffer: mmap.mmap) -> tuple[list[_Sample], list[str]]:
                 lost.append((event.reason, len(samples)))
             continue
         key, extension = match[1], match[2].lower()
-        if key.startswith("__") or (isinstance(event, Member) and event.kind == b"5"):
+        if key.startswith("__") or (isinstance(event, TarMember) and event.kind == b"5"):
             continue
         sample = samples[-1] if samples and samples[-1].key == key else by_key.get(key)
-        if sample is None or (isinstance(event, Member) and extension in sample.members):
+        if sample is None or (isinstance(event, TarMember) and extension in sample.members):
             sample = _Sample(key, duplicate=sample is not None)
             samples.append(sample)
             by_key.setdefault(key, sample)
         if isinstance(event, Damage):
-            if extension.rpartition(".")[2] in IMAGES:
+            if extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
                 sample.damage = event.reason
             else:
                 lost.append((event.reason, -1))
@@ -159,14 +159,14 @@ def _describe(sample: _Sample, buffer: mmap.mmap) -> dict[str, Any]:
     if image.size == 0:
         return row | {"reason": EMPTY_IMAGE}
     data = buffer[image.offset : image.offset + image.size]
-    header = probe(data)
+    header = read_image_header(data)
     if header is None:
         return row | {"reason": NOT_AN_IMAGE}
     row |= {"image_format": header.format, "width": header.width, "height": header.height}
     return row | {"status": sidecar.PACKED, "reason": lacking, "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _caption(text: Member | None, buffer: mmap.mmap) -> tuple[str | None, str]:
+def _caption(text: TarMember | None, buffer: mmap.mmap) -> tuple[str | None, str]:
     """The caption, and what is wrong with it."""
     if text is None:
         return None, ""
@@ -177,7 +177,7 @@ def _caption(text: Member | None, buffer: mmap.mmap) -> tuple[str | None, str]:
     return (caption, "") if caption.strip() else (None, EMPTY_TEXT)
 
 
-def _label(fields: dict[str, Any], member: Member | None, buffer: mmap.mmap) -> int | None:
+def _label(fields: dict[str, Any], member: TarMember | None, buffer: mmap.mmap) -> int | None:
     """The category number, from the JSON's `label` or from WebDataset's `KEY.cls`."""
     label = fields.get("label")
     if label is None and member is not None:

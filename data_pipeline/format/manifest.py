@@ -14,7 +14,7 @@ from typing import Any
 from data_pipeline.durable import write_durably
 from data_pipeline.errors import BadDataError, UserError
 
-NAME = "manifest.json"
+SET_MANIFEST = "manifest.json"
 VERSION = 1
 
 
@@ -63,14 +63,14 @@ def write_manifest(
     if about:
         content["about"] = dict(about)
     content["shards"] = [asdict(shard) for shard in shards]
-    write_durably(folder / NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_durably(folder / SET_MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return read_manifest(folder)
 
 
 def read_manifest(folder: Path | str) -> Manifest:
     """The set in `folder`. Raises UserError where there is none, BadDataError where its manifest is damaged."""
     folder = Path(folder)
-    path = folder / NAME
+    path = folder / SET_MANIFEST
     try:
         text = path.read_bytes()
     except FileNotFoundError:

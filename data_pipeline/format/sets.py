@@ -11,13 +11,19 @@ import pyarrow.parquet as pq
 from data_pipeline.callbacks import Heartbeat, ProgressCallback
 from data_pipeline.durable import file_lock, file_sha256
 from data_pipeline.errors import UserError
-from data_pipeline.format import manifest as manifests
 from data_pipeline.format import sidecar
 from data_pipeline.format.index import index_shard
-from data_pipeline.format.manifest import Manifest, ShardEntry
+from data_pipeline.format.manifest import (
+    SET_MANIFEST,
+    Manifest,
+    ShardEntry,
+    parse_manifest,
+    read_manifest,
+    write_manifest,
+)
 
 # img2dataset puts a Parquet file of its own beside a shard, 00000.parquet; an index must not take its name.
-INDEX_SUFFIX = ".index.parquet"
+SHARD_INDEX_SUFFIX = ".index.parquet"
 _ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry, kept before there is a manifest
 
 
@@ -34,9 +40,9 @@ def open_set(
     Raises UserError for a missing or empty folder, or one that cannot take the index.
     """
     folder = Path(folder)
-    if (folder / manifests.NAME).exists():
-        found = manifests.read_manifest(folder)
-        if not any(entry.sidecar.endswith(INDEX_SUFFIX) for entry in found.shards):
+    if (folder / SET_MANIFEST).exists():
+        found = read_manifest(folder)
+        if not any(entry.sidecar.endswith(SHARD_INDEX_SUFFIX) for entry in found.shards):
             return found  # packed here: nothing but `shards index --force` may touch it
         if index_folder is not None and _covers(found, _shards(folder)):
             return found
@@ -108,7 +114,7 @@ def _index(
     entries = []
     names: dict[int, str] = {}
     for done, path in enumerate(shards):
-        index = index_folder / (path.stem + INDEX_SUFFIX)
+        index = index_folder / (path.stem + SHARD_INDEX_SUFFIX)
         entry = known.get(path.name)
         if not force and entry is None and (kept := kept_entry(index)) is not None and kept[0].name == path.name:
             entry, names = kept[0], kept[1] | names
@@ -127,7 +133,7 @@ def _index(
         if classes is None and names:
             classes = tuple(names.get(label, str(label)) for label in range(max(names) + 1))
         name, about = (folder.resolve().name, None) if former is None else (former.name, former.about)
-        manifests.write_manifest(index_folder, name=name, shards=entries, classes=classes, about=about)
+        write_manifest(index_folder, name=name, shards=entries, classes=classes, about=about)
     return _read(folder, index_folder)
 
 
@@ -162,8 +168,8 @@ def _label_names(shard: Path, packed: pa.Table, known: dict[int, str]) -> dict[i
 
 
 def _read(folder: Path, index_folder: Path) -> Manifest:
-    path = index_folder / manifests.NAME
-    return manifests.parse_manifest(path.read_bytes(), folder, where=str(path), index_folder=index_folder)
+    path = index_folder / SET_MANIFEST
+    return parse_manifest(path.read_bytes(), folder, where=str(path), index_folder=index_folder)
 
 
 def _current(entry: ShardEntry, shard: Path, index: Path) -> bool:

@@ -15,7 +15,7 @@ from data_pipeline.errors import BadDataError
 PACKED = "packed"
 REJECTED = "rejected"
 
-SCHEMA = pa.schema(
+SIDECAR_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),  # number of the input row; in a foreign shard, of the sample in it
         pa.field("status", pa.string(), nullable=False),  # packed | rejected
@@ -41,12 +41,12 @@ SCHEMA = pa.schema(
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows as dictionaries (missing entries are null) to a table of `SCHEMA`."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    """Rows as dictionaries (missing entries are null) to a table of `SIDECAR_SCHEMA`."""
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=SIDECAR_SCHEMA)
 
 
 def write_sidecar(path: Path, rows: pa.Table) -> None:
-    """Writes a sidecar, whole or not at all. Columns beyond `SCHEMA` (filter scores) are kept."""
+    """Writes a sidecar, whole or not at all. Columns beyond `SIDECAR_SCHEMA` (filter scores) are kept."""
     with atomic_file(path) as file:
         pq.write_table(rows, file, compression="zstd")
 
@@ -60,7 +60,7 @@ def read_sidecar(path: Path) -> pa.Table:
         raise BadDataError(f"sidecar {path} is missing; {remedy}") from None
     except (pa.ArrowException, OSError) as error:
         raise BadDataError(f"sidecar {path} cannot be read ({error}); {remedy}") from None
-    for field in SCHEMA:
+    for field in SIDECAR_SCHEMA:
         if field.name not in rows.column_names:
             raise BadDataError(f"sidecar {path} has no column {field.name}; {remedy}")
         if rows.schema.field(field.name).type != field.type:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from mmap import mmap
 from typing import NamedTuple
 
-BLOCK = 512
-END = bytes(2 * BLOCK)
+BLOCK_BYTES = 512
+END = bytes(2 * BLOCK_BYTES)
 _MAX_OCTAL_SIZE = 8**11 - 1
-_NO_BLOCK = bytes(BLOCK)
+_NO_BLOCK = bytes(BLOCK_BYTES)
 
 # Reasons of damage, as they stand in the sidecar.
 CORRUPT_HEADER = "corrupt_header"  # checksum or a field is wrong; what the header stood for is lost
@@ -23,7 +23,7 @@ MISSING_END = "missing_end"  # the file ends behind a whole member, without the 
 DATA_AFTER_END = "data_after_end"  # members behind an end-of-archive mark (appended archives, or a zeroed stretch)
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A member's name and where its data lies. `kind` is the type flag: b"0" regular, b"5" folder, b"1" b"2" links."""
 
     name: str
@@ -40,7 +40,7 @@ class Damage(NamedTuple):
     name: str = ""
 
 
-def header(name: str, size: int) -> bytes:
+def encode_header(name: str, size: int) -> bytes:
     """The 512 header bytes of a regular member: mode 0644, owner 0, mtime 0, so that equal content is equal bytes.
 
     Raises ValueError for a name that ustar cannot hold (not ASCII, over 100 bytes) or a size of 8 GiB and more.
@@ -49,7 +49,7 @@ def header(name: str, size: int) -> bytes:
         raise ValueError(f"member name {name!r}: ustar holds 1 to 100 ASCII characters")
     if not 0 <= size <= _MAX_OCTAL_SIZE:
         raise ValueError(f"member {name}: {size} bytes do not fit ustar's 8 GiB")
-    block = bytearray(BLOCK)
+    block = bytearray(BLOCK_BYTES)
     block[0 : len(name)] = name.encode("ascii")
     block[100:108] = b"0000644\0"
     block[108:116] = block[116:124] = b"0000000\0"
@@ -64,16 +64,16 @@ def header(name: str, size: int) -> bytes:
 
 def padding(size: int) -> bytes:
     """Zero bytes that bring `size` to a whole number of blocks."""
-    return bytes(-size % BLOCK)
+    return bytes(-size % BLOCK_BYTES)
 
 
-def walk(buffer: bytes | mmap) -> Iterator[Member | Damage]:
+def walk(buffer: bytes | mmap) -> Iterator[TarMember | Damage]:
     """Every member of the archive in `buffer` in file order, and every damage, each where it stands."""
     position, length = 0, len(buffer)
     overrides: dict[str, str] = {}  # from pax and GNU headers, for the next member
     while position < length:
-        block = bytes(buffer[position : position + BLOCK])
-        if len(block) < BLOCK:
+        block = bytes(buffer[position : position + BLOCK_BYTES])
+        if len(block) < BLOCK_BYTES:
             if block.strip(b"\0"):
                 yield Damage(TRUNCATED_HEADER, position)
                 return
@@ -88,7 +88,7 @@ def walk(buffer: bytes | mmap) -> Iterator[Member | Damage]:
         if parsed is None:
             yield Damage(CORRUPT_HEADER, position)
             overrides = {}
-            position = _next_header(buffer, position + BLOCK)
+            position = _next_header(buffer, position + BLOCK_BYTES)
             continue
         name, size, kind = parsed
         try:
@@ -96,7 +96,7 @@ def walk(buffer: bytes | mmap) -> Iterator[Member | Damage]:
         except ValueError:
             size = -1
         name = overrides.get("path", name)
-        data = position + BLOCK
+        data = position + BLOCK_BYTES
         if kind in b"12346":  # links and devices have no data, whatever the size field says
             size = 0
         if size < 0:
@@ -107,11 +107,11 @@ def walk(buffer: bytes | mmap) -> Iterator[Member | Damage]:
         if data + size > length:
             yield Damage(TRUNCATED_MEMBER, position, "" if kind in b"xgXLK" else name)
             return
-        position = data + size + (-size % BLOCK)
+        position = data + size + (-size % BLOCK_BYTES)
         if kind in b"xX":
             records = _pax_records(bytes(buffer[data : data + size]))
             if records is None:
-                yield Damage(CORRUPT_HEADER, data - BLOCK)
+                yield Damage(CORRUPT_HEADER, data - BLOCK_BYTES)
                 records = {}
             overrides |= records
         elif kind == b"L":
@@ -122,7 +122,7 @@ def walk(buffer: bytes | mmap) -> Iterator[Member | Damage]:
             if "GNU.sparse.major" in overrides or "GNU.sparse.map" in overrides:
                 kind = b"S"
             overrides = {}
-            yield Member(name, data, size, kind)
+            yield TarMember(name, data, size, kind)
     yield Damage(MISSING_END, length)
 
 
@@ -175,13 +175,13 @@ def _pax_records(data: bytes) -> dict[str, str] | None:
 
 def _after_zeros(buffer: bytes | mmap, position: int) -> int:
     """First block at or behind `position` that holds anything but zeros; the length if none does."""
-    step = 64 * BLOCK
+    step = 64 * BLOCK_BYTES
     zeros = bytes(step)
     while position < len(buffer):
         chunk = bytes(buffer[position : position + step])
         if chunk != zeros[: len(chunk)]:
             filled = next(i for i, byte in enumerate(chunk) if byte)
-            return position + filled // BLOCK * BLOCK
+            return position + filled // BLOCK_BYTES * BLOCK_BYTES
         position += step
     return len(buffer)
 
@@ -190,7 +190,7 @@ def _next_header(buffer: bytes | mmap, position: int) -> int:
     """First block at or behind `position` that is a sound ustar header; the end of the file if none is."""
     while (magic := buffer.find(b"ustar", position + 257)) >= 0:
         position = magic - 257
-        if position % BLOCK == 0 and _parse(bytes(buffer[position : position + BLOCK])) is not None:
+        if position % BLOCK_BYTES == 0 and _parse(bytes(buffer[position : position + BLOCK_BYTES])) is not None:
             return position
         position += 1
     # Nothing is left but, perhaps, the end mark; walk() must not read the lost member's data as headers.

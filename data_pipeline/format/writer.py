@@ -44,7 +44,7 @@ class ShardWriter:
             raise ValueError(f"sample key {key!r} holds a dot, where readers split the key from the extension")
         places = {}
         for extension, data in members.items():
-            self._write(ustar.header(f"{key}.{extension}", len(data)))
+            self._write(ustar.encode_header(f"{key}.{extension}", len(data)))
             places[extension] = Place(self.bytes, len(data))
             self._write(data)
             self._write(ustar.padding(len(data)))

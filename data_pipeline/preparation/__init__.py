@@ -6,12 +6,12 @@ openmoji  the embedded set                     openmoji, emoji_drawings, emoji_c
 samples   a shard on disk as one act           plan: one run at a time, resumed only with the plan it began with
 """
 
-from data_pipeline.preparation.fetching import FetchSummary, fetch
-from data_pipeline.preparation.images import ImageRules
+from data_pipeline.preparation.fetching.fetch import FetchSummary, fetch
+from data_pipeline.preparation.fetching.web import WebRules
 from data_pipeline.preparation.inspection import IndexSummary, Stats, VerifySummary, index, stats, verify
-from data_pipeline.preparation.packing import PackSummary, pack
-from data_pipeline.preparation.rows import Columns
-from data_pipeline.preparation.web import WebRules
+from data_pipeline.preparation.packing.images import ImageRules
+from data_pipeline.preparation.packing.pack import PackSummary, pack
+from data_pipeline.preparation.sources.rows import Columns
 
 __all__ = [
     "Columns",

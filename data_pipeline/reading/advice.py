@@ -16,7 +16,7 @@ from data_pipeline.reading.targets import Targets, TargetSpec
 _CHUNK = 32
 
 
-def advise(
+def recommend_workers(
     config: DataConfig,
     targets: TargetSpec[Targets],
     *,

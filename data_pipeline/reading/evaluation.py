@@ -9,15 +9,14 @@ import torch
 from data_pipeline.callbacks import EventSink
 from data_pipeline.format import open_set
 from data_pipeline.reading.batch import Batch, SampleRef
-from data_pipeline.reading.builder import Fault
 from data_pipeline.reading.config import CacheConfig
-from data_pipeline.reading.decode import BadSample, Header
-from data_pipeline.reading.faults import FaultLog
-from data_pipeline.reading.memory import Layout, allocate
-from data_pipeline.reading.remote import is_remote, open_remote
-from data_pipeline.reading.shards import Files, LocalFiles, ShardSet
+from data_pipeline.reading.decode.pixels import BadSample, Header
+from data_pipeline.reading.decode.views import Crop, centre_crop, one_thread, render_views
+from data_pipeline.reading.faults import Fault, FaultLog
+from data_pipeline.reading.storage.remote import is_remote, open_remote
+from data_pipeline.reading.storage.shards import Files, LocalFiles, ShardSet
 from data_pipeline.reading.targets import T, TargetSource, TargetSpec
-from data_pipeline.reading.views import Crop, centre_crop, one_thread, render_views
+from data_pipeline.reading.workers.memory import Layout, allocate
 
 _OPEN_SHARDS = 4
 

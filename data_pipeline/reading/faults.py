@@ -3,14 +3,28 @@
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.callbacks import EventSink
 from data_pipeline.errors import BadDataError
 from data_pipeline.hashing import Integers
-from data_pipeline.reading.builder import Fault
+from data_pipeline.reading.events import BAD_SAMPLE, DAMAGED_SHARD, INCOMPLETE_SAMPLE
 
 _NAMED = 8  # shards in a message
+STREAM_DAMAGED = "stream_damaged"  # the reason of a fault that concerns no sample
+
+
+class Fault(NamedTuple):
+    """Something to record about a row. `replaced_by` is (shard, key), or None where the sample was used as it is."""
+
+    position: int
+    source: str
+    shard: str
+    key: str
+    row: int
+    reason: str
+    detail: str
+    replaced_by: tuple[str, str] | None
 
 
 def too_many(bad: int, seen: int, rate: float) -> bool:
@@ -46,7 +60,7 @@ class FaultLog:
                 return
             self._last = int(positions[-1])
         self.seen += len(positions)
-        for position, group in _by_position(faults):
+        for group in _by_position(faults):
             replaced = [fault for fault in group if fault.replaced_by is not None]
             self.bad += bool(replaced)
             if replaced:
@@ -56,7 +70,7 @@ class FaultLog:
                 if fault.replaced_by is not None:
                     self._shards[fault.source, fault.shard, fault.reason] += 1
                 if self._events is not None:
-                    self._events(_event(step, position, fault))
+                    self._events(_event(step, fault))
 
     def check(self) -> None:
         """Raises BadDataError above the allowed rate, naming the shards."""
@@ -87,28 +101,20 @@ class FaultLog:
         )
 
 
-def _by_position(faults: Iterable[Fault]) -> list[tuple[int, list[Fault]]]:
+def _by_position(faults: Iterable[Fault]) -> list[list[Fault]]:
     groups: dict[int, list[Fault]] = {}
     for fault in faults:
         groups.setdefault(fault.position, []).append(fault)
-    return list(groups.items())
+    return list(groups.values())
 
 
-def _event(step: int, position: int, fault: Fault) -> dict[str, Any]:
-    if fault.reason == "stream_damaged":
+def _event(step: int, fault: Fault) -> dict[str, Any]:
+    if fault.reason == STREAM_DAMAGED:
         shard = {"shard": fault.shard, "reason": fault.reason, "detail": fault.detail, "samples": 1}
-        return {"kind": "damaged_shard", "step": step, "source": fault.source, **shard}
-    event: dict[str, Any] = {
-        "kind": "bad_sample" if fault.replaced_by else "incomplete_sample",
-        "step": step,
-        "position": position,
-        "source": fault.source,
-        "shard": fault.shard,
-        "key": fault.key,
-        "row": fault.row,
-        "reason": fault.reason,
-        "detail": fault.detail,
-    }
-    if fault.replaced_by is not None:
-        event["replaced_by"] = {"shard": fault.replaced_by[0], "key": fault.replaced_by[1]}
-    return event
+        return {"kind": DAMAGED_SHARD, "step": step, "source": fault.source, **shard}
+    said = fault._asdict()
+    if fault.replaced_by is None:
+        del said["replaced_by"]
+        return {"kind": INCOMPLETE_SAMPLE, "step": step, **said}
+    shard_name, key = fault.replaced_by
+    return {"kind": BAD_SAMPLE, "step": step, **said, "replaced_by": {"shard": shard_name, "key": key}}

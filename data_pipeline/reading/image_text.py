@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.memory import Arrays, Layout
-from data_pipeline.reading.shards import RawSample
+from data_pipeline.reading.storage.shards import RawSample
 from data_pipeline.reading.targets import TargetSource
+from data_pipeline.reading.workers.memory import Arrays, Layout
 
 Tokenizer = Callable[[list[str]], Any]  # captions -> integers [n, L], as an array or a tensor
 _CAPTIONS_KEPT = 8192

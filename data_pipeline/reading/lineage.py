@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 
 from data_pipeline.format import Manifest, packed_rows
 from data_pipeline.hashing import Integers
-from data_pipeline.reading.decode import BadSample
-from data_pipeline.reading.order import Located
-from data_pipeline.reading.shards import ShardSet
+from data_pipeline.reading.decode.pixels import BadSample
+from data_pipeline.reading.order.samples import Located
+from data_pipeline.reading.storage.shards import ShardSet
 
 _COLUMNS = ["status", "key", "url", "sha256", "caption", "label"]
 
 
-def describe(
+def describe_samples(
     located: Located, positions: Integers, names: Sequence[str], sets: Sequence[ShardSet]
 ) -> list[dict[str, Any]]:
     """One dictionary a position; each sidecar is read once."""
@@ -28,7 +28,7 @@ def describe(
     return found
 
 
-def find(one: ShardSet, shard: str, key: str) -> dict[str, Any]:
+def describe_sample(one: ShardSet, shard: str, key: str) -> dict[str, Any]:
     """The same about the sample `key` of a shard, without its place in the order; only the two where it is gone."""
     number = next((n for n, entry in enumerate(one.manifest.shards) if entry.name == shard), None)
     rows = [] if number is None else _rows(one, number)

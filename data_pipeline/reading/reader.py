@@ -12,20 +12,22 @@ from data_pipeline.callbacks import EventSink, Heartbeat
 from data_pipeline.errors import UserError
 from data_pipeline.hashing import Integers
 from data_pipeline.reading.batch import Batch, SampleRef
-from data_pipeline.reading.builder import BatchBuilder, Fault, Filled, RowFiller
 from data_pipeline.reading.config import DataConfig
-from data_pipeline.reading.faults import FaultLog
-from data_pipeline.reading.lineage import describe, find
-from data_pipeline.reading.memory import Arrays, allocate
-from data_pipeline.reading.order import Order, Share, SourceOrder
-from data_pipeline.reading.pinning import pinned_ahead
-from data_pipeline.reading.pool import WorkerPool
-from data_pipeline.reading.remote import Ahead, RemoteFiles, cache_shares
-from data_pipeline.reading.shards import ShardSet
-from data_pipeline.reading.sources import merge_classes, open_sources
-from data_pipeline.reading.streaming import LOST, Streams, check_streams
+from data_pipeline.reading.decode.views import one_thread
+from data_pipeline.reading.events import INEXACT_ORDER
+from data_pipeline.reading.faults import Fault, FaultLog
+from data_pipeline.reading.lineage import describe_sample, describe_samples
+from data_pipeline.reading.order.samples import Order, SourceOrder
+from data_pipeline.reading.order.share import Share
+from data_pipeline.reading.storage.remote import RemoteFiles, ShardPrefetcher, cache_shares
+from data_pipeline.reading.storage.shards import ShardSet
+from data_pipeline.reading.storage.sources import merge_classes, open_sources
+from data_pipeline.reading.streaming import INEXACT, Streams, check_streams
 from data_pipeline.reading.targets import T, TargetSource, TargetSpec
-from data_pipeline.reading.views import one_thread
+from data_pipeline.reading.workers.builder import BatchBuilder, Filled, RowFiller
+from data_pipeline.reading.workers.memory import Arrays, allocate
+from data_pipeline.reading.workers.pinning import pinned_prefetcher
+from data_pipeline.reading.workers.pool import WorkerPool
 
 
 class Reader(Generic[T]):
@@ -54,18 +56,18 @@ class Reader(Generic[T]):
         world_size: int = 1,
         seed: int = 0,
         events: EventSink | None = None,
-        judge: bool = True,
+        enforce_bad_rate: bool = True,
         heartbeat: Heartbeat | None = None,
     ) -> None:
         self.config = config
         self.share = Share(batch_size, accumulation, rank, world_size)
-        self._targets, self._seed, self._judge = targets, seed, judge
+        self._targets, self._seed, self._enforce_bad_rate = targets, seed, enforce_bad_rate
         self._sets: list[ShardSet] = []
         streamed = check_streams(config)
         if streamed:
             self.names = [source.name or f"stream-{number}" for number, source in enumerate(config.sources)]
             if events is not None and rank == 0:
-                events({"kind": "inexact_order", "detail": LOST})
+                events({"kind": INEXACT_ORDER, "detail": INEXACT})
         else:
             told = events if rank == 0 else None
             self.names, self._sets = open_sources(config, told, heartbeat, targets.members)
@@ -128,13 +130,13 @@ class Reader(Generic[T]):
             filled = self._filled_here(start_step) if pool is None else pool.run(self._tasks(start_step))
         ahead = self._fetch_ahead(start_step)
         made = self._made(filled)
-        pinning = pinned_ahead(made, _pin) if torch.cuda.is_available() and pool is not None else None
+        pinning = pinned_prefetcher(made, _pin) if torch.cuda.is_available() and pool is not None else None
         try:
             for batch, faults in pinning or made:
                 for source, fetching in ahead.items():
                     fetching.advance(self._consumed(batch.step + 1)[source])
                 self.faults.add(batch.step, batch.positions.numpy(), faults)
-                if self._judge:
+                if self._enforce_bad_rate:
                     self.faults.check()
                 yield batch.pin() if torch.cuda.is_available() and pinning is None else batch
                 del batch
@@ -175,11 +177,11 @@ class Reader(Generic[T]):
         self._refuse_streams()
         first = step * self.share.batch_size
         positions = np.arange(first, first + self.share.batch_size, dtype=np.int64)
-        return describe(self.order.locate(positions), positions, self.names, self._sets)
+        return describe_samples(self.order.locate(positions), positions, self.names, self._sets)
 
     def record(self, source: str, shard: str, key: str) -> dict[str, Any]:
         """What the sidecar says about one sample, as a replacement that the run's events name."""
-        return find(self._sets[self.names.index(source)], shard, key)
+        return describe_sample(self._sets[self.names.index(source)], shard, key)
 
     def lineage(self, step: int) -> list[SampleRef]:
         """The samples of the whole global batch of `step`, by position, as the order has them (before replacements)."""
@@ -221,7 +223,7 @@ class Reader(Generic[T]):
         """Samples that each source has given before `step`."""
         return self.order.mixture.consumed(step * self.share.batch_size)
 
-    def _fetch_ahead(self, step: int) -> dict[int, Ahead]:
+    def _fetch_ahead(self, step: int) -> dict[int, ShardPrefetcher]:
         """Fetching threads of the remote sources, by source."""
         consumed = self._consumed(step)
         ahead = {}
@@ -229,7 +231,7 @@ class Reader(Generic[T]):
             files, sizes = self._sets[number].files, self.order.sources[number].sizes
             assert isinstance(files, RemoteFiles)
             order = SourceOrder(sizes, block_shards=self.config.block_shards, seed=self._seed, source=number)
-            ahead[number] = Ahead(files, order, consumed[number], budget)
+            ahead[number] = ShardPrefetcher(files, order, consumed[number], budget)
         return ahead
 
     def _tasks(self, step: int) -> Iterator[tuple[tuple[int, int], Integers]]:
@@ -251,7 +253,7 @@ class Reader(Generic[T]):
 
     def _refuse_streams(self) -> None:
         if self._streams is not None:
-            raise UserError(f"the samples of a step cannot be told: {LOST}")
+            raise UserError(f"the samples of a step cannot be told: {INEXACT}")
 
     def _reference(self, source: int, shard: int, row: int) -> SampleRef:
         entry = self._sets[source].manifest.shards[shard]

@@ -16,18 +16,19 @@ import webdataset
 from data_pipeline.errors import UserError
 from data_pipeline.hashing import Integers, key
 from data_pipeline.reading.batch import SampleRef
-from data_pipeline.reading.builder import Candidate, Fault, Filled, RowFiller
 from data_pipeline.reading.config import DataConfig, SourceConfig
-from data_pipeline.reading.decode import BadSample
-from data_pipeline.reading.memory import Arrays, Layout, allocate
-from data_pipeline.reading.mixture import Mixture
-from data_pipeline.reading.shards import RawSample
+from data_pipeline.reading.decode.pixels import BadSample
+from data_pipeline.reading.faults import STREAM_DAMAGED, Fault
+from data_pipeline.reading.order.mixture import Mixture
+from data_pipeline.reading.storage.shards import RawSample
+from data_pipeline.reading.workers.builder import Filled, RowCandidate, RowFiller
+from data_pipeline.reading.workers.memory import Arrays, Layout, allocate
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+_IMAGES = ("jpg", "jpeg", "png", "webp")
 _SIDECAR_NAMES = {"txt": "text"}  # extension -> the sidecar's name for the member, where they differ
-Name = TypeVar("Name")
+_Name = TypeVar("_Name")
 _PURPOSE, _MOST_IN_A_ROW, _MOST_SHARDS_IN_A_ROW, _BUFFER = 6, 1000, 100, 1000
-LOST = (
+INEXACT = (
     "pipe: sources cannot seek: shards are drawn with replacement, batches depend on the number of ranks, "
     "and a resumed run goes on with other samples"
 )
@@ -66,8 +67,8 @@ class Streams:
         self._damage = [_Damage(source) for source in config.sources]
 
     def run(
-        self, layout: Layout, start: int, tasks: Iterable[tuple[Name, Integers]]
-    ) -> Iterator[tuple[Name, Integers, Arrays, Filled]]:
+        self, layout: Layout, start: int, tasks: Iterable[tuple[_Name, Integers]]
+    ) -> Iterator[tuple[_Name, Integers, Arrays, Filled]]:
         """(name, positions) -> (name, positions, arrays, what goes with them); `start`: the tasks' first step."""
         streams = [
             iter(_open(source, key(*self._seeds, _PURPOSE, number, start), damage))
@@ -78,7 +79,7 @@ class Streams:
             chosen = self._mixture.locate(positions)[0].tolist()
             chances = self._filler.chances(positions)
             for row, (position, source) in enumerate(zip(positions.tolist(), chosen, strict=True)):
-                failed: list[tuple[Candidate, BadSample]] = []
+                failed: list[tuple[RowCandidate, BadSample]] = []
                 candidates = self._candidates(source, streams[source], failed)
                 self._filler.fill(row, position, source, chances[row], candidates, failed, arrays, filled)
                 filled.samples[row] = filled.samples[row]._replace(shard="")  # a command is no shard
@@ -87,7 +88,7 @@ class Streams:
             yield name, positions, arrays, filled
 
     def _candidates(
-        self, source: int, stream: Iterator[dict[str, Any]], failed: list[tuple[Candidate, BadSample]]
+        self, source: int, stream: Iterator[dict[str, Any]], failed: list[tuple[RowCandidate, BadSample]]
     ) -> Iterator["_Streamed"]:
         for sample in stream:
             self._damage[source].in_a_row = 0
@@ -108,7 +109,7 @@ class _Streamed:
     members: dict[str, Any]
 
     def read(self) -> RawSample:
-        image = next((self.members[kind] for kind in IMAGES if kind in self.members), None)
+        image = next((self.members[kind] for kind in _IMAGES if kind in self.members), None)
         if image is None:
             raise BadSample("image_missing", "the sample has no image")
         named = {_SIDECAR_NAMES.get(name, name): data for name, data in self.members.items() if isinstance(data, bytes)}
@@ -142,7 +143,7 @@ class _Damage:
     def take(self, position: int, name: str) -> list[Fault]:
         """The damaged shards noticed since the last call: faults of shards, not of the sample at `position`."""
         noticed, self.noticed = self.noticed, []
-        return [Fault(position, name, shard, "", -1, "stream_damaged", detail, None) for shard, detail in noticed]
+        return [Fault(position, name, shard, "", -1, STREAM_DAMAGED, detail, None) for shard, detail in noticed]
 
 
 def _open(source: SourceConfig, seed: int, damage: _Damage) -> Any:

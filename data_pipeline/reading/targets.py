@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.reading.memory import Arrays, Layout
-from data_pipeline.reading.shards import RawSample
+from data_pipeline.reading.storage.shards import RawSample
+from data_pipeline.reading.workers.memory import Arrays, Layout
 
 
 class TargetSource(NamedTuple):

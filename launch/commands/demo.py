@@ -16,10 +16,10 @@ def demo(
 ) -> int:
     """Shards, pretraining with a stop in the middle, fine-tuning, scores and a report, in minutes."""
     from data_pipeline.errors import StoppedError
-    from pretrain.demo import run
+    from pretrain.demo import walk
 
     def stop(*_: object) -> None:
         raise StoppedError("asked to stop; the same command goes on where it was")
 
     signal.signal(signal.SIGTERM, stop)  # by default Python would end here and leave the stage's processes behind
-    return int(run(output) or 0)
+    return int(walk(output) or 0)

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.options import Checkpoint, Json, Weights, Which
+from launch.commands.options import CheckpointPath, Json, Weights, Which
 
 EXAMPLE = "internimage evaluate runs/h --data shards/imagenet-val --task zero-shot"
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointPath,
     data: Annotated[Path, typer.Option(help="Folder of the shard set to score on.")],
     task: Annotated[
         list[str] | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.options import Checkpoint, Weights, Which
+from launch.commands.options import CheckpointPath, Weights, Which
 
 EXAMPLE = "internimage export runs/h --to official internimage_h.pth"
 
@@ -20,7 +20,7 @@ class Format(StrEnum):
 
 
 def export(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
     to: Annotated[Format, typer.Option("--to", help="Layout of the exported backbone.")],
     which: Weights = Which.ema,

@@ -28,7 +28,7 @@ def finetune(
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(help="Validation set: train at a constant rate until its top-1 stops rising, keep the best."),
+        typer.Option(help="Validation set: train at a constant lr until its score stops rising, keep the best."),
     ] = None,
     segment_steps: Annotated[int, typer.Option(min=1, help="With --validation: steps between its scores.")] = 1000,
     patience: Annotated[int, typer.Option(min=1, help="With --validation: scores without a gain that end it.")] = 3,

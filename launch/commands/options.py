@@ -13,7 +13,9 @@ class Which(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
-Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run directory, or one of its checkpoints.")]
+CheckpointPath = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A run directory, or one of its checkpoints.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Weights = Annotated[Which, typer.Option(help="The EMA weights or the trained ones.")]
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the bare name of a shipped one.")]

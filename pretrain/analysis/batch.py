@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import Batch, ImageText, ImageTextTargets, Reader
-from data_pipeline.reading.recorded import objects
+from data_pipeline.reading.events import BAD_SAMPLE, INCOMPLETE_SAMPLE, read_jsonl
 from pretrain.configuration import RunConfig, load_config
 
 _SHOWN = 64
@@ -76,8 +76,8 @@ def _faults(events: Path, step: int) -> dict[int, dict[str, Any]]:
     """What the run recorded about the samples of `step`, by position: `bad`, its reasons, and `replaced_by`, of one
     that was not used; `incomplete`, of one that was used without something, which may be the one that replaced it."""
     found: dict[int, dict[str, Any]] = {}
-    for event in objects(events):
-        word = {"bad_sample": "bad", "incomplete_sample": "incomplete"}.get(str(event.get("kind")))
+    for event in read_jsonl(events):
+        word = {BAD_SAMPLE: "bad", INCOMPLETE_SAMPLE: "incomplete"}.get(str(event.get("kind")))
         if word is None or event.get("step") != step:
             continue
         fault = found.setdefault(event["position"], {})

@@ -20,8 +20,9 @@ average are in files; an asynchronous checkpoint keeps a copy of what it writes 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pretrain.training.zero.deepspeed_config import LARGEST_BUCKET
+
 GIGABYTE = 1e9
-LARGEST_BUCKET = 50_000_000  # values, as pretrain.training.zero.deepspeed_config derives it
 SECONDS_A_DAY = 86_400.0
 RESERVE = 0.9  # of a device's memory that a plan uses: the rest goes to the driver, to NCCL and to fragmentation
 STAGES = (0, 1, 2, 3)

@@ -30,8 +30,10 @@ from torch.utils.flop_counter import flop_registry
 from data_pipeline.errors import UserError
 from dcnv3 import available_backends
 from pretrain.configuration import RunConfig
+from pretrain.configuration.schema import RecomputeBudget
 from pretrain.models.counting import SAMPLING_COST
 from pretrain.models.internimage import InternImage
+from pretrain.models.recomputation import values_within
 
 _NOTHING = ("detach", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _FILLS = ("fill_", "zero_", "zeros", "zeros_like", "new_zeros", "full", "full_like", "ones_like")  # read nothing
@@ -184,10 +186,16 @@ def _fake(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def step_costs(
-    arguments: dict[str, Any], *, image_size: int, batch: int, dtype: torch.dtype, checkpointing: bool = False
+    arguments: dict[str, Any],
+    *,
+    image_size: int,
+    batch: int,
+    dtype: torch.dtype,
+    recompute: str | RecomputeBudget = "none",
 ) -> list[Row]:
     """Forward and backward of `batch` images [B, 3, S, S] through InternImage(**arguments) in training.
 
+    recompute: as model.recompute; a budget is for these images.
     Rows: stem, of each stage one block and the whole stage with its way down, head, step.
     """
     reason = available_backends()["cpu"]
@@ -198,7 +206,12 @@ def step_costs(
         model = InternImage(**arguments).train()
     with FakeTensorMode():
         _fake(model, dtype)
-        model.set_grad_checkpointing(checkpointing)
+        if isinstance(recompute, RecomputeBudget):
+            width = dtype.itemsize
+            budget = values_within(recompute.budget_gb, model.arguments, image_size, rows=batch, width=width)
+            model.recompute_within(budget, image_size)
+        else:
+            model.set_grad_checkpointing(recompute == "blocks")
         counter.part = "head"
         counter.follow(model.stem, "stem")
         depths, maps = [], []
@@ -239,7 +252,7 @@ def costs_table(config: RunConfig, batch: int) -> tuple[list[dict[str, Any]], Ta
         image_size=config.data.image_size,
         batch=batch,
         dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.training.precision],
-        checkpointing=config.model.activation_checkpointing,
+        recompute=config.model.recompute,
     )
     table = Table(
         title=f"{batch} images of {config.data.image_size} px forward and backward, {config.training.precision}",

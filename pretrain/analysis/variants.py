@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from pretrain.analysis.costs import image_activations, training_bytes
+from pretrain.analysis.costs import training_bytes
 from pretrain.models.ablation import ABLATIONS, PUBLISHED, sharing_saves
+from pretrain.models.activations import image_activations
 from pretrain.models.counting import multiply_adds, parameters
 from pretrain.models.scaling import ALPHA, BETA, ORIGIN, candidates, scale
 from pretrain.models.variants import VARIANTS

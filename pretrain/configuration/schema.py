@@ -9,15 +9,32 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading.config import DataConfig, Section
-from data_pipeline.reading.order import rows_per_rank
+from data_pipeline.reading.order.share import rows_per_rank
+
+
+class RecomputeBudget(Section):
+    budget_gb: float = Field(gt=0, description="activations of the image encoder on a rank, at their peak")
 
 
 class ModelConfig(Section):
     name: str = Field("internimage_t", description="internimage_{t,s,b,l,xl,h,g}, or `custom` with all overrides given")
     num_classes: int = Field(0, ge=0, description="rows of the classifier; 0 takes the data's classes")
     overrides: dict[str, Any] = Field({}, description="arguments of InternImage that differ from the named variant")
-    activation_checkpointing: bool = False
+    recompute: Literal["none", "blocks"] | RecomputeBudget = Field(
+        "none", description="in the backward pass: nothing, every block, or what does not fit into {budget_gb: 20}"
+    )
     compile: bool = Field(False, description="torch.compile each block and head, of the teacher too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_key(cls, values: Any) -> Any:
+        """`activation_checkpointing`, a bool, was its name up to 0.1.0: configurations of finished runs have it."""
+        if not isinstance(values, dict) or "activation_checkpointing" not in values:
+            return values
+        if "recompute" in values:
+            raise ValueError("model.activation_checkpointing is now model.recompute: give the latter alone")
+        others = {key: value for key, value in values.items() if key != "activation_checkpointing"}
+        return others | {"recompute": "blocks" if values["activation_checkpointing"] else "none"}
 
 
 class TaskSection(Section):
@@ -27,13 +44,13 @@ class TaskSection(Section):
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(1e-3, ge=0, description="peak rate at `lr_batch`; scaled linearly with the global batch")
+    lr: float = Field(1e-3, ge=0, description="peak lr at `lr_batch`; scaled linearly with the global batch")
     lr_batch: int | None = Field(None, ge=1, description="batch that `lr` is stated for; None: no scaling")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="rate multiplier per block, from the head down")
-    offset_lr_scale: float = Field(1.0, gt=0, description="rate multiplier of the offset and mask projections")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="lr multiplier per block, from the head down")
+    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the offset and mask projections")
     clip_grad: float | None = Field(1.0, gt=0)
 
 
@@ -83,8 +100,8 @@ class TrainingConfig(Section):
     offload_parameters: bool = False
     offload_folder: str | None = Field(
         None,
-        description="folder on a local disk: Adam's moments and the average lie there, in mapped files; a save then "
-        "holds the step up until it is written",
+        description="folder on a local disk: Adam's moments and the EMA lie there, in mapped files; a step then "
+        "waits until a save is written",
     )
     ema: EmaConfig = EmaConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -1,5 +1,5 @@
 """`internimage demo`: the whole way on the embedded set."""
 
-from pretrain.demo.walk import run
+from pretrain.demo.walk import walk
 
-__all__ = ["run"]
+__all__ = ["walk"]

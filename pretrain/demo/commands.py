@@ -13,7 +13,7 @@ from pathlib import Path
 from data_pipeline.errors import DONE, UserError
 
 POLL_SECONDS = 0.5
-LINE_SECONDS = 15.0
+SAY_SECONDS = 15.0
 
 
 def internimage(arguments: Sequence[str]) -> list[str]:
@@ -105,7 +105,7 @@ def _show(jobs: Sequence[Job], children: Sequence["subprocess.Popen[bytes]"]) ->
             for job, task in zip(jobs, tasks, strict=True):
                 step, note = job.progress()
                 bars.update(task, completed=step, note=note)
-            if not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
+            if not console.is_terminal and time.monotonic() - said >= SAY_SECONDS:
                 said = time.monotonic()
                 for job in jobs:
                     step, note = job.progress()

@@ -26,7 +26,7 @@ DRAWINGS_A_CONCEPT = 3  # people come in dozens, told apart by skin tone: with a
 SEGMENT_STEPS, PATIENCE, LEAST_STEPS = 50, 4, 250
 
 
-def run(output: Path, overrides: tuple[str, ...] = ()) -> int:
+def walk(output: Path, overrides: tuple[str, ...] = ()) -> int:
     """Walk the whole way into `output`; the exit code.
 
     Raises UserError naming the stage that failed. `overrides` shorten the pretraining (`schedule.steps=20`), for tests.
@@ -75,12 +75,12 @@ def _prepare(shards: Path) -> None:
     from rich.progress import Progress
 
     from data_pipeline.format import read_manifest
-    from data_pipeline.preparation import openmoji
+    from data_pipeline.preparation.sources import openmoji
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("drawings", total=None)
-        folders = openmoji.build(
+        folders = openmoji.build_openmoji(
             shards,
             drawings_a_concept=DRAWINGS_A_CONCEPT,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),

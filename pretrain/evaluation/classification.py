@@ -12,7 +12,7 @@ from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.encoding import Classifier, ImageTextModel, encode_set, encode_texts
 from pretrain.evaluation.metrics import largest_share, mean_per_class, per_class, top_hits
 from pretrain.evaluation.results import Result, score
-from pretrain.evaluation.sets import AboutSet, describe, trained_classes
+from pretrain.evaluation.sets import AboutSet, describe_set, trained_classes
 
 # The class by its bare name, as tags name it; CLIP's "a photo of a {}" suits captions of photographs.
 TEMPLATES = ("{}",)
@@ -33,7 +33,7 @@ def top1(
     set's own. A set's label is looked up by name, so its classes may be others or stand in another order.
     Raises UserError where names, rows and labels do not fit together.
     """
-    about = describe(set_folder)
+    about = describe_set(set_folder)
     encoded = encode_set(model, set_folder, config, model.classify, batch_size=batch_size)
     about.class_names()
     names = tuple(classes or trained_classes(config) or about.distinct or ())
@@ -55,7 +55,7 @@ def zero_shot(
     batch_size: int = 64,
 ) -> Result:
     """Accuracy of the class whose name, put into the templates and averaged, is nearest (CLIP, section 3.1.4)."""
-    about = describe(set_folder)
+    about = describe_set(set_folder)
     names = about.class_names()
     vectors = class_vectors(model, names, tokenizer=tokenizer, templates=templates)
     encoded = encode_set(model, set_folder, config, model.encode_image, batch_size=batch_size)

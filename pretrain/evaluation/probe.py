@@ -13,12 +13,12 @@ from pretrain.evaluation.classification import classification_result
 from pretrain.evaluation.encoding import Encoded, HasImageModel, encode_set
 from pretrain.evaluation.metrics import top_hits
 from pretrain.evaluation.results import Result
-from pretrain.evaluation.sets import describe
+from pretrain.evaluation.sets import describe_set
 
 PENALTIES = tuple(10.0**e for e in range(-4, 2))
 
 
-class Linear(NamedTuple):
+class LinearClassifier(NamedTuple):
     weight: Tensor  # float64 [classes, D]
     bias: Tensor  # float64 [classes]
 
@@ -44,7 +44,7 @@ def linear_probe(
     def features(images: Tensor) -> Tensor:
         return model.image.forward_features(images).mean((2, 3))
 
-    about = describe(test_folder)
+    about = describe_set(test_folder)
     names = about.class_names()
     train, validation, test = (
         encode_set(model, folder, config, features, batch_size=batch_size)
@@ -53,7 +53,7 @@ def linear_probe(
     mean, std = train.values.mean(0), train.values.std(0).clamp_min(1e-6)
     train_x, train_y = _labelled(train, mean, std)
     validation_x, validation_y = _labelled(validation, mean, std)
-    fits: dict[float, Linear] = {}
+    fits: dict[float, LinearClassifier] = {}
     for penalty in sorted(penalties, reverse=True):  # each starts where the stronger one ended
         fits[penalty] = fit_logistic(train_x, train_y, len(names), penalty, start=next(reversed(fits.values()), None))
     accuracy = {penalty: top_hits(fit(validation_x), validation_y).mean().item() for penalty, fit in fits.items()}
@@ -69,9 +69,9 @@ def fit_logistic(
     classes: int,
     penalty: float,
     *,
-    start: Linear | None = None,
+    start: LinearClassifier | None = None,
     steps: int = 300,
-) -> Linear:
+) -> LinearClassifier:
     """Minimiser of mean cross-entropy + penalty/2 * |W|^2, by L-BFGS in float64; the bias is not penalised.
 
     features: [N, D]; labels: [N] in [0, classes). Strictly convex in W, so the result does not depend on the start.
@@ -95,7 +95,7 @@ def fit_logistic(
     with torch.enable_grad():
         optimizer.step(closure)
     solution = parameters.detach()
-    return Linear(solution[:, :count], solution[:, count])
+    return LinearClassifier(solution[:, :count], solution[:, count])
 
 
 def _labelled(encoded: Encoded, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.encoding import ImageTextModel, encode_set, encode_texts
 from pretrain.evaluation.metrics import recall
 from pretrain.evaluation.results import Result, score
-from pretrain.evaluation.sets import describe
+from pretrain.evaluation.sets import describe_set
 
 SHOWN = 5  # captions listed for an example
 
@@ -35,7 +35,7 @@ def retrieval(
     Returns the result (see `results`): scores image_to_text_recall@k and text_to_image_recall@k.
     Raises UserError where no sample has a caption.
     """
-    about = describe(set_folder)
+    about = describe_set(set_folder)
     shown = _evenly(about.samples, examples)
     encoded = encode_set(model, set_folder, config, model.encode_image, batch_size=batch_size, pictures=shown)
     captioned = [i for i, caption in enumerate(encoded.captions) if caption]

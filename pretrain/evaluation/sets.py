@@ -5,8 +5,8 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import open_set, read_manifest
-from data_pipeline.format.manifest import NAME
-from data_pipeline.reading.sources import merge_classes
+from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.reading.storage.sources import merge_classes
 from pretrain.configuration.schema import RunConfig
 
 
@@ -28,7 +28,7 @@ class AboutSet:
         return self.classes
 
 
-def describe(set_folder: Path | str) -> AboutSet:
+def describe_set(set_folder: Path | str) -> AboutSet:
     """Raises UserError where there is no set, or an empty one."""
     manifest = open_set(set_folder)
     if not manifest.samples:
@@ -45,6 +45,6 @@ def trained_classes(config: RunConfig) -> tuple[str, ...] | None:
     None where a source is not here any more (another machine), is remote, or names no classes.
     """
     sources = config.data.sources
-    if not all((Path(source.path) / NAME).is_file() for source in sources):
+    if not all((Path(source.path) / SET_MANIFEST).is_file() for source in sources):
         return None
     return merge_classes([read_manifest(source.path).classes if source.labels else None for source in sources])[0]

@@ -26,27 +26,27 @@ class Arm:
 
 
 def arms(
-    config: RunConfig, pretrained: Path, random_rates: Sequence[float], pretrained_rates: Sequence[float] = ()
+    config: RunConfig, pretrained: Path, random_lrs: Sequence[float], pretrained_lrs: Sequence[float] = ()
 ) -> tuple[Arm, Arm]:
     """Fine-tuning as `config` has it, and from random weights without what only suits trained ones.
 
     Layer-wise decay and slow offsets protect trained layers; random weights train without. Either side takes the best
-    of its own learning rates (in the sense of optimizer.lr) and config's.
+    of its own learning lrs (in the sense of optimizer.lr) and config's.
     """
     plain = config.model_copy(deep=True)
     plain.optimizer.layer_decay, plain.optimizer.offset_lr_scale = 1.0, 1.0
     return (
-        Arm(PRETRAINED, pretrained, _at_rates(config, pretrained_rates)),
-        Arm(RANDOM, None, _at_rates(plain, random_rates)),
+        Arm(PRETRAINED, pretrained, _at_lrs(config, pretrained_lrs)),
+        Arm(RANDOM, None, _at_lrs(plain, random_lrs)),
     )
 
 
-def _at_rates(config: RunConfig, rates: Sequence[float]) -> dict[str, RunConfig]:
-    """`config` and copies of it at other peak rates, by name."""
+def _at_lrs(config: RunConfig, lrs: Sequence[float]) -> dict[str, RunConfig]:
+    """`config` and copies of it at other peak learning rates, by name."""
     found = {}
-    for rate in dict.fromkeys((config.optimizer.lr, *rates)):
-        found[f"lr {rate:g}"] = config.model_copy(deep=True)
-        found[f"lr {rate:g}"].optimizer.lr = rate
+    for lr in dict.fromkeys((config.optimizer.lr, *lrs)):
+        found[f"lr {lr:g}"] = config.model_copy(deep=True)
+        found[f"lr {lr:g}"].optimizer.lr = lr
     return found
 
 

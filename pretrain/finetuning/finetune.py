@@ -1,6 +1,6 @@
 """Fine-tuning for classification: `pretrain.training.run` with task classification, from a backbone's weights.
 
-It is a run like any other: it stops and resumes by the same command, and layer-wise decay and the offsets' rate are
+It is a run like any other: it stops and resumes by the same command, and layer-wise decay and the offsets' lr are
 configuration (optimizer.layer_decay, optimizer.offset_lr_scale).
 """
 

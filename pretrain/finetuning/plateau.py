@@ -50,7 +50,7 @@ def has_plateaued(scores: Sequence[float], patience: int, least_gain: float = 0.
 
 
 def best_index(scores: Sequence[float]) -> int:
-    """Of the best score; of equals the first, which was trained least."""
+    """The place of the best score; of equal ones the first, which was trained least."""
     return max(range(len(scores)), key=lambda i: (scores[i], -i))
 
 

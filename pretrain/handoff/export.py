@@ -1,9 +1,9 @@
 """Writing the image encoder in the layouts that others read.
 
 safetensors   one file, official keys, a header that says how to build the model      -> finetune, load_backbone
-official      a .pth as the authors release theirs: {"model": official state dict}    -> their code, and what grew
-around it timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True)     -> timm and what
-stands on it hf            a folder for AutoModelForImageClassification.from_pretrained            -> transformers
+official      a .pth as the authors release theirs: {"model": official state dict}    -> their code and its kin
+timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True)     -> timm and its kin
+hf            a folder for AutoModelForImageClassification.from_pretrained            -> transformers
 onnx          the classifier in standard operators, any batch size                    -> onnxruntime
 """
 

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dcnv3 import DCNv3
+from pretrain.models.activations import Kept, kept_within
 from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
 from pretrain.models.layers import DropPath, LayerNorm, Mlp, drop_path_factors, initial_std
 from pretrain.models.linear import linear, use_fast_linears
+from pretrain.models.recomputation import recomputed
 from pretrain.models.timm_features import TimmFeatures
 
 BlockFactors = tuple[Tensor | None, Tensor | None]  # what drop path multiplies a block's two branches by
@@ -93,9 +94,16 @@ class Block(nn.Module):
         both = res_post_norm and not post_norm and layer_scale is None
         self.res_norm1 = LayerNorm(channels) if both else None
         self.res_norm2 = LayerNorm(channels) if both else None
+        self.kept: Kept | None = None  # for the backward pass; None for everything
 
     def forward(self, x: Tensor, factor1: Tensor | None = None, factor2: Tensor | None = None) -> Tensor:
         """factor1, factor2: [B, 1, 1, 1], what drop path multiplies the branches by (drop_path_factors); None for 1."""
+        if self.kept is None or not torch.is_grad_enabled():
+            return self._branches(x, factor1, factor2)
+        widths = self.dcn.channels, self.mlp.fc1.out_features
+        return recomputed(self._branches, self.kept, *widths, x, factor1, factor2)
+
+    def _branches(self, x: Tensor, factor1: Tensor | None, factor2: Tensor | None) -> Tensor:
         x = _add(x, self._branch(x, self.norm1, self.dcn, self.res_norm1), self.gamma1, factor1)
         return _add(x, self._branch(x, self.norm2, self.mlp, self.res_norm2), self.gamma2, factor2)
 
@@ -129,7 +137,6 @@ class Stage(nn.Module):
         self.post_norm_after = {int(block): index for index, block in enumerate(post_norm_after)}
         self.post_norms = nn.ModuleList([LayerNorm(channels) for _ in post_norm_after])
         self.downsample = Downsample(channels) if downsample else None
-        self.grad_checkpointing = False
 
     def forward(self, x: Tensor, factors: Sequence[BlockFactors] | None = None) -> Tensor:
         """[B, H, W, C] -> the stage's feature, same shape; `downsample` makes the next stage's input of it.
@@ -138,12 +145,8 @@ class Stage(nn.Module):
         """
         if factors is None:
             (factors,) = block_factors([self], x)
-        recompute = self.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            if recompute:
-                x = checkpoint(block, x, *factors[index], use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, *factors[index])
+            x = block(x, *factors[index])
             if index in self.post_norm_after:
                 x = self.post_norms[self.post_norm_after[index]](x)
         return x if self.norm is None else self.norm(x)
@@ -311,7 +314,14 @@ class InternImage(TimmFeatures, nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the blocks' inputs for the backward pass and compute each block again there."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            for block in stage.blocks:
+                block.kept = () if enable else None
+
+    def recompute_within(self, budget: float, image_size: int) -> None:
+        """Keep for the backward pass what `activations.kept_within` chooses: at most `budget` values an image."""
+        for stage, kinds in zip(self.stages, kept_within(budget, self.arguments, image_size), strict=True):
+            for block, kept in zip(stage.blocks, kinds, strict=True):
+                block.kept = kept
 
     def _initialize(self) -> None:
         """As published where `init_std` is 0.02: DCNv3 sets its own values, convolutions and what makes the fused map

@@ -1,8 +1,8 @@
 """From tokens of the fused map to predictions of a view's dense targets (the projector and predictor of SiameseIM,
 section 3).
 
-F_S --Linear--> blocks = Projector (also what the teacher's targets pass through) [Projector(F_S) + PE_abs(S) ; mask
-token + Linear(PE_rel)] --blocks--> LN, Linear --> predictions at the target's tokens
+    F_S --Linear--> blocks = Projector            the teacher's targets pass through one too
+    [Projector(F_S) + PE_abs(S) ; mask token + Linear(PE_rel)] --blocks--> LN, Linear --> predictions at its tokens
 """
 
 import torch

@@ -42,9 +42,10 @@ class Metrics:
         return alias
 
     def dense(self, name: str, p: Tensor, t: Tensor, c: Tensor, terms: tuple[Tensor, Tensor], hidden: Tensor) -> None:
-        """Of predictions and targets [B, N, D], their correlation [D, D] and the two terms of the loss. hidden: int64
-        token indices of the input view that the encoder did not see as this image's (only of meaning for the same
-        view).
+        """Measure predictions and targets [B, N, D], their correlation [D, D] and the two terms of the loss.
+
+        hidden: int64 token indices of the input view that the encoder did not see as this image's (only of meaning for
+        the same view).
         """
         if not self.enabled:
             return

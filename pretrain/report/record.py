@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.recorded import objects, once
+from data_pipeline.reading.events import read_jsonl, without_repeats
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
         config=_mapping(_yaml(config_text)),
         config_text=config_text,
         environment=_mapping(_json(_text(folder / "environment.json"))),
-        metrics=_one_a_step(objects(folder / "metrics.jsonl")),
-        events=tuple(once(objects(folder / "events.jsonl"))),
+        metrics=_one_a_step(read_jsonl(folder / "metrics.jsonl")),
+        events=tuple(without_repeats(read_jsonl(folder / "events.jsonl"))),
         results=tuple(_results(folder / "evaluation")),
         validation=tuple((step, value) for step, _, value in validation),
         validation_score=validation[-1][1] if validation else "",

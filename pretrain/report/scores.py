@@ -7,10 +7,10 @@ from typing import Any
 from pretrain.report.charts import number, percent, score_bar
 from pretrain.report.record import is_finite, is_number
 
-Result = Mapping[str, Any]
+ScoredResult = Mapping[str, Any]
 
 
-def scores(results: Iterable[Result]) -> str:
+def scores(results: Iterable[ScoredResult]) -> str:
     """One table: the score, and beside it what no learning would give."""
     results = list(results)
     beside = list(dict.fromkeys(name for r in results for s in r["scores"] for name in _levels(s)))
@@ -27,7 +27,7 @@ def scores(results: Iterable[Result]) -> str:
     )
 
 
-def samples(results: Iterable[Result]) -> str:
+def samples(results: Iterable[ScoredResult]) -> str:
     """Pictures with the captions that the model ranks first; the right ones are marked."""
     cards, credits = [], []
     for result in results:
@@ -50,7 +50,7 @@ def _levels(score: Mapping[str, Any]) -> dict[str, float]:
     return {str(k): float(v) for k, v in (score.get("beside") or {}).items() if is_finite(v)}
 
 
-def _score_rows(result: Result, beside: list[str]) -> str:
+def _score_rows(result: ScoredResult, beside: list[str]) -> str:
     rows = []
     for score in result["scores"]:
         value, chance = score.get("value"), score.get("chance")
@@ -79,7 +79,7 @@ def _score_rows(result: Result, beside: list[str]) -> str:
     return f"<tbody>{head}{''.join(rows)}</tbody>"
 
 
-def _per_class(result: Result) -> str:
+def _per_class(result: ScoredResult) -> str:
     classes = result.get("per_class") or {}
     if not classes:
         return ""

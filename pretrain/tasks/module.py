@@ -9,6 +9,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.reading import Batch, ImageTextTargets, Targets
 from pretrain.configuration.schema import ModelConfig
 from pretrain.models import InternImage
+from pretrain.models.recomputation import values_within
 from pretrain.objectives.keys import StepKeys
 
 __all__ = [
@@ -70,8 +71,16 @@ class TaskModule(nn.Module):
         raise NotImplementedError
 
     def backbone(self) -> BackboneLayout | None:
-        """The image model's names; None where the module has none, and then every layer learns at the full rate."""
+        """The image model's names; None where the module has none, and then every layer learns at the full lr."""
         return None
+
+    def recompute_within(self, gigabytes: float, image_size: int, *, rows: int, width: int) -> None:
+        """Recompute in the image model only what does not fit into the budget; elsewhere blocks. rows: images at once.
+        width: bytes of a value. Raises UserError where the budget is too small, or where there is no image model.
+        """
+        image = image_of(self)
+        budget = values_within(gigabytes, image.arguments, image_size, rows=rows, width=width)
+        image.recompute_within(budget, image_size)
 
     def notices(self) -> list[str]:
         """What a user should know before the first step, one sentence each, as a loss that the data switch off."""

@@ -102,7 +102,7 @@ class Task(TaskSection, ABC):
             world_size=options.world_size,
             seed=options.seed,
             events=options.events,
-            judge=False,
+            enforce_bad_rate=False,
             heartbeat=options.heartbeat,
         )
 

@@ -1,22 +1,22 @@
-"""Training that cannot lose work: DeepSpeed, the fp32 average, checkpoints by fragments, interruption, metrics.
+"""Training that cannot lose work, for any task (docs/training.md). `run(config, output)` is one rank's whole life.
 
-run(config, output) -> exit code        one rank's whole life (docs/training.md)
-checkpoints.load_weights(path, which)   full fp32 tensors by name, in one process
+rank         composes a run from its configuration    loop        the steps
+zero         all that knows DeepSpeed                 checkpoint  written by all ranks, read by one process
+safeguards   stops, hangs, divergence, bad samples    logging     events, metrics, progress
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["load_weights", "run"]
+if TYPE_CHECKING:
+    from pretrain.training.rank import run
+
+__all__ = ["run"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Late, so that reading a checkpoint does not import the training stack, nor naming the package torch.
     if name == "run":
         from pretrain.training.rank import run
 
         return run
-    if name == "load_weights":
-        from pretrain.training.checkpoint.disk import load_weights
-
-        return load_weights
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@
 `compose` is the one place where the configuration is taken apart: each part is given its own section there.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,9 @@ from pathlib import Path
 from torch import nn
 
 from data_pipeline.errors import DONE, STOPPED, GaveUpError, UserError
+from data_pipeline.reading.order.share import rows_per_rank
 from pretrain.configuration import RunConfig, dump_config
+from pretrain.configuration.schema import RecomputeBudget
 from pretrain.tasks.module import TaskModule
 from pretrain.tasks.task import BatchReader, ReaderOptions, module_of, task_of
 from pretrain.training.checkpoint.checkpointer import Checkpointer
@@ -32,12 +33,10 @@ from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy
 from pretrain.training.safeguards.watchdog import START_UP_SECONDS, Watchdog
 from pretrain.training.schedule import resolve_schedule
-from pretrain.training.zero.building import Built, build
+from pretrain.training.zero.building import Built, Initialize, build
 from pretrain.training.zero.ema import Ema
-from pretrain.training.zero.engine import Engine, full_shape, settings_for
+from pretrain.training.zero.engine import Engine, compute_dtype, full_shape, settings_for
 from pretrain.training.zero.teacher import PartitionedTeacher, WholeTeacher, build_teacher
-
-Initialize = Callable[[TaskModule], None]
 
 
 def run(
@@ -131,7 +130,11 @@ def compose(
         training=training,
         context=context,
     )
-    module = built.module
+    module, recompute = built.module, config.model.recompute
+    if isinstance(recompute, RecomputeBudget):
+        rows = rows_per_rank(training.batch_size, training.accumulation, context.world_size)
+        width = compute_dtype(training.precision).itemsize
+        module.recompute_within(recompute.budget_gb, config.data.image_size, rows=rows, width=width)
     if config.model.compile:
         from pretrain.models import compilation  # imports the models
 

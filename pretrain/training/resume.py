@@ -18,7 +18,7 @@ FREE = (
     "checkpoint",
     "deepspeed",
     "initialize_from",
-    "model.activation_checkpointing",
+    "model.recompute",
     "model.compile",
     "training.zero_stage",
     "training.offload_optimizer",
@@ -73,7 +73,7 @@ def _is_free(key: str) -> bool:
     return moved or any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         items = value.items()
     elif isinstance(value, list) and value:

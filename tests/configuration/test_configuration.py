@@ -5,6 +5,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from pretrain.configuration import dump_config, load_config, parse_config
+from pretrain.configuration.schema import RecomputeBudget
 
 MINIMAL = {"data": {"sources": [{"path": "shards"}]}, "schedule": {"steps": 10}}
 
@@ -64,3 +65,12 @@ def test_broken_yaml_is_refused_with_its_place(tmp_path: Path) -> None:
     path.write_text("data: [1,\nschedule: {")
     with pytest.raises(UserError, match="not valid YAML"):
         load_config(str(path))
+
+
+def test_the_older_key_for_recomputation_is_still_read() -> None:
+    for older, now in ((True, "blocks"), (False, "none")):
+        assert parse_config({**MINIMAL, "model": {"activation_checkpointing": older}}).model.recompute == now
+    budget = parse_config({**MINIMAL, "model": {"recompute": {"budget_gb": 20}}}).model.recompute
+    assert isinstance(budget, RecomputeBudget) and budget.budget_gb == 20
+    with pytest.raises(UserError, match="activation_checkpointing is now"):
+        parse_config({**MINIMAL, "model": {"activation_checkpointing": True, "recompute": "none"}})

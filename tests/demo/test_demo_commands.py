@@ -91,7 +91,7 @@ def test_a_demo_that_is_asked_to_stop_stops_its_stage_too(tmp_path: Path) -> Non
             import pretrain.demo
             from pretrain.demo import commands
             commands.internimage = lambda arguments: [sys.executable, {str(child)!r}, *arguments]
-            pretrain.demo.run = lambda output: commands.run_and_stop([str(output), "3000"], output, stop_at=3000)
+            pretrain.demo.walk = lambda output: commands.run_and_stop([str(output), "3000"], output, stop_at=3000)
             from launch.cli import run
             sys.exit(run(["demo", "--output", sys.argv[1]]))
             """

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from data_pipeline.format import write_manifest
-from data_pipeline.preparation.samples import Sample, write_shard
+from data_pipeline.preparation.packing.samples import Sample, pack_shard
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 220)}
 SIZES = (10, 14, 18, 22)
@@ -43,7 +43,7 @@ def write_set(
         )
         for i, (colour, size) in enumerate(pairs)
     ]
-    entry = write_shard(folder, 0, 0, samples, classes=classes)
+    entry = pack_shard(folder, 0, 0, samples, classes=classes)
     write_manifest(folder, name=name, shards=[entry], classes=classes, about={"attribution": "drawn by this test"})
     return folder
 

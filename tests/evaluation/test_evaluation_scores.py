@@ -22,7 +22,7 @@ from pretrain.evaluation import (
 )
 from pretrain.evaluation.classification import prompts_of
 from pretrain.evaluation.probe import fit_logistic
-from pretrain.evaluation.sets import describe, trained_classes
+from pretrain.evaluation.sets import describe_set, trained_classes
 
 
 def test_a_model_that_knows_the_colours_retrieves_all(painter, shapes, config):
@@ -103,7 +103,7 @@ def test_classes_are_those_of_the_training_sets_joined_in_order(painter, tmp_pat
 
 def test_equal_class_names_are_told_apart_for_labels_and_kept_for_prompts(tmp_path):
     folder = write_set(tmp_path / "set", classes=("red", "green", "blue", "green"))
-    about = describe(folder)
+    about = describe_set(folder)
     assert about.classes == ("red", "green", "blue", "green")
     assert about.distinct == ("red", "green #1", "blue", "green #3")
 

@@ -61,7 +61,7 @@ def three() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def write_shard(tmp_path: Path) -> Callable[..., Path]:
+def pack_shard(tmp_path: Path) -> Callable[..., Path]:
     """Writes bytes, or files as a tar, under a name in the test's folder."""
 
     def write(content: bytes | Samples, name: str = "00000.tar") -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import count_reasons, index_shard, packed_rows
-from data_pipeline.format.sidecar import SCHEMA
+from data_pipeline.format.sidecar import SIDECAR_SCHEMA
 
 Files = dict[str, bytes]
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "cc12m-sample.tar"
@@ -18,7 +18,7 @@ SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "cc12m-sample.ta
 def rows(path: Path) -> dict[str, dict]:
     """Rows by key; rows of the shard itself under ""."""
     table = index_shard(path)
-    assert table.schema == SCHEMA
+    assert table.schema == SIDECAR_SCHEMA
     assert table["row"].to_pylist() == list(range(table.num_rows))
     return {row["key"]: row for row in table.to_pylist()}
 
@@ -28,9 +28,9 @@ def told(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def test_a_sound_shard_gives_one_row_a_sample_with_places_that_hold_what_they_say(
-    three: Files, write_shard: Callable[..., Path]
+    three: Files, pack_shard: Callable[..., Path]
 ) -> None:
-    path = write_shard(three)
+    path = pack_shard(three)
     data = path.read_bytes()
     found = rows(path)
     assert list(found) == ["000", "001", "002"]
@@ -45,14 +45,14 @@ def test_a_sound_shard_gives_one_row_a_sample_with_places_that_hold_what_they_sa
 
 
 def test_members_of_a_sample_may_lie_apart_and_other_members_do_no_harm(
-    three: Files, write_shard: Callable[..., Path]
+    three: Files, pack_shard: Callable[..., Path]
 ) -> None:
     apart = dict(sorted(three.items(), key=lambda item: item[0][::-1]))
     extra = {"000.npy": b"x", "__meta__.json": b"{}", "README": b"hello", "deep/er/._000.jpg": b"mac"}
-    assert told(write_shard(apart | extra)) == {key: ("packed", "") for key in ("000", "001", "002")}
+    assert told(pack_shard(apart | extra)) == {key: ("packed", "") for key in ("000", "001", "002")}
 
 
-def test_labels_come_from_json_or_cls(make_picture: Callable[..., bytes], write_shard: Callable[..., Path]) -> None:
+def test_labels_come_from_json_or_cls(make_picture: Callable[..., bytes], pack_shard: Callable[..., Path]) -> None:
     files = {
         "a.jpg": make_picture(0),
         "a.cls": b"7",
@@ -63,16 +63,16 @@ def test_labels_come_from_json_or_cls(make_picture: Callable[..., bytes], write_
         "d.jpg": make_picture(3),
         "d.json": json.dumps({"label": True, "caption": 7, "url": []}).encode(),
     }
-    found = rows(write_shard(files))
+    found = rows(pack_shard(files))
     assert [row["label"] for row in found.values()] == [7, 3, None, None]
     assert [row["image_format"] for row in found.values()] == ["jpeg", "png", "webp", "jpeg"]
     assert all(row["reason"] == "" and row["caption"] is None for row in found.values())  # no text is missed here
 
 
 def test_format_is_told_by_content_not_by_name(
-    make_picture: Callable[..., bytes], write_shard: Callable[..., Path]
+    make_picture: Callable[..., bytes], pack_shard: Callable[..., Path]
 ) -> None:
-    assert rows(write_shard({"a.jpg": make_picture(0, "PNG")}))["a"]["image_format"] == "png"
+    assert rows(pack_shard({"a.jpg": make_picture(0, "PNG")}))["a"]["image_format"] == "png"
 
 
 @pytest.mark.parametrize(
@@ -92,23 +92,23 @@ def test_each_fault_of_a_sample_has_its_reason_and_touches_no_other(
     changes: dict[str, bytes | None],
     expected: tuple[str, str],
     three: Files,
-    write_shard: Callable[..., Path],
+    pack_shard: Callable[..., Path],
 ) -> None:
     changed = {name: changes.get(name, data) for name, data in three.items()}
-    found = told(write_shard({name: data for name, data in changed.items() if data is not None}))
+    found = told(pack_shard({name: data for name, data in changed.items() if data is not None}))
     assert found == {"000": ("packed", ""), "001": expected, "002": ("packed", "")}
 
 
 def test_of_two_samples_with_one_key_the_first_stays(
     three: Files,
-    write_shard: Callable[..., Path],
+    pack_shard: Callable[..., Path],
     make_archive: Callable[..., bytes],
     make_members: Callable[[int], Files],
 ) -> None:
     again = {name.replace("005", "001"): data for name, data in make_members(5).items()}
     one, other = make_archive(three), make_archive(again)
     body = one[: max(i for i in range(0, len(one), 512) if one[i : i + 512].strip(b"\0")) + 512]
-    table = index_shard(write_shard(body + other))
+    table = index_shard(pack_shard(body + other))
     assert [(row["key"], row["status"], row["reason"]) for row in table.to_pylist()] == [
         ("000", "packed", ""),
         ("001", "packed", ""),
@@ -118,7 +118,7 @@ def test_of_two_samples_with_one_key_the_first_stays(
     assert table["caption"].to_pylist()[1] == "picture 1"
 
 
-def test_a_link_is_no_image(write_shard: Callable[..., Path], make_archive: Callable[..., bytes]) -> None:
+def test_a_link_is_no_image(pack_shard: Callable[..., Path], make_archive: Callable[..., bytes]) -> None:
     import io
     import tarfile
 
@@ -127,7 +127,7 @@ def test_a_link_is_no_image(write_shard: Callable[..., Path], make_archive: Call
         link = tarfile.TarInfo("a.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    assert told(write_shard(buffer.getvalue()))["a"] == ("rejected", "not_a_file")
+    assert told(pack_shard(buffer.getvalue()))["a"] == ("rejected", "not_a_file")
 
 
 @pytest.mark.parametrize(
@@ -142,41 +142,41 @@ def test_a_corrupt_header_costs_its_member_and_is_recorded(
     member: str,
     expected: dict[str, tuple[str, str]],
     three: Files,
-    write_shard: Callable[..., Path],
+    pack_shard: Callable[..., Path],
     make_archive: Callable[..., bytes],
     find_header: Callable[[bytes, str], int],
 ) -> None:
     data = bytearray(make_archive(three))
     data[find_header(bytes(data), member) + 130] ^= 0xFF
-    found = told(write_shard(bytes(data)))
+    found = told(pack_shard(bytes(data)))
     assert found == {"000": ("packed", ""), "001": ("packed", ""), "002": ("packed", "")} | expected
 
 
 def test_a_cut_shard_keeps_its_whole_samples_and_says_what_was_cut(
     three: Files,
-    write_shard: Callable[..., Path],
+    pack_shard: Callable[..., Path],
     make_archive: Callable[..., bytes],
     find_header: Callable[[bytes, str], int],
 ) -> None:
     data = make_archive({name: body for name, body in three.items() if not name.endswith(".json")})
     image, text = find_header(data, "002.jpg"), find_header(data, "002.txt")
     whole = {"000": ("packed", ""), "001": ("packed", "")}
-    assert told(write_shard(data[: image + 600])) == whole | {"002": ("rejected", "truncated_member")}
-    assert told(write_shard(data[: image + 100])) == whole | {"": ("rejected", "truncated_header")}
-    assert told(write_shard(data[:image])) == whole | {"": ("rejected", "missing_end")}
+    assert told(pack_shard(data[: image + 600])) == whole | {"002": ("rejected", "truncated_member")}
+    assert told(pack_shard(data[: image + 100])) == whole | {"": ("rejected", "truncated_header")}
+    assert told(pack_shard(data[:image])) == whole | {"": ("rejected", "missing_end")}
     # The image is whole, its text is not: webdataset delivers such a sample without a word.
     for cut, reason in [(text, "missing_end"), (text + 9, "truncated_header"), (text + 515, "truncated_member")]:
         expected = whole | {"002": ("packed", "text_missing"), "": ("rejected", reason)}
-        assert told(write_shard(data[:cut])) == expected
+        assert told(pack_shard(data[:cut])) == expected
 
 
 @pytest.mark.parametrize("content", [b"", bytes(1024), bytes(10240)])
-def test_an_empty_shard_says_so(content: bytes, write_shard: Callable[..., Path]) -> None:
-    assert count_reasons(index_shard(write_shard(content))) == {"empty_shard": 1}
+def test_an_empty_shard_says_so(content: bytes, pack_shard: Callable[..., Path]) -> None:
+    assert count_reasons(index_shard(pack_shard(content))) == {"empty_shard": 1}
 
 
-def test_what_is_no_tar_says_so(write_shard: Callable[..., Path]) -> None:
-    table = index_shard(write_shard(b"PK\x03\x04" + bytes(range(256)) * 40))
+def test_what_is_no_tar_says_so(pack_shard: Callable[..., Path]) -> None:
+    table = index_shard(pack_shard(b"PK\x03\x04" + bytes(range(256)) * 40))
     assert packed_rows(table).num_rows == 0
     assert count_reasons(table)["corrupt_header"] == 1 and count_reasons(table)["empty_shard"] == 1
 

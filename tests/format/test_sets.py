@@ -28,7 +28,7 @@ from data_pipeline.format import (
     write_manifest,
     write_sidecar,
 )
-from data_pipeline.format.sidecar import SCHEMA, table
+from data_pipeline.format.sidecar import SIDECAR_SCHEMA, table
 
 Files = dict[str, bytes]
 ENTRY = ShardEntry("00000.tar", "00000.parquet", 2, 10, "ab")
@@ -126,15 +126,15 @@ def test_a_sidecar_that_cannot_be_used_is_bad_data(tmp_path: Path) -> None:
         read_sidecar(path)
     write_sidecar(path, rows.append_column("score", pa.array([0.5])))
     assert read_sidecar(path)["score"].to_pylist() == [0.5]
-    assert read_sidecar(path).select(SCHEMA.names).schema == SCHEMA
+    assert read_sidecar(path).select(SIDECAR_SCHEMA.names).schema == SIDECAR_SCHEMA
 
 
 @pytest.fixture
-def foreign(three: Files, write_shard: Callable[..., Path], make_members: Callable[[int], Files]) -> Path:
+def foreign(three: Files, pack_shard: Callable[..., Path], make_members: Callable[[int], Files]) -> Path:
     """Two shards of img2dataset's making, with its own Parquet files beside them."""
-    write_shard(three)
-    write_shard(make_members(7), "00001.tar")
-    folder = write_shard(b"its own", "00000.parquet").parent
+    pack_shard(three)
+    pack_shard(make_members(7), "00001.tar")
+    folder = pack_shard(b"its own", "00000.parquet").parent
     return folder
 
 
@@ -160,20 +160,20 @@ def test_the_index_may_lie_elsewhere(foreign: Path, tmp_path_factory: pytest.Tem
 
 def test_a_shard_that_changed_or_went_or_came_is_seen(
     foreign: Path,
-    write_shard: Callable[..., Path],
+    pack_shard: Callable[..., Path],
     make_members: Callable[[int], Files],
     make_archive: Callable[..., bytes],
 ) -> None:
     first = open_set(foreign)
     same_length = make_archive(make_members(7)).replace(b"picture 7", b"picture 9")
-    path = write_shard(same_length, "00001.tar")
+    path = pack_shard(same_length, "00001.tar")
     later = (foreign / "00001.index.parquet").stat().st_mtime_ns + 10**9
     os.utime(path, ns=(later, later))
     second = open_set(foreign)
     assert second.shards[0] == first.shards[0] and second.shards[1].bytes == first.shards[1].bytes
     assert read_sidecar(second.sidecar_path(second.shards[1]))["caption"].to_pylist() == ["picture 9"]
     path.unlink()
-    write_shard(make_members(3), "00002.tar")
+    pack_shard(make_members(3), "00002.tar")
     assert [entry.name for entry in open_set(foreign).shards] == ["00000.tar", "00002.tar"]
 
 
@@ -188,12 +188,12 @@ def test_a_lost_or_damaged_index_is_made_anew(foreign: Path) -> None:
 
 
 def test_class_names_survive_a_lost_manifest(
-    make_picture: Callable[..., bytes], write_shard: Callable[..., Path]
+    make_picture: Callable[..., bytes], pack_shard: Callable[..., Path]
 ) -> None:
     fields = [{"label": 2, "label_name": "cat"}, {"label": 0, "label_name": "dog"}]
     files = {f"{n}.jpg": make_picture(n) for n in range(2)}
     files |= {f"{n}.json": json.dumps(field).encode() for n, field in enumerate(fields)}
-    folder = write_shard(files).parent
+    folder = pack_shard(files).parent
     assert open_set(folder).classes == ("dog", "1", "cat")
 
 
@@ -224,10 +224,10 @@ def test_a_folder_that_cannot_take_the_index_says_what_to_do_and_a_current_index
 
 
 def test_indexing_that_was_killed_goes_on_where_it_was(
-    foreign: Path, make_picture: Callable[..., bytes], write_shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    foreign: Path, make_picture: Callable[..., bytes], pack_shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labelled = {"0.jpg": make_picture(0), "0.json": json.dumps({"label": 0, "label_name": "cat"}).encode()}
-    write_shard(labelled, "00002.tar")
+    pack_shard(labelled, "00002.tar")
     whole = open_set(foreign)
 
     class Killed(BaseException):
@@ -238,7 +238,7 @@ def test_indexing_that_was_killed_goes_on_where_it_was(
             raise Killed
 
     elsewhere = foreign / "elsewhere"
-    write_shard(labelled | {"1.jpg": make_picture(1)}, "00003.tar")
+    pack_shard(labelled | {"1.jpg": make_picture(1)}, "00003.tar")
     with pytest.raises(Killed):
         index_set(foreign, elsewhere, progress=die)
     assert not (elsewhere / "manifest.json").exists()
@@ -253,7 +253,7 @@ def test_indexing_that_was_killed_goes_on_where_it_was(
     assert indexed == ["00003.tar"]
     assert found.shards[:3] == whole.shards and found.classes == ("cat",)
     (elsewhere / "manifest.json").unlink()
-    write_shard(labelled, "00003.tar")  # changed meanwhile: what was kept of it counts no more
+    pack_shard(labelled, "00003.tar")  # changed meanwhile: what was kept of it counts no more
     assert index_set(foreign, elsewhere).shards[3].samples == 1 and indexed == ["00003.tar"] * 2
 
 
@@ -276,10 +276,10 @@ def test_whoever_waits_for_an_index_or_makes_one_shows_that_it_lives(foreign: Pa
 
 
 def test_an_index_beside_the_shards_is_used_while_it_is_current(
-    foreign: Path, write_shard: Callable[..., Path], make_members: Callable[[int], Files], tmp_path: Path
+    foreign: Path, pack_shard: Callable[..., Path], make_members: Callable[[int], Files], tmp_path: Path
 ) -> None:
     beside = open_set(foreign)
     assert open_set(foreign, tmp_path / "node") == beside and not (tmp_path / "node").exists()
-    write_shard(make_members(3), "00002.tar")
+    pack_shard(make_members(3), "00002.tar")
     assert len(open_set(foreign, tmp_path / "node").shards) == 3
     assert len(read_manifest(foreign).shards) == 2  # theirs is left alone

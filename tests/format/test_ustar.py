@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.format import ustar
-from data_pipeline.format.ustar import Damage, Member
+from data_pipeline.format.ustar import Damage, TarMember
 
 DIALECTS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
-def split(data: bytes) -> tuple[list[Member], list[Damage]]:
+def split(data: bytes) -> tuple[list[TarMember], list[Damage]]:
     events = list(ustar.walk(data))
-    return [e for e in events if isinstance(e, Member)], [e for e in events if isinstance(e, Damage)]
+    return [e for e in events if isinstance(e, TarMember)], [e for e in events if isinstance(e, Damage)]
 
 
 def by_tarfile(data: bytes) -> list[tuple[str, int, int]]:
@@ -28,13 +28,13 @@ def test_header_is_the_one_that_tarfile_writes() -> None:
     for name, size in [("000000000.jpg", 0), ("a/b.txt", 511), ("x" * 100, 8**11 - 1)]:
         info = tarfile.TarInfo(name)
         info.size = size
-        assert ustar.header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+        assert ustar.encode_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 @pytest.mark.parametrize(("name", "size"), [("", 1), ("x" * 101, 1), ("ä", 1), ("a\0b", 1), ("a", 8**11), ("a", -1)])
 def test_header_refuses_what_ustar_cannot_hold(name: str, size: int) -> None:
     with pytest.raises(ValueError):
-        ustar.header(name, size)
+        ustar.encode_header(name, size)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -152,24 +152,26 @@ def test_a_broken_pax_record_is_damage_and_does_not_rename_the_member(make_archi
 
 
 def test_old_dialects_are_read() -> None:
-    seventh = bytearray(ustar.header("old.jpg", 3))
+    seventh = bytearray(ustar.encode_header("old.jpg", 3))
     seventh[257:265] = bytes(8)  # V7: no magic, type flag NUL
     seventh[156:157] = b"\0"
     seventh[148:156] = b"        "
     seventh[148:156] = b"%06o\0 " % sum(seventh)
-    assert split(bytes(seventh) + b"abc" + bytes(509) + ustar.END) == ([Member("old.jpg", 512, 3, b"0")], [])
-    large = bytearray(ustar.header("large.bin", 0))
+    assert split(bytes(seventh) + b"abc" + bytes(509) + ustar.END) == ([TarMember("old.jpg", 512, 3, b"0")], [])
+    large = bytearray(ustar.encode_header("large.bin", 0))
     large[124:136] = b"\x80" + (3).to_bytes(11, "big")  # GNU's base-256 size
     large[148:156] = b"        "
     large[148:156] = b"%06o\0 " % sum(large)
-    assert split(bytes(large) + b"abc" + bytes(509) + ustar.END) == ([Member("large.bin", 512, 3, b"0")], [])
+    assert split(bytes(large) + b"abc" + bytes(509) + ustar.END) == ([TarMember("large.bin", 512, 3, b"0")], [])
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=3000), at=st.integers(0, 12))
 def test_no_bytes_make_the_walk_raise_or_point_outside(data: bytes, at: int) -> None:
-    base = bytearray(ustar.header("a.jpg", 600) + bytes(1024) + ustar.header("b.jpg", 5) + bytes(512) + ustar.END)
+    base = bytearray(
+        ustar.encode_header("a.jpg", 600) + bytes(1024) + ustar.encode_header("b.jpg", 5) + bytes(512) + ustar.END
+    )
     base[at * 256 : at * 256 + len(data)] = data
     for event in ustar.walk(bytes(base)):
-        if isinstance(event, Member):
+        if isinstance(event, TarMember):
             assert event.offset >= 512 and event.offset + event.size <= len(base)

@@ -13,7 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from dcnv3 import available_backends
 from launch.cli import run
 from pretrain.analysis import traffic
+from pretrain.configuration.schema import RecomputeBudget
 from pretrain.models import InternImage
+from pretrain.models.activations import image_activations
 from pretrain.models.counting import multiply_adds
 
 pytestmark = pytest.mark.skipif(available_backends()["cpu"] is not None, reason="the CPU kernels are not built here")
@@ -126,9 +128,12 @@ def test_a_steps_rows_add_up_and_grow_with_the_batch() -> None:
     assert many["step"].cost.launches == few["step"].cost.launches
     assert many["step"].cost.flops == 4 * few["step"].cost.flops
     assert few["stage 1"].cost.flops > 2 * few["stage 1, a block"].cost.flops
-    once, again = (rows_of(TINY, 64, checkpointing=on)["stage 3, a block"].cost.flops for on in (False, True))
+    once, again = (rows_of(TINY, 64, recompute=what)["stage 3, a block"].cost.flops for what in ("none", "blocks"))
     last = 2 * 2 * 4 * 4 * 4 * 128**2  # the MLP's second product, which nothing backward needs
     assert again == 4 / 3 * once - last
+    least, most = (image_activations(TINY, 64, checkpointing=on).peak for on in (True, False))
+    budget = RecomputeBudget(budget_gb=(least + most) / 2 * 2 * 2 / 1e9)  # two images of 16 bits
+    assert once <= rows_of(TINY, 64, recompute=budget)["stage 3, a block"].cost.flops < again
 
 
 def test_the_command_counts_a_shipped_configuration(

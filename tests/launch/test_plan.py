@@ -13,6 +13,7 @@ from launch.planning import count, plan_run
 from pretrain.analysis import costs, plan
 from pretrain.configuration import load_config
 from pretrain.models import create_model
+from pretrain.models.activations import image_activations
 
 BILLION = plan.Sizes(trainable=1_000_000_000, teacher=900_000_000)
 
@@ -111,7 +112,7 @@ def test_image_activations_are_what_autograd_keeps(arguments: dict[str, Any]) ->
     owned = list(model.parameters())
     # what two images more keep: the joined weights of the operators' products do not grow with the batch
     kept = (kept_values(lambda: model(more), owned) - kept_values(lambda: model(few), owned)) / 2
-    planned = costs.image_activations({**arguments, "channels": 32, "groups": (2, 4, 8, 16)}, 96, checkpointing=False)
+    planned = image_activations({**arguments, "channels": 32, "groups": (2, 4, 8, 16)}, 96, checkpointing=False)
     assert planned.kept == pytest.approx(kept, rel=0.05)
 
 
@@ -138,8 +139,8 @@ def test_transformer_multiply_adds_are_what_torch_counts() -> None:
 
 def test_checkpointing_keeps_less_and_recomputes_one_block() -> None:
     arguments = {"channels": 64, "depths": (4, 4, 18, 4), "groups": (4, 8, 16, 32)}
-    whole = costs.image_activations(arguments, 224, checkpointing=False)
-    cut = costs.image_activations(arguments, 224, checkpointing=True)
+    whole = image_activations(arguments, 224, checkpointing=False)
+    cut = image_activations(arguments, 224, checkpointing=True)
     assert cut.peak < whole.peak / 3
     assert whole.largest_block == 0 < cut.largest_block
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.analysis.costs import image_activations
 from pretrain.analysis.variants import ablation_table, search_space_table, variants_table
 from pretrain.models import VARIANTS, InternImage, create_model
 from pretrain.models.ablation import sharing_saves
+from pretrain.models.activations import image_activations
 from pretrain.models.counting import SAMPLING_COST, multiply_adds, parameters
 from pretrain.models.scaling import ORIGIN, Stack, candidates, scale
 

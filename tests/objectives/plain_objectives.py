@@ -16,8 +16,7 @@ from pretrain.models.randomness import drawing_from
 
 
 def images_of(task, views: Tensor) -> Tensor:
-    numbers = getattr(task, "settings", task)
-    return normalize(views, numbers.mean, numbers.std, torch.float64)
+    return normalize(views, task.mean, task.std, torch.float64)
 
 
 def wave(value: float, dim: int) -> list[float]:
@@ -123,8 +122,8 @@ class Plain:
         sums: dict[str, list[Tensor]] = {name: [] for name in ("pa", "ta", "pb", "tb")}
         for i, j in enumerate(self.pair):
             a, b = (task.projector(fused[i : i + 1, index])[0] for index in (self.visible, self.hidden))
-            same = target_embedding(batch.crops[i, 0], batch.crops[i, 0], self.grid, task.settings.dim)
-            other = target_embedding(batch.crops[j, 0], batch.crops[j, 1], self.grid, task.settings.dim)
+            same = target_embedding(batch.crops[i, 0], batch.crops[i, 0], self.grid, task.settings.decoder.dim)
+            other = target_embedding(batch.crops[j, 0], batch.crops[j, 1], self.grid, task.settings.decoder.dim)
             sums["pa"].append(predict(task, a, self.visible, same, self.grid))
             sums["pb"].append(predict(task, b, self.hidden, other, self.grid))
             sums["ta"].append(teacher_tokens(self.teacher, view1[i]))
@@ -169,7 +168,9 @@ class Plain:
         p, t = [], []
         for i in range(self.rows):
             tokens = self.task.projector(fused[i : i + 1, self.visible])[0]
-            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 1], self.grid, self.task.settings.dim)
+            where = target_embedding(
+                self.batch.crops[i, 0], self.batch.crops[i, 1], self.grid, self.task.settings.decoder.dim
+            )
             p.append(predict(self.task, tokens, self.visible, where, self.grid))
             t.append(teacher_tokens(self.teacher, view2[i]))
         return dense(p, t, 0.02)
@@ -179,7 +180,9 @@ class Plain:
         p, t = [], []
         for i in range(self.rows):
             tokens = self.task.projector(fused[i : i + 1, self.visible])[0]
-            where = target_embedding(self.batch.crops[i, 0], self.batch.crops[i, 0], self.grid, self.task.settings.dim)
+            where = target_embedding(
+                self.batch.crops[i, 0], self.batch.crops[i, 0], self.grid, self.task.settings.decoder.dim
+            )
             p.append(predict(self.task, tokens, self.visible, where, self.grid)[self.hidden])
             t.append(teacher_tokens(self.teacher, view[i])[self.hidden])
         return dense(p, t, 0.0)

@@ -45,7 +45,7 @@ def test_colours_find_their_names_and_categories():
     )
     task.eval()
     with torch.no_grad():
-        images = normalize(views[:, 0], task.settings.mean, task.settings.std)
+        images = normalize(views[:, 0], task.mean, task.std)
         match = (task.encode_image(images) @ task.encode_text(tokens).T).argmax(1)
         category = task.classify(images).argmax(1)
     assert (match == torch.arange(8)).sum() >= 7

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import UserError
-from data_pipeline.preparation.images import ImageRules, Prepared, Refused, prepare
+from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
 
 RULES = ImageRules()
 

@@ -12,14 +12,14 @@ from PIL import Image
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import packed_rows, read_manifest, read_sidecar
-from data_pipeline.preparation import openmoji
-from data_pipeline.preparation.emoji_concepts import FAMILIES, concept, skin_tones
-from data_pipeline.preparation.emoji_drawings import CLASSES, drawings
+from data_pipeline.preparation.sources import openmoji
+from data_pipeline.preparation.sources.emoji_concepts import FAMILIES, concept, skin_tones
+from data_pipeline.preparation.sources.emoji_drawings import CLASSES, drawings
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return openmoji.build(tmp_path_factory.mktemp("openmoji"), image_size=64, workers=2)
+    return openmoji.build_openmoji(tmp_path_factory.mktemp("openmoji"), image_size=64, workers=2)
 
 
 def samples(folder: Path) -> list[tuple[dict, dict, bytes]]:
@@ -156,12 +156,12 @@ def test_a_bound_on_drawings_a_concept_keeps_the_concepts_and_the_evaluation_set
 def test_building_again_with_other_workers_gives_the_same_bytes_and_a_built_set_is_left_alone(
     built: dict[str, Path], tmp_path: Path
 ) -> None:
-    again = openmoji.build(tmp_path, image_size=64, workers=1)
+    again = openmoji.build_openmoji(tmp_path, image_size=64, workers=1)
     for split, folder in built.items():
         for path in sorted(folder.iterdir()):
             assert path.read_bytes() == (again[split] / path.name).read_bytes(), path.name
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    openmoji.build(tmp_path, image_size=64)
+    openmoji.build_openmoji(tmp_path, image_size=64)
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
@@ -170,5 +170,5 @@ def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="choose another output"):
-        openmoji.build(tmp_path, image_size=16)
+        openmoji.build_openmoji(tmp_path, image_size=16)
     assert (tmp_path / "train" / "thesis.txt").read_text() == "mine"

@@ -302,9 +302,9 @@ def test_killed_between_the_three_files_of_a_shard_it_finishes_or_forgets_it(
 
 
 def test_two_runs_do_not_write_to_one_folder(captioned: Path, tmp_path: Path) -> None:
-    from data_pipeline.preparation import plan
+    from data_pipeline.preparation.packing import output
 
-    with plan.opened(tmp_path / "set", {}), pytest.raises(UserError, match="another run"):
+    with output.hold_output(tmp_path / "set", {}), pytest.raises(UserError, match="another run"):
         pack(captioned, tmp_path / "set", workers=1)
 
 

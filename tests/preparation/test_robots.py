@@ -6,8 +6,8 @@ from email.utils import format_datetime
 import pytest
 from multidict import CIMultiDict
 
-from data_pipeline.preparation.addresses import AddressRule
-from data_pipeline.preparation.robots import opted_out, parse, retry_after
+from data_pipeline.preparation.fetching.addresses import AddressRule
+from data_pipeline.preparation.fetching.robots import opted_out, parse_robots, retry_after
 
 # RFC 9309, section 5.1 and 5.2
 SIMPLE = """
@@ -49,13 +49,13 @@ LONGEST = "User-Agent: foobot\nAllow: /example/page/\nDisallow: /example/page/di
     ],
 )
 def test_the_rfcs_simple_example(token: str, path: str, allowed: bool) -> None:
-    assert parse(SIMPLE, token).allows(path) is allowed
+    assert parse_robots(SIMPLE, token).allows(path) is allowed
 
 
 def test_the_longest_match_decides_and_allow_wins_a_tie() -> None:
-    rules = parse(LONGEST, "foobot")
+    rules = parse_robots(LONGEST, "foobot")
     assert rules.allows("/example/page/x") and not rules.allows("/example/page/disallowed.gif")
-    assert parse("User-agent: *\nDisallow: /a\nAllow: /a\n", "x").allows("/a")
+    assert parse_robots("User-agent: *\nDisallow: /a\nAllow: /a\n", "x").allows("/a")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_longest_match_decides_and_allow_wins_a_tie() -> None:
     ],
 )
 def test_patterns(rule: str, path: str, matches: bool) -> None:
-    assert parse(f"user-agent: *\ndisallow: {rule}  # a comment\n", "x").allows(path) is not matches
+    assert parse_robots(f"user-agent: *\ndisallow: {rule}  # a comment\n", "x").allows(path) is not matches
 
 
 def test_groups_of_one_agent_are_joined_and_nonsense_is_passed_over() -> None:
@@ -87,9 +87,9 @@ def test_groups_of_one_agent_are_joined_and_nonsense_is_passed_over() -> None:
         "\ufeffUser-agent: a\nDisallow: /1\nSitemap: x\nCrawl-delay: 3\nUser-agent: b\nDisallow: /2\n<html>\n"
         "User-agent: A\nDisallow: /3"
     )
-    rules = parse(text, "a")
+    rules = parse_robots(text, "a")
     assert [rules.allows(path) for path in ("/1", "/2", "/3")] == [False, True, False]
-    assert parse("", "a").allows("/") and parse("disallow: /", "a").allows("/")
+    assert parse_robots("", "a").allows("/") and parse_robots("disallow: /", "a").allows("/")
 
 
 @pytest.mark.parametrize(

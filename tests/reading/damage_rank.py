@@ -29,7 +29,13 @@ def read_case(folder: Path, rank: int, max_bad_rate: float) -> dict:
     seen: dict = {"events": events, "steps": 0, "samples": [], "error": "", "exit_code": 0}
     try:
         with Reader(
-            settings, ImageText(tokenize, 8), batch_size=16, rank=rank, world_size=2, events=events.append, judge=False
+            settings,
+            ImageText(tokenize, 8),
+            batch_size=16,
+            rank=rank,
+            world_size=2,
+            events=events.append,
+            enforce_bad_rate=False,
         ) as reader:
             steps = -(-2 * reader.epoch_samples // 16)
             for batch in reader.batches(0):

@@ -14,7 +14,7 @@ from reading_sets import tokenize, write_set
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import DataConfig, ImageText, Reader
-from data_pipeline.reading.cache import FetchError, FileCache
+from data_pipeline.reading.storage.cache import FetchError, FileCache
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_fetch_that_fails_is_tried_again(remote, tmp_path, monkeypatch):
 
 FETCH_ALL = """
 import sys
-from data_pipeline.reading.cache import FileCache
+from data_pipeline.reading.storage.cache import FileCache
 cache = FileCache(sys.argv[2], int(sys.argv[3]))
 import os
 for round in range(20):
@@ -125,7 +125,7 @@ def test_processes_share_the_cache_without_harm(remote, tmp_path, size, most):
 
 FETCH_SLOWLY = """
 import sys, time
-from data_pipeline.reading.cache import FileCache
+from data_pipeline.reading.storage.cache import FileCache
 def slow(self, url, target):
     target.write_bytes(b"half")
     print("writing", flush=True)

@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 from reading_sets import picture
 
 from data_pipeline.hashing import key, uniforms, uniforms_at
-from data_pipeline.reading.augmentation import erase, jitter_colours
-from data_pipeline.reading.decode import BadSample, decode, read_header
-from data_pipeline.reading.views import (
+from data_pipeline.reading.decode.augmentation import erase, jitter_colours
+from data_pipeline.reading.decode.pixels import BadSample, decode, read_header
+from data_pipeline.reading.decode.views import (
     UNIFORMS,
     Crop,
     centre_crop,

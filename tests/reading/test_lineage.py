@@ -12,7 +12,7 @@ from reading_sets import tokenize, write_set
 from data_pipeline.errors import UserError
 from data_pipeline.format import read_manifest, read_sidecar
 from data_pipeline.reading import DataConfig, ImageText, Reader
-from data_pipeline.reading.advice import advise
+from data_pipeline.reading.advice import recommend_workers
 from pretrain.analysis.batch import inspect_batch
 from pretrain.configuration import dump_config, parse_config
 
@@ -98,7 +98,7 @@ def test_a_replacement_that_lacks_something_is_still_a_replacement(run):
 def test_advice_about_streams_says_why_there_is_none(tmp_path):
     config = DataConfig(sources=[{"path": "pipe:cat x.tar", "samples": 9}], **DATA)
     with pytest.raises(UserError, match=r"read in the training process.*data_wait_ms"):
-        advise(config, ImageText(tokenize, 8))
+        recommend_workers(config, ImageText(tokenize, 8))
 
 
 def test_advice_about_a_set_that_cannot_be_written_indexes_it_elsewhere(tmp_path):
@@ -110,7 +110,7 @@ def test_advice_about_a_set_that_cannot_be_written_indexes_it_elsewhere(tmp_path
     (tmp_path / "foreign/.index.lock").mkdir()
     before = sorted((tmp_path / "foreign").iterdir())
     config = DataConfig(sources=[{"path": str(tmp_path / "foreign")}], **DATA)
-    assert advise(config, ImageText(tokenize, 8), seconds=0.01)["samples_per_second_of_one_core"] > 0
+    assert recommend_workers(config, ImageText(tokenize, 8), seconds=0.01)["samples_per_second_of_one_core"] > 0
     assert sorted((tmp_path / "foreign").iterdir()) == before
 
 
@@ -121,10 +121,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_advice_measures_this_machine_and_asks_for_enough_workers(run, tmp_path):
     config = DataConfig(sources=[{"path": str(tmp_path / "set")}], **DATA)
-    found = advise(config, ImageText(tokenize, 8), samples_per_second=1e-3, seconds=0.05)
+    found = recommend_workers(config, ImageText(tokenize, 8), samples_per_second=1e-3, seconds=0.05)
     rate = found["samples_per_second_of_one_core"]
     assert rate > 10 and found["milliseconds_per_sample"] == pytest.approx(1000 / rate, rel=0.01)
     assert found["workers_needed"] == 1 and found["enough"] and found["share_of_time_with_workers_0"] < 0.001
-    greedy = advise(config, ImageText(tokenize, 8), samples_per_second=1e6, processes=10**6, seconds=0.05)
+    greedy = recommend_workers(config, ImageText(tokenize, 8), samples_per_second=1e6, processes=10**6, seconds=0.05)
     assert greedy["workers_needed"] >= 1.2e6 / greedy["samples_per_second_of_one_core"]
     assert greedy["workers"] == 0 and not greedy["enough"]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import UserError
 from data_pipeline.hashing import bits, key, permutation, uniforms
-from data_pipeline.reading.mixture import Mixture, period_counts
-from data_pipeline.reading.order import Order, Share, SourceOrder
+from data_pipeline.reading.order.mixture import Mixture, period_counts
+from data_pipeline.reading.order.samples import Order, SourceOrder
+from data_pipeline.reading.order.share import Share
 
 GOLDEN = [
     [0, 0, 0, 1, 0, 0, 1, 0],

@@ -11,7 +11,7 @@ from reading_sets import tensors, write_set
 from test_reader import assert_same, config, read, tokenize
 
 from data_pipeline.reading import ImageText, Reader
-from data_pipeline.reading.pinning import OneAhead
+from data_pipeline.reading.workers.pinning import Prefetcher
 
 TENSORS = 7  # positions, views, crops, tokens, has_text, labels, has_label
 
@@ -80,12 +80,12 @@ def test_an_error_comes_in_its_place_and_the_thread_ends() -> None:
         yield 2
         raise ValueError("third")
 
-    ahead = OneAhead(items(), lambda item: -item, lambda: None)
+    ahead = Prefetcher(items(), lambda item: -item, lambda: None)
     found = iter(ahead)
     assert [next(found), next(found)] == [-1, -2]
     with pytest.raises(ValueError, match="third"):
         next(found)
-    endless = OneAhead(iter(int, 1), lambda item: item, lambda: None)
+    endless = Prefetcher(iter(int, 1), lambda item: item, lambda: None)
     assert next(iter(endless)) == 0
     endless.close()
     for one in (ahead, endless):

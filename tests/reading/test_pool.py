@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.hashing import Integers
-from data_pipeline.reading.builder import Filled
-from data_pipeline.reading.memory import Arrays
-from data_pipeline.reading.pool import WorkerPool
+from data_pipeline.reading.workers.builder import Filled
+from data_pipeline.reading.workers.memory import Arrays
+from data_pipeline.reading.workers.pool import WorkerPool
 
 ROWS, AHEAD = 50_000, 32
 

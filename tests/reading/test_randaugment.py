@@ -10,9 +10,9 @@ from reading_sets import picture
 from timm.data import auto_augment as timm_ops
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading import randaugment
-from data_pipeline.reading.augmentation import augment
 from data_pipeline.reading.config import AugmentationConfig
+from data_pipeline.reading.decode import randaugment
+from data_pipeline.reading.decode.augmentation import augment
 
 TIMM = {"translate_x": "TranslateXRel", "translate_y": "TranslateYRel", "shear_x": "ShearX", "shear_y": "ShearY"}
 
@@ -45,11 +45,11 @@ def test_operations_stand_every_magnitude(name, increasing):
 
 
 def test_the_notation_is_timms():
-    assert randaugment.parse("rand-m9-mstd0.5-inc1") == (9.0, 0.5, 2, 0.5, True)
-    assert randaugment.parse("rand-m7-n3-p0.8") == (7.0, 0.0, 3, 0.8, False)
+    assert randaugment.parse_randaugment("rand-m9-mstd0.5-inc1") == (9.0, 0.5, 2, 0.5, True)
+    assert randaugment.parse_randaugment("rand-m7-n3-p0.8") == (7.0, 0.0, 3, 0.8, False)
     for wrong in ("augmix-m9", "rand-q3", "rand-mx"):
         with pytest.raises(UserError, match="rand_augment"):
-            randaugment.parse(wrong)
+            randaugment.parse_randaugment(wrong)
 
 
 def test_augmentation_is_a_function_of_position_and_view_alone():

@@ -15,9 +15,9 @@ from test_reader import config
 
 from data_pipeline.format import index_shard, read_sidecar, write_sidecar
 from data_pipeline.reading import Reader, TargetSource
-from data_pipeline.reading.decode import BadSample
-from data_pipeline.reading.memory import Arrays, Layout
-from data_pipeline.reading.shards import RawSample
+from data_pipeline.reading.decode.pixels import BadSample
+from data_pipeline.reading.storage.shards import RawSample
+from data_pipeline.reading.workers.memory import Arrays, Layout
 
 MOST = 3
 SIZES = [7, 5, 6]

@@ -46,9 +46,9 @@ def test_two_epochs_of_cc12m(sample_of_cc12m: tuple[Path, list[dict[str, Any]]],
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from data_pipeline.preparation import openmoji
+    from data_pipeline.preparation.sources import openmoji
 
-    return openmoji.build(tmp_path_factory.mktemp("openmoji"), image_size=32, workers=2)
+    return openmoji.build_openmoji(tmp_path_factory.mktemp("openmoji"), image_size=32, workers=2)
 
 
 @pytest.fixture(scope="module")

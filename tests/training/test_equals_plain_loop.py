@@ -25,7 +25,7 @@ def config_of(stage: int, accumulation: int, checkpointing: bool):
         schedule__steps=STEPS,
         training__zero_stage=stage,
         training__accumulation=accumulation,
-        model__activation_checkpointing=checkpointing,
+        model__recompute="blocks" if checkpointing else "none",
         checkpoint__every_steps=None,
     )
 

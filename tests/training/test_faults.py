@@ -16,7 +16,7 @@ from pretrain.training import run
 from pretrain.training.checkpoint.disk import (
     DamagedError,
     complete_checkpoints,
-    describe,
+    describe_checkpoint,
     load_weights,
     mark_best,
     sealed,
@@ -254,7 +254,7 @@ def test_rotation_keeps_the_newest_the_best_and_the_milestones(tmp_path: Path) -
     assert go(output, **every) == 0
     assert [c.step for c in complete_checkpoints(output)] == [12, 11, 10, 5, 2]
     assert (output / "checkpoints" / "latest").read_text() == "step-00000012"
-    assert describe(output)["step"] == 12
+    assert describe_checkpoint(output)["step"] == 12
     with pytest.raises(UserError, match="not a complete checkpoint"):
         mark_best(output, 3)
 

@@ -11,31 +11,27 @@ from training_fakes import logs, metrics, run_ranks
 from launch.planning import count
 from pretrain.configuration import load_config
 
-VARIANTS = [
-    (stage, recompute, compiled) for stage in (0, 3) for recompute in (False, True) for compiled in (False, True)
-]
+BUDGET = "{budget_gb: 0.003}"  # recomputes part of the blocks
+VARIANTS = [(0, "none", "false"), (0, BUDGET, "false"), (0, "blocks", "true")]
+VARIANTS += [(3, recompute, compiled) for recompute in ("none", "blocks", BUDGET) for compiled in ("false", "true")]
 
 
 @pytest.mark.slow
 def test_stage_recomputation_and_compiling_change_no_loss(
     tiny_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = str(tiny_run("schedule.steps=6", "training.log_every=1", "checkpoint.every_steps=null"))
+    model = ("model.overrides.drop_path_rate=0.2", "model.overrides.layer_scale=0.1")
+    path = str(tiny_run("schedule.steps=6", "training.log_every=1", "checkpoint.every_steps=null", *model))
     work = {
-        tmp_path / f"{stage}-{recompute}-{compiled}": load_config(
+        tmp_path / f"{stage}-{recompute[:6]}-{compiled}": load_config(
             path,
-            [
-                f"training.zero_stage={stage}",
-                f"model.activation_checkpointing={str(recompute).lower()}",
-                f"model.compile={str(compiled).lower()}",
-            ],
+            [f"training.zero_stage={stage}", f"model.recompute={recompute}", f"model.compile={compiled}"],
         )
         for stage, recompute, compiled in VARIANTS
     }
     script = str(Path(__file__).with_name("real_rank.py"))
-    assert run_ranks(work, tmp_path / "all", 2, 500, script=script, FAKE_COMPILER="aot_eager") == [0, 0], logs(
-        tmp_path / "all"
-    )[-3000:]
+    ended = run_ranks(work, tmp_path / "all", 2, 500, script=script, FAKE_COMPILER="aot_eager")
+    assert ended == [0, 0], logs(tmp_path / "all")[-3000:]
     first, *others = [[row["loss"] for row in metrics(output)] for output in work]
     assert len(first) == 6 and len(set(first)) == 6
     for other in others:

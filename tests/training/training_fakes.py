@@ -183,7 +183,7 @@ class Fake(Task):
     """The section of the configuration; FAKE_WIDTH makes another model of the same configuration."""
 
     def build(self, model: ModelConfig, data: DataConfig, *, classes: int) -> FakeTask:
-        return FakeTask(int(os.environ.get("FAKE_WIDTH", 33)), checkpointing=model.activation_checkpointing)
+        return FakeTask(int(os.environ.get("FAKE_WIDTH", 33)), checkpointing=model.recompute == "blocks")
 
     def open_reader(self, data: DataConfig, options: ReaderOptions) -> FakeReader:
         return FakeReader(options)

@@ -1,16 +1,16 @@
 """`internimage inspect checkpoint`."""
 
-from launch.commands.options import Checkpoint, Json
+from launch.commands.options import CheckpointPath, Json
 
 EXAMPLE = "internimage inspect checkpoint runs/h"
 
 
 def checkpoint(
-    path: Checkpoint,
+    path: CheckpointPath,
     json: Json = False,
 ) -> None:
     """Step, sizes and digests of a checkpoint, checked."""
     from launch.display import show
-    from pretrain.training.checkpoint.disk import describe
+    from pretrain.training.checkpoint.disk import describe_checkpoint
 
-    show(describe(path), as_json=json)
+    show(describe_checkpoint(path), as_json=json)

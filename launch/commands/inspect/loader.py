@@ -28,9 +28,11 @@ def loader(
     for source in run.data.sources:
         preflight.check_source(source.path)
     count = machine.resolve_processes(processes)
-    from data_pipeline.reading.advice import advise
+    from data_pipeline.reading.advice import recommend_workers
     from pretrain.tasks.task import task_of
 
     targets = task_of(run).target_spec(run.data)
-    found = advise(run.data, targets, samples_per_second=samples_per_second, processes=count, seconds=seconds)
+    found = recommend_workers(
+        run.data, targets, samples_per_second=samples_per_second, processes=count, seconds=seconds
+    )
     show(found, as_json=json)

@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from launch.commands.options import Json
-from launch.commands.shards.options import IndexFolder, ShardSet
+from launch.commands.shards.options import IndexFolder, SetFolder
 
 EXAMPLE = "internimage shards index /data/cc12m --index-folder indexes/cc12m"
 
 
 def index(
-    folder: ShardSet,
+    folder: SetFolder,
     index_folder: IndexFolder = None,
     force: Annotated[bool, typer.Option("--force", help="Read shards again that have a current index.")] = False,
     json: Json = False,

@@ -18,10 +18,12 @@ def openmoji(
     json: Json = False,
 ) -> None:
     """Make the embedded set of named drawings, split by concept into three sets."""
-    from data_pipeline.preparation.openmoji import build
+    from data_pipeline.preparation.sources.openmoji import build_openmoji
     from launch.display import show
     from launch.progress import progress
 
     with progress("drawing") as report:
-        folders = build(output, image_size=image_size, rows_per_shard=rows_per_shard, workers=workers, progress=report)
+        folders = build_openmoji(
+            output, image_size=image_size, rows_per_shard=rows_per_shard, workers=workers, progress=report
+        )
     show(folders, as_json=json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-ShardSet = Annotated[
+SetFolder = Annotated[
     Path, typer.Argument(metavar="SET", help="Folder of a shard set, or of foreign WebDataset shards.")
 ]
 IndexFolder = Annotated[Path | None, typer.Option(help="Where the index is kept, if not beside the shards.")]

@@ -12,7 +12,7 @@ from launch.commands.shards import options
 EXAMPLE = "internimage shards pack captions.csv shards/mine --shorter-side 512"
 
 
-class FolderLabels(StrEnum):
+class LabelSource(StrEnum):
     auto = "auto"
     folders = "folders"
     none = "none"
@@ -26,7 +26,7 @@ def pack(
     label_column: options.Column = None,
     url_column: options.Column = None,
     root: Annotated[Path | None, typer.Option(help="What relative image paths are relative to.")] = None,
-    labels: Annotated[FolderLabels, typer.Option(help="Whether sub-folders are classes.")] = FolderLabels.auto,
+    labels: Annotated[LabelSource, typer.Option(help="Whether sub-folders are classes.")] = LabelSource.auto,
     classes: options.Classes = None,
     shorter_side: options.ShorterSide = None,
     min_side: options.MinSide = 1,

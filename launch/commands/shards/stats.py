@@ -1,12 +1,12 @@
 """`internimage shards stats`."""
 
 from launch.commands.options import Json
-from launch.commands.shards.options import IndexFolder, ShardSet
+from launch.commands.shards.options import IndexFolder, SetFolder
 
 EXAMPLE = "internimage shards stats shards/mine --json"
 
 
-def stats(folder: ShardSet, index_folder: IndexFolder = None, json: Json = False) -> None:
+def stats(folder: SetFolder, index_folder: IndexFolder = None, json: Json = False) -> None:
     """Counts, sizes, captions and labels of a set."""
     from data_pipeline import preparation
     from launch.display import show

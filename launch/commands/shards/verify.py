@@ -6,13 +6,13 @@ import typer
 
 from data_pipeline.errors import BAD_DATA, DONE
 from launch.commands.options import Json
-from launch.commands.shards.options import IndexFolder, ShardSet
+from launch.commands.shards.options import IndexFolder, SetFolder
 
 EXAMPLE = "internimage shards verify shards/mine --decode"
 
 
 def verify(
-    folder: ShardSet,
+    folder: SetFolder,
     index_folder: IndexFolder = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image, too.")] = False,
     json: Json = False,

@@ -39,7 +39,8 @@ class ClassificationModule(TaskModule):
 
     def classify(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> logits [B, classes]."""
-        return self.image(images)
+        logits: Tensor = self.image(images)
+        return logits
 
     def forward(
         self,

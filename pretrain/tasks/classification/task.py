@@ -33,7 +33,7 @@ class Classification(Task):
         if not rows:
             raise UserError("task classification needs classes: set model.num_classes, or use labelled data")
         image = create_model(model.name, num_classes=rows, **model.overrides)
-        if model.activation_checkpointing:
+        if model.recompute != "none":
             image.set_grad_checkpointing(True)
         return ClassificationModule(image, data.mean, data.std, self.label_smoothing, self.mixup, self.cutmix)
 
@@ -45,9 +45,9 @@ class Classification(Task):
             )
 
     def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> list[str]:
-        from pretrain.evaluation.sets import describe, trained_classes
+        from pretrain.evaluation.sets import describe_set, trained_classes
 
-        own = describe(data).distinct or ()
+        own = describe_set(data).distinct or ()
         rows = trained_classes(run) or own
         fits = bool(set(own) & set(rows)) and _own(module).image.num_classes == len(rows)
         return list(self.evaluations) if fits else []

@@ -4,6 +4,7 @@ step.
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,16 +14,18 @@ from pretrain.configuration.schema import ModelConfig
 from pretrain.models import InternImage, create_model
 from pretrain.objectives.contrastive import LogitScale
 from pretrain.objectives.decoder import PooledMLP, Predictor, Projector
-from pretrain.objectives.mixing import TOKEN, cell_size
+from pretrain.objectives.mixing import TOKEN
 from pretrain.objectives.text import build_text_tower
 from pretrain.tasks.module import classes_for
-from pretrain.tasks.pretraining.module import PretrainingModule, Settings
+from pretrain.tasks.pretraining.module import PretrainingModule
 from pretrain.tasks.pretraining.recipes import RECIPES, Recipe
-from pretrain.tasks.pretraining.task import Pretraining
 from pretrain.tasks.pretraining.teacher import TeacherRecipe
 
+if TYPE_CHECKING:
+    from pretrain.tasks.pretraining.task import Pretraining
 
-def build_pretraining(task: Pretraining, model: ModelConfig, data: DataConfig, *, classes: int) -> PretrainingModule:
+
+def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig, *, classes: int) -> PretrainingModule:
     """classes: of the data, used where model.num_classes is 0.
 
     Raises UserError where preset, model and data do not fit together.
@@ -68,25 +71,13 @@ def build_pretraining(task: Pretraining, model: ModelConfig, data: DataConfig, *
     if dense or "pooled" in weights:
         empty_image = partial(create_model, model.name, num_classes=0, **{**overrides, "drop_path_rate": 0.0})
         teacher = TeacherRecipe(empty_image, projector, dense)
-    settings = Settings(
-        image_size=data.image_size,
-        mean=data.mean,
-        std=data.std,
-        cell=0 if recipe.image == "view" else cell_size(data.image_size, task.mask_cell),
-        mask_ratio=task.mask_ratio,
-        mix_probability=task.mix_probability,
-        decorrelation=task.decorrelation if recipe.decorrelated else 0.0,
-        label_smoothing=task.label_smoothing,
-        token_dropout=task.text.token_dropout,
-        dim=dim,
-    )
-    module = PretrainingModule(recipe, weights, parts, settings, teacher, notices)
-    if model.activation_checkpointing:
+    module = PretrainingModule(task, data, weights, parts, teacher, notices)
+    if model.recompute != "none":
         module.set_grad_checkpointing()
     return module
 
 
-def _weights(task: Pretraining, recipe: Recipe, classes: int) -> tuple[dict[str, float], list[str]]:
+def _weights(task: "Pretraining", recipe: Recipe, classes: int) -> tuple[dict[str, float], list[str]]:
     """The losses that are on, with their weights, and what the user should know of one that is not.
 
     A preset of one loss takes the weight of the kind it is: same view `intra`, other view `inter`.

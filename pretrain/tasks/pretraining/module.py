@@ -6,8 +6,7 @@ batch --mix/mask--> image --fused map F--+-- projector, predictor ---- dense los
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from data_pipeline.reading import ImageTextTargets, Targets
 from data_pipeline.reading.batch import Batch, normalize
+from data_pipeline.reading.config import DataConfig
 from pretrain.models import InternImage
 from pretrain.models.randomness import drawing_from
 from pretrain.objectives import losses
@@ -23,12 +23,15 @@ from pretrain.objectives.contrastive import info_nce, text_loss
 from pretrain.objectives.decoder import Blocks
 from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics, collapse_alarms
-from pretrain.objectives.mixing import TOKEN, Cells, draw_cells, mix, partners
+from pretrain.objectives.mixing import TOKEN, Cells, cell_size, draw_cells, mix, partners
 from pretrain.objectives.position import identity_parameters, relative_parameters
 from pretrain.objectives.text import drop_tokens
 from pretrain.tasks.module import BackboneLayout, LossOutput, TaskModule, TeacherTargets, image_text_of, layout_of
-from pretrain.tasks.pretraining.recipes import MOCO_TEMPERATURE, DenseTarget, Recipe
+from pretrain.tasks.pretraining.recipes import MOCO_TEMPERATURE, RECIPES, DenseTarget
 from pretrain.tasks.pretraining.teacher import Teacher, TeacherRecipe
+
+if TYPE_CHECKING:
+    from pretrain.tasks.pretraining.task import Pretraining
 
 PATIENCE = 3  # measurements in a row that an alarm needs
 
@@ -40,24 +43,6 @@ class Source(NamedTuple):
 
     tokens: Tensor
     owner: Tensor
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Numbers of the losses. cell: side of a mixing cell, pixels. dim: width of the targets. Others as in the
-    configuration (task.py).
-    """
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    cell: int
-    mask_ratio: float
-    mix_probability: float
-    decorrelation: float
-    label_smoothing: float
-    token_dropout: float
-    dim: int
 
 
 class PretrainingModule(TaskModule):
@@ -77,16 +62,19 @@ class PretrainingModule(TaskModule):
 
     def __init__(
         self,
-        recipe: Recipe,
+        settings: "Pretraining",
+        data: DataConfig,
         weights: dict[str, float],
         parts: dict[str, nn.Module],
-        settings: Settings,
         teacher: TeacherRecipe | None,
-        notices: Sequence[str] = (),
+        notices: Sequence[str],
     ) -> None:
         super().__init__()
-        self.recipe, self.weights, self.settings = recipe, weights, settings
-        self.dense_targets = tuple(d for d in recipe.dense if d.name in weights)
+        self.settings, self.weights, self.recipe = settings, weights, RECIPES[settings.preset]
+        self.image_size, self.mean, self.std = data.image_size, data.mean, data.std
+        self.cell = 0 if self.recipe.image == "view" else cell_size(data.image_size, settings.mask_cell)
+        self.decorrelation = settings.decorrelation if self.recipe.decorrelated else 0.0
+        self.dense_targets = tuple(d for d in self.recipe.dense if d.name in weights)
         self.has_text = "text" in parts
         self._teacher, self._notices = teacher, list(notices)
         self._suspected: dict[str, int] = {}
@@ -131,7 +119,7 @@ class PretrainingModule(TaskModule):
             at = names.index("inter")
             views[at] = views[at][partners(batch.positions, keys, self.settings.mix_probability)]
         dtype = next(teacher.parameters()).dtype
-        out = teacher(normalize(torch.cat(views), self.settings.mean, self.settings.std, dtype))
+        out = teacher(normalize(torch.cat(views), self.mean, self.std, dtype))
         return dict(zip(names, out.chunk(len(names)), strict=True))
 
     def forward(
@@ -149,7 +137,7 @@ class PretrainingModule(TaskModule):
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
         """Signs of collapse that `PATIENCE` calls in a row agree on (objectives/metrics.py)."""
-        found = collapse_alarms(metrics, self.settings.dim, self.settings.decorrelation)
+        found = collapse_alarms(metrics, self.settings.decoder.dim, self.decorrelation)
         self._suspected = {kind: self._suspected.get(kind, 0) + 1 for kind in found}
         return [message for kind, message in found.items() if self._suspected[kind] >= PATIENCE]
 
@@ -170,7 +158,8 @@ class PretrainingModule(TaskModule):
 
     def classify(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> logits [B, classes]."""
-        return self.image(images)
+        logits: Tensor = self.image(images)
+        return logits
 
     # -- the losses
 
@@ -178,7 +167,7 @@ class PretrainingModule(TaskModule):
         return name in self.weights
 
     def _normalized(self, views: Tensor) -> Tensor:
-        return normalize(views, self.settings.mean, self.settings.std, next(self.image.parameters()).dtype)
+        return normalize(views, self.mean, self.std, next(self.image.parameters()).dtype)
 
     def _losses(
         self, batch: Batch[Targets], keys: StepKeys, targets: TeacherTargets, metrics: Metrics
@@ -186,12 +175,12 @@ class PretrainingModule(TaskModule):
         recipe, rows, known = self.recipe, len(batch.positions), image_text_of(batch)
         device = batch.views.device
         own = torch.arange(rows, device=device)
-        grid = self.settings.image_size // TOKEN
+        grid = self.image_size // TOKEN
         first = batch.views[:, recipe.view]
         every = torch.arange(grid * grid, device=device)
         cells = Cells(torch.empty(0), every, every[:0])
         if recipe.image != "view":
-            cells = draw_cells(keys, self.settings.image_size, self.settings.cell, self.settings.mask_ratio, device)
+            cells = draw_cells(keys, self.image_size, self.cell, self.settings.mask_ratio, device)
         sources = [Source(cells.visible, own)]
         if recipe.image == "mixed":
             pi = partners(batch.positions, keys, self.settings.mix_probability)
@@ -214,8 +203,8 @@ class PretrainingModule(TaskModule):
             pooled = torch.stack([self.image.clip_projector(seen[:, s.tokens])[s.owner] for s in sources])
             if self._on("text"):
                 tokens = known.tokens
-                if self.training and self.settings.token_dropout > 0:
-                    tokens = drop_tokens(tokens, sample_keys(keys, batch.positions), self.settings.token_dropout)
+                if self.training and self.settings.text.token_dropout > 0:
+                    tokens = drop_tokens(tokens, sample_keys(keys, batch.positions), self.settings.text.token_dropout)
                 text, scale = self.text(tokens), self.logit_scale()
                 parts["text"] = text_loss(metrics.watch_gradient(pooled, "text"), text, scale, known, metrics)
             if self._on("category"):
@@ -231,7 +220,7 @@ class PretrainingModule(TaskModule):
         return [(target, sources[target.view]) for target in self.dense_targets]
 
     def _correlations(self, targets: TeacherTargets, metrics: Metrics) -> Sequence[Tensor | None]:
-        if not self.dense_targets or not (self.settings.decorrelation > 0 or metrics.enabled):
+        if not self.dense_targets or not (self.decorrelation > 0 or metrics.enabled):
             return [None] * len(self.dense_targets)
         return losses.correlations([targets[target.name] for target in self.dense_targets])
 
@@ -246,7 +235,7 @@ class PretrainingModule(TaskModule):
         cells: Cells,
         metrics: Metrics,
     ) -> Tensor:
-        grid, view = self.settings.image_size // TOKEN, self.recipe.view
+        grid, view = self.image_size // TOKEN, self.recipe.view
         precise = torch.promote_types(fused.dtype, torch.float32)
         parameters = identity_parameters(len(fused), fused.device, precise)
         if target.view != view:
@@ -256,7 +245,7 @@ class PretrainingModule(TaskModule):
         p = self.predictor(projected, source.tokens, parameters, grid)
         if target.hidden_only:
             p, t = p[:, cells.hidden], t[:, cells.hidden]
-        positive, negative = losses.dense_loss(p, t, c, self.settings.decorrelation)
+        positive, negative = losses.dense_loss(p, t, c, self.decorrelation)
         if c is not None:
             unseen = cells.hidden[:0] if target.hidden_only else cells.hidden
             metrics.dense(target.name, p, t, c, (positive, negative), unseen)
@@ -264,14 +253,10 @@ class PretrainingModule(TaskModule):
 
     def _pixels(self, fused: Tensor, views: Tensor, cells: Cells) -> Tensor:
         """SimMIM: L1 between the hidden normalised pixels and a Linear's guess at each hidden token."""
-        grid = self.settings.image_size // TOKEN
-        pixels = (
-            normalize(views, self.settings.mean, self.settings.std)
-            .unflatten(2, (grid, TOKEN))
-            .unflatten(4, (grid, TOKEN))
-        )
-        patches = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        guess = self.pixel_head(fused[:, cells.hidden])
+        grid = self.image_size // TOKEN
+        pixels = normalize(views, self.mean, self.std).unflatten(2, (grid, TOKEN)).unflatten(4, (grid, TOKEN))
+        patches: Tensor = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        guess: Tensor = self.pixel_head(fused[:, cells.hidden])
         return (losses.full(guess) - patches[:, cells.hidden]).abs().mean()
 
     def _pooled(self, pooled: Tensor, target: Tensor) -> Tensor:

@@ -88,9 +88,9 @@ class Pretraining(Task):
         return build_tokenizer(data.context_length, self.text.vocab_size)
 
     def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> list[str]:
-        from pretrain.evaluation.sets import describe, trained_classes
+        from pretrain.evaluation.sets import describe_set, trained_classes
 
-        about, parts = describe(data), _own(module)
+        about, parts = describe_set(data), _own(module)
         own = about.distinct or ()
         rows = trained_classes(run) or own
         allowed = {

@@ -3,9 +3,9 @@
 save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread
              that writes them
 poll()       at every step boundary: once all ranks have written, rank 0 completes the checkpoint (index,
-             state, manifest; fsync; rename; `latest`; rotation); one rank failed: dropped, the run goes on
-wait()       the same, at the end
-restore()    the newest intact one, into the live engine; damaged ones are set aside with a word
+             state, manifest; fsync; rename; `latest`; rotation). Where a rank failed, the save is dropped
+wait()       at the end: poll until nothing is pending
+restore()    load the newest intact checkpoint into the live engine; set damaged ones aside, with an event
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFile
 from pretrain.training.checkpoint.rank_file import write_rank_file
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
+from pretrain.training.logging.record import EventLog
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 
 FAILURES_ALLOWED = 3
-Report = Callable[..., None]
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Checkpointer:
         engine: Engine,
         ema: Ema | None,
         context: DistributedContext,
-        report: Report,
+        report: EventLog,
         *,
         config_text: str,
         data: Mapping[str, Any],
@@ -141,7 +142,8 @@ class Checkpointer:
             "zero_stage": self.engine.stage,
         }
         self._pending = _Pending(step, {"data": self._data} | state | counters)
-        self._start(self._write, step, self._stage() if self._asynchronous else self._entries)
+        entries = self._stage() if self._asynchronous else self._entries
+        self._start(partial(self._write, step, entries))
         if not self._asynchronous:
             self.wait()
 
@@ -157,10 +159,10 @@ class Checkpointer:
     def _temporary(self, step: int) -> Path:
         return self._folder / f"{disk.WRITING}{disk.step_name(step)}"
 
-    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _start(self, work: Callable[[], None]) -> None:
         def guarded() -> None:
             try:
-                work(*arguments)
+                work()
             except Exception as error:  # whatever it is, every rank must hear of it at the next boundary
                 self._error = error
 
@@ -210,7 +212,7 @@ class Checkpointer:
             self._pending.committing = True
             self._thread = None
             if self._context.leader:
-                self._start(self._commit, self._pending.step, self._pending.state)
+                self._start(partial(self._commit, self._pending.step, self._pending.state))
         else:
             self._pending, self._failures = None, 0
 
@@ -278,7 +280,7 @@ class Checkpointer:
         and where the run was trained on other data.
         """
         refused = []
-        for checkpoint in disk.candidates(self.run):
+        for checkpoint in disk.resumable_checkpoints(self.run):
             problem = self._verify(checkpoint)
             if problem is None:
                 self._check_data(checkpoint.state["data"])

@@ -133,9 +133,9 @@ class OpenFiles:
     """Safetensors files opened once. Nothing is unpickled."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, safe_open] = {}
 
-    def get(self, path: Path) -> Any:
+    def get(self, path: Path) -> safe_open:
         if path not in self._open:
             try:
                 self._open[path] = safe_open(str(path), framework="pt")
@@ -149,7 +149,7 @@ def complete_checkpoints(run: Path) -> list[Checkpoint]:
     return [checkpoint for checkpoint in _all_checkpoints(run) if (checkpoint.path / MANIFEST).is_file()]
 
 
-def candidates(run: Path) -> list[Checkpoint]:
+def resumable_checkpoints(run: Path) -> list[Checkpoint]:
     """What a run may go on from, newest first: those that are complete, and newer ones that have lost their manifest,
     which are to be refused, not to be passed over in silence.
     """
@@ -185,7 +185,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
 def load_weights(path: Path | str, which: str = "ema") -> tuple[dict[str, Tensor], RunConfig]:
     """Full fp32 tensors by the task's state-dict names (parameters and buffers), and the run's configuration.
 
-    which: "ema" (the averaged weights; where a parameter has no average, as a frozen one, itself) or "model".
+    which: "ema" (the EMA of the weights; a parameter without one, as a frozen one, itself) or "model".
     Raises UserError where there is no checkpoint, DamagedError where one is damaged.
     """
     if which not in ("ema", "model"):
@@ -203,7 +203,7 @@ def load_weights(path: Path | str, which: str = "ema") -> tuple[dict[str, Tensor
     return weights, checkpoint.config
 
 
-def describe(path: Path | str) -> dict[str, Any]:
+def describe_checkpoint(path: Path | str) -> dict[str, Any]:
     """What a checkpoint holds, after checking every digest; for people."""
     checkpoint = find_checkpoint(Path(path))
     checkpoint.verify()

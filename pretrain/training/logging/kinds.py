@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from data_pipeline.reading import events
+
 
 class EventKind(StrEnum):
     START = "start"
@@ -21,10 +23,10 @@ class EventKind(StrEnum):
     ROLLBACK = "rollback"
     HANG = "hang"
     GRACE_EXCEEDED = "grace_exceeded"
-    BAD_SAMPLE = "bad_sample"  # these four come from the reader
-    INCOMPLETE_SAMPLE = "incomplete_sample"
-    DAMAGED_SHARD = "damaged_shard"
-    INEXACT_ORDER = "inexact_order"
+    BAD_SAMPLE = events.BAD_SAMPLE  # these four come from the reader
+    INCOMPLETE_SAMPLE = events.INCOMPLETE_SAMPLE
+    DAMAGED_SHARD = events.DAMAGED_SHARD
+    INEXACT_ORDER = events.INEXACT_ORDER
 
 
 GOOD = frozenset((EventKind.CHECKPOINT, EventKind.DONE))

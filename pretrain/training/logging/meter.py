@@ -129,10 +129,10 @@ def count_flops(call: Callable[[], R], samples: int) -> tuple[R, float]:
     """
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    def attention(*shapes: Any, **_: Any) -> int:
-        return sdpa_flop_count(*shapes[:3])
+    def attention(*shapes: object, **_: object) -> int:
+        return int(sdpa_flop_count(*shapes[:3]))
 
-    def linear(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    def linear(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
         return 2 * math.prod(x) * weight[0]
 
     # What a CPU fuses, which the counter does not know in every version.

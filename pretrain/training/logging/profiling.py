@@ -6,7 +6,7 @@ from typing import Any
 
 class Profiler:
     """`step(n)` when n steps are done; steps first .. last - 1 (counted from 0) are traced. n may leap: steps are
-    passed over, and a run may resume inside the window.
+    skipped, and a run may resume inside the window.
     """
 
     def __init__(self, window: str | None, run: Path, rank: int) -> None:

@@ -30,14 +30,14 @@ class Progress:
             self._task = self._bar.add_task("starting", total=total, completed=start)
             self._bar.start()
 
-    def show(self, step: int, loss: float, rate: float) -> None:
+    def show(self, step: int, loss: float, lr: float) -> None:
         if not self._shown:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}  lr {rate:.2e}")
+            self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}  lr {lr:.2e}")
         elif (now := time.monotonic()) - self._line_at >= LINE_SECONDS or step == self._total:
             self._line_at = now
-            print(f"step {step}/{self._total}  loss {loss:.4f}  lr {rate:.2e}", file=sys.stderr, flush=True)
+            print(f"step {step}/{self._total}  loss {loss:.4f}  lr {lr:.2e}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         if not self._shown:

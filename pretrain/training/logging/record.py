@@ -101,7 +101,7 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_pipeline.reading.recorded import objects, replaced
+from data_pipeline.reading.events import count_replaced, read_jsonl
 from pretrain.tasks.task import BatchReader
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.record import EVENTS
@@ -15,7 +15,7 @@ class BadSampleMonitor:
 
     def __init__(self, reader: BatchReader, context: DistributedContext, run: Path, start: int) -> None:
         self._reader, self._context = reader, context
-        self._before = replaced(objects(run / EVENTS), start) if context.leader else {}
+        self._before = count_replaced(read_jsonl(run / EVENTS), start) if context.leader else {}
 
     def counts(self) -> list[float]:
         """This rank's samples and bad samples, to be summed over ranks."""

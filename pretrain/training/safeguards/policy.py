@@ -1,15 +1,15 @@
 """What happens when a step goes wrong. One object decides, from numbers that are equal on every rank.
 
-    non-finite loss or gradient   the step is not applied, its batch is passed over;
+    non-finite loss or gradient   the step is not applied and its batch is skipped;
                                   more than `max_skipped` in a row: roll back
     loss > spike_factor * median  (of the last 64 applied steps, from the 16th on), and by 1 at least, so that a loss
                                   near 0 may vary: the step is not applied: roll back
-    roll back                     the last complete checkpoint is loaded and the offending batches are passed over;
-                                  no checkpoint yet: the batch is passed over and the run goes on
+    roll back                     the last complete checkpoint is loaded and the offending batches are skipped;
+                                  without a checkpoint the batch is skipped and the run goes on
     more than `rollbacks` of them the run gives up (exit 4)
 
-A batch that is passed over takes its step number with it: the schedule and the data position move on, the weights do
-not. Rollbacks are written to `policy.json` before the run goes on, so a crash right after one does not forget it.
+A skipped batch takes its step number with it: the schedule and the data position move on, the weights do not.
+Rollbacks are written to `policy.json` before the run goes on, so a crash right after a rollback does not forget it.
 """
 
 import json

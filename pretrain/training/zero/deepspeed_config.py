@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.reading.order import rows_per_rank
+from data_pipeline.reading.order.share import rows_per_rank
 from pretrain.configuration.schema import TrainingConfig
 
 LARGEST_BUCKET = 50_000_000

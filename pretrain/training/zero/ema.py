@@ -1,7 +1,7 @@
-"""The fp32 moving average of the weights, by fragments: a rank keeps its share, nothing is gathered.
+"""The fp32 exponential moving average (EMA) of the weights, by fragments: a rank keeps its share, nothing is gathered.
 
 One update an applied optimizer step, after it: `ema <- decay * ema + (1 - decay) * master`. In bf16 the update of a
-decay of .9999 would round away, so the average never lives in less than fp32.
+decay of .9999 would round away, so the EMA never lives in less than fp32.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from pretrain.training.zero.fragments import Fragment
 
 
 class Ema:
-    """values[i] is the average of `fragments[i].master`; only trainable fragments have one.
+    """values[i] is the EMA of `fragments[i].master`; only trainable fragments have one.
 
-    folder: where the average lies in files (file_memory.py), if not in memory.
+    folder: where the EMA lies in files (file_memory.py), if not in memory.
     """
 
     def __init__(self, owned: Sequence[Fragment], folder: Path | None = None) -> None:
@@ -25,7 +25,7 @@ class Ema:
         self._masters = [fragment.master for fragment in self.fragments]
         like = self._masters[0] if self._masters else torch.empty(0)
         flat = zeros((sum(master.numel() for master in self._masters),), like, folder)
-        self.values: list[Tensor] = list(flat.split([master.numel() for master in self._masters]))
+        self.values: list[Tensor] = list(torch.split(flat, [master.numel() for master in self._masters]))
         self.reset()
 
     @torch.no_grad()

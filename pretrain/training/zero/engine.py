@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from pretrain.training.zero.deepspeed_config import derive
 from pretrain.training.zero.fragments import Fragment, held_fragments, owned_fragments, publish
 
 R = TypeVar("R")
+LossScaler = Any  # of DeepSpeed, which has no types
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -33,19 +35,20 @@ class GuardedAdamW(torch.optim.AdamW):
 
     veto = False
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         return None if self.veto else super().step(closure)
 
 
-def import_deepspeed() -> Any:
+def import_deepspeed() -> ModuleType:
     """DeepSpeed, over torch's process group where there is one; without building an operator at start and without its
     start-up log.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
     from deepspeed.utils import logger
+
+    deepspeed: ModuleType = importlib.import_module("deepspeed")
 
     logger.setLevel(logging.ERROR)
     # DeepSpeed imports Muon, unused here, whose functions are decorated with torch.compile: that alone imports the
@@ -70,7 +73,7 @@ def compute_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def full_shape(parameter: Any) -> tuple[int, ...]:
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
     """The shape of a parameter, whether ZeRO-3 has cut it or not."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -193,7 +196,7 @@ class Engine:
 
     @property
     def flops_per_sample(self) -> float | None:
-        """Of one training step, the model's: forward, twice that backward, the teacher forward only. None before the
+        """FLOPs of one training step: forward, twice that backward, the teacher forward only. None before the
         first forward pass.
         """
         return None if self._forward_flops is None else 3.0 * self._forward_flops + self._target_flops
@@ -267,7 +270,7 @@ class Engine:
             self._adam.state[master]["step"].fill_(value)
 
     @property
-    def _scaler(self) -> Any:
+    def _scaler(self) -> LossScaler | None:
         """What keeps fp16's loss scale: `loss_scaler` at stages 1 to 3, `loss_scale_config` at stage 0."""
         if self.compute_dtype != torch.float16:
             return None
@@ -279,7 +282,7 @@ class Engine:
         return 1.0 if self._scaler is None else float(self._scaler.cur_scale)
 
     def scaler_state(self) -> dict[str, float]:
-        """Of fp16's dynamic loss scale; empty elsewhere."""
+        """The counters of fp16's dynamic loss scale; empty elsewhere."""
         found = vars(self._scaler) if self._scaler is not None else {}
         return {k: v for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 

@@ -1,4 +1,4 @@
-"""Tensors that lie in files on a local disk, for what is touched once a step: Adam's moments and the average.
+"""Tensors that lie in files on a local disk, for what is touched once a step: Adam's moments and the EMA.
 
 The files are mapped, so the system keeps in memory as much of them as there is room for. They have no name once they
 are mapped: nothing is left of them when the process ends, however it ends. They are no checkpoint.

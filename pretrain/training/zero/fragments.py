@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pretrain.training.zero.file_memory import zeros
 
+DeepSpeedEngine = Any  # which has no types
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -66,7 +67,9 @@ def new_state(optimizer: torch.optim.Optimizer, masters: Iterable[Tensor], folde
             state[kind] = zeros(master.shape, master, folder)
 
 
-def held_fragments(engine: Any, module: nn.Module, folder: Path | None) -> tuple[list[Fragment], list[Tensor]]:
+def held_fragments(
+    engine: DeepSpeedEngine, module: nn.Module, folder: Path | None
+) -> tuple[list[Fragment], list[Tensor]]:
     """All that this rank holds (ordered by the module's parameters), and the master tensors the optimizer steps.
 
     engine: a DeepSpeedEngine around `module`, whose base optimizer is an Adam.
@@ -85,7 +88,7 @@ def _moments(base: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
 
 
 def _stage0(
-    engine: Any, module: nn.Module, base: torch.optim.Optimizer, folder: Path | None
+    engine: DeepSpeedEngine, module: nn.Module, base: torch.optim.Optimizer, folder: Path | None
 ) -> tuple[list[Fragment], list[Tensor]]:
     masters: dict[int, Tensor] = {}
     if hasattr(engine.optimizer, "fp32_groups"):  # bf16 and fp16: the optimizer steps fp32 copies
@@ -126,7 +129,7 @@ def _stage12(
 
 
 def _stage3(
-    engine: Any, module: nn.Module, base: torch.optim.Optimizer, folder: Path | None
+    engine: DeepSpeedEngine, module: nn.Module, base: torch.optim.Optimizer, folder: Path | None
 ) -> tuple[list[Fragment], list[Tensor]]:
     zero = engine.optimizer
     flats = list(zero.fp32_partitioned_groups_flat)
@@ -166,7 +169,7 @@ def owned_fragments(held: Iterable[Fragment], *, rank: int, world_size: int) -> 
 
 
 @torch.no_grad()
-def publish(engine: Any, module: nn.Module) -> None:
+def publish(engine: DeepSpeedEngine, module: nn.Module) -> None:
     """Masters were written from outside: bring every rank's compute weights up to date. Collective at stages 1 to 3."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage == 3:

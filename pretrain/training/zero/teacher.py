@@ -1,4 +1,4 @@
-"""The teacher: the momentum-averaged part of the task, in the compute dtype, filled from the fp32 average.
+"""The teacher: the part of the task's module that has an EMA, in the compute dtype, filled from the fp32 EMA.
 
     masters (fp32, this rank's fragments)
        | Ema.update: lerp
@@ -7,7 +7,7 @@
        |          at stage 3 each rank fills its own partition and nothing is sent
     teacher
 
-Buffers (batch statistics) are copied from the task, not averaged.
+Buffers (batch statistics) are copied from the task's module, and have no EMA.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ CHUNK = 8_388_608  # values a rank sends at once
 def build_teacher(
     module: nn.Module, names: Sequence[str], engine: Engine, ema: Ema, context: DistributedContext
 ) -> "WholeTeacher | PartitionedTeacher":
-    """module: what the task's `teacher()` made; its parameters are among `names`, those of the task that are averaged.
+    """module: what the task's `teacher()` made; its parameters are among `names`, those of the task that have an EMA.
 
-    Raises ValueError where the average does not cover the module.
+    Raises ValueError where the EMA does not cover the module.
     """
     missing = sorted({name for name, _ in module.named_parameters()} - set(names))
     if missing:
-        raise ValueError(f"the teacher has parameters that are not averaged: {missing[:3]}")
+        raise ValueError(f"the teacher has parameters without an EMA: {missing[:3]}")
     module.eval().requires_grad_(False)
     kind = PartitionedTeacher if partitions(engine.stage, context) else WholeTeacher
     return kind(module, engine, ema, context)
@@ -46,7 +46,8 @@ def _shared_buffers(module: nn.Module, task: nn.Module) -> list[tuple[Tensor, Te
 
 
 class PartitionedTeacher:
-    """Under ZeRO-3 the teacher is cut as the task is: equal shapes give equal cuts, so a rank's average is its part.
+    """Under ZeRO-3 the teacher is cut as the task is: equal shapes give equal cuts, so a rank's share of the EMA is its
+    part of the teacher.
 
     module: on the meta device.
     """
@@ -117,7 +118,7 @@ class WholeTeacher:
                 covered[name] += length
         holes = sorted(name for name, count in covered.items() if count != flat[name].numel())
         if holes:
-            raise ValueError(f"the teacher's parameters are not covered by the average: {holes[:3]}")
+            raise ValueError(f"the teacher's parameters are not covered by the EMA: {holes[:3]}")
         longest = max((sum(t.numel() for t in targets) for targets in self._targets), default=0)
         self._spans = [(start, min(longest, start + CHUNK)) for start in range(0, longest, CHUNK)]
 

@@ -1,0 +1,60 @@
+"""The same work on many items in several processes, results in the order of the items, memory bounded."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_CHUNK = 16  # items a message: enough to hide the pipe, few enough to share the work evenly
+
+
+def available() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
+    """`map` over `workers` processes (in this one where there is one); at most 4 chunks a process are under way.
+
+    Fresh processes are started, not forks: a caller that trains has threads already, and a fork copies half of them.
+    (So a script that calls this needs its `if __name__ == "__main__":`.)
+    """
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    source = iter(items)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+        waiting: deque[Future[list[_Result]]] = deque()
+        try:
+            while True:
+                while len(waiting) < 4 * workers and (chunk := list(itertools.islice(source, _CHUNK))):
+                    waiting.append(pool.submit(_each, work, chunk))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone: a worker of a pool whose owner was killed waits for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _each(work: Callable[[_Item], _Result], chunk: list[_Item]) -> list[_Result]:
+    return [work(item) for item in chunk]

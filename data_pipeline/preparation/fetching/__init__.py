@@ -1,0 +1,1 @@
+"""Fetches the images of a list of URLs."""

@@ -1,0 +1,281 @@
+"""One URL to its bytes, politely and within bounds, or to the reason why not."""
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import aiohttp
+from yarl import URL
+
+from data_pipeline.errors import UserError
+from data_pipeline.format.image_header import is_image, read_image_header
+from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
+from data_pipeline.preparation.fetching import robots
+from data_pipeline.preparation.fetching.addresses import AddressRule, CheckedResolver, PrivateAddressError
+from data_pipeline.preparation.fetching.robots import Robots, opted_out, retry_after
+from data_pipeline.preparation.packing.images import ImageRules, size_refused
+
+URL_MISSING = "url_missing"
+URL_INVALID = "url_invalid"
+ADDRESS_PRIVATE = "address_private"
+ROBOTS_DENIED = "robots_denied"
+ROBOTS_UNAVAILABLE = "robots_unavailable"  # the server failed to say what it allows, so it allows nothing
+OPTED_OUT = "opted_out"
+TIMEOUT = "timeout"
+CONNECTION_FAILED = "connection_failed"
+NO_ADDRESS = "dns_failed"
+TLS_FAILED = "tls_failed"
+TOO_LARGE = "too_large"
+TOO_MANY_REDIRECTS = "too_many_redirects"
+
+_REDIRECT = (301, 302, 303, 307, 308)
+_REDIRECTS = 5  # at most, of one URL; RFC 9309 asks for as many for robots.txt
+_AGAIN = {TIMEOUT, CONNECTION_FAILED, NO_ADDRESS, *(f"http_{status}" for status in (408, 425, 429, 500, 502, 503, 504))}
+
+
+@dataclass(frozen=True)
+class WebRules:
+    """How the network is used.
+
+    user_agent: names the program and how to reach who runs it; its first word (product token) is what robots.txt knows
+    deadline: seconds that one attempt may take in all, redirects included; connect_timeout, read_timeout: of its parts
+    attempts: tries of one URL; after a failure that may pass, waits backoff * 2**n seconds, +-50 % by chance
+    max_wait: longest Retry-After that is waited for; a host that asks for more is given up for this run
+    private_networks: networks in CIDR notation that may be connected to although they are not public
+    """
+
+    user_agent: str = "internimage-pretrain/0.1 (image-text data set fetcher)"
+    connections: int = 64
+    per_host: int = 4
+    deadline: float = 30.0
+    connect_timeout: float = 10.0
+    read_timeout: float = 10.0
+    max_bytes: int = 20_000_000
+    attempts: int = 3
+    backoff: float = 1.0
+    max_wait: float = 60.0
+    respect_robots: bool = True
+    respect_opt_out: bool = True  # X-Robots-Tag noai, noimageai; TDM-Reservation
+    private_networks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "per_host", "deadline", "connect_timeout", "read_timeout", "max_bytes", "attempts"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} {getattr(self, name)}: must be above zero")
+        AddressRule(self.private_networks)  # says what is wrong with a network, before anything is fetched
+        if not self.user_agent.strip():
+            raise UserError("user_agent is empty: name the program and how to reach who runs it")
+
+    @property
+    def token(self) -> str:
+        return self.user_agent.split("/")[0].split()[0]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Bytes of a URL, or the reason why there are none. `asked` counts requests, `wait` is the server's Retry-After."""
+
+    data: bytes | None
+    reason: str = ""
+    asked: int = 1
+    wait: float = 0.0
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass
+class _Host:
+    """What is known of one host: how many requests run, until when it wants none, its robots.txt."""
+
+    slots: asyncio.Semaphore
+    rules: dict[str, asyncio.Task[Robots]] = field(default_factory=dict)  # by origin
+    not_before: float = 0.0
+
+
+class Web:
+    """A session: connections, hosts, robots.txt files. `async with Web(rules, images) as web: await web.fetch(url)`."""
+
+    def __init__(self, rules: WebRules, images: ImageRules) -> None:
+        self.rules = rules
+        self._images = images
+        self._addresses = AddressRule(rules.private_networks)
+        self._hosts: dict[str, _Host] = {}
+        self._connections = asyncio.Semaphore(rules.connections)
+        self._chance = random.Random()  # only moves retries in time; no result depends on it
+
+    async def __aenter__(self) -> "Web":
+        connector = aiohttp.TCPConnector(limit=0, resolver=CheckedResolver(self._addresses), ttl_dns_cache=300)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers={"User-Agent": self.rules.user_agent, "Accept-Encoding": "identity"},
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self.rules.connect_timeout, sock_read=self.rules.read_timeout
+            ),
+            auto_decompress=False,  # a compressed answer could be a bomb; images gain nothing by it
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def fetch(self, url: str | None) -> Fetched:
+        """The bytes of an image, tried as often as the rules allow."""
+        if not url:
+            return Fetched(None, URL_MISSING, asked=0)
+        asked = 0
+        for attempt in range(self.rules.attempts):
+            result = await self._attempt(url)
+            asked += result.asked
+            last = attempt + 1 == self.rules.attempts
+            if result.reason not in _AGAIN or last or result.wait > self.rules.max_wait:
+                break
+            pause = self.rules.backoff * 2**attempt * self._chance.uniform(0.5, 1.5)
+            await asyncio.sleep(max(pause, result.wait))
+        return replace(result, asked=asked)
+
+    async def _attempt(self, url: str) -> Fetched:
+        try:
+            target = URL(url.strip())
+        except ValueError:
+            return Fetched(None, URL_INVALID, asked=0)
+        asked, left = 0, self.rules.deadline
+        try:
+            for _ in range(_REDIRECTS + 1):
+                if (reason := self._refused(target)) is not None:
+                    return Fetched(None, reason, asked)
+                if self.rules.respect_robots and (reason := await self._robots(target)) is not None:
+                    return Fetched(None, reason, asked)
+                async with self._slot(target):
+                    if self._host(target).not_before - time.monotonic() > self.rules.max_wait:
+                        return Fetched(None, "http_429", asked, wait=math.inf)
+                    asked, started = asked + 1, time.monotonic()
+                    async with asyncio.timeout(left), self._get(target) as answer:
+                        if answer.status not in _REDIRECT:
+                            return replace(await self._read(answer), asked=asked)
+                        location = answer.headers.get("Location", "")
+                    left -= time.monotonic() - started
+                if not location:
+                    return Fetched(None, URL_INVALID, asked)
+                target = target.join(URL(location))
+            return Fetched(None, TOO_MANY_REDIRECTS, asked)
+        except ValueError:  # a Location that is no URL
+            return Fetched(None, URL_INVALID, asked)
+        except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+            return Fetched(None, _why(error), asked)
+
+    def _refused(self, url: URL) -> str | None:
+        """Why a URL is not asked for at all. Names are judged when they are resolved, addresses here."""
+        if url.scheme not in ("http", "https") or not url.host:
+            return URL_INVALID
+        looks_like_address = ":" in url.host or url.host.replace(".", "").isdigit()
+        return ADDRESS_PRIVATE if looks_like_address and not self._addresses.allows(url.host) else None
+
+    def _get(self, url: URL) -> "aiohttp.client._RequestContextManager":
+        return self._session.get(url, allow_redirects=False)
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> Fetched:
+        """The body, as long as headers and first bytes promise an image within bounds."""
+        if answer.status != 200:
+            wait = retry_after(answer.headers)
+            if wait and answer.status in (429, 503):
+                host = self._host(answer.url)
+                host.not_before = max(host.not_before, time.monotonic() + wait)
+            return Fetched(None, f"http_{answer.status}", wait=wait)
+        if self.rules.respect_opt_out and opted_out(answer.headers, self.rules.token):
+            return Fetched(None, OPTED_OUT)
+        if answer.content_length is not None and answer.content_length > self.rules.max_bytes:
+            return Fetched(None, TOO_LARGE)
+        body = bytearray()
+        sized = False
+        async for chunk in answer.content.iter_any():
+            body += chunk
+            if len(body) > self.rules.max_bytes:
+                return Fetched(None, TOO_LARGE)
+            if not sized and len(body) >= 16:
+                if not is_image(body):
+                    return Fetched(None, NOT_AN_IMAGE)
+                header = read_image_header(bytes(body[: 1 << 20]))
+                sized = header is not None or len(body) > 1 << 20
+                refused = None if header is None else size_refused(header, self._images)
+                if refused is not None:
+                    return Fetched(None, refused.reason, width=refused.width, height=refused.height)
+        return Fetched(bytes(body)) if body else Fetched(None, EMPTY_IMAGE)
+
+    async def _robots(self, url: URL) -> str | None:
+        """Why robots.txt forbids `url`, None where it does not. Each origin's file is read once.
+
+        A file that cannot be read for want of a connection forbids too (RFC 9309, section 2.3.1.4): that error is
+        raised, and the next attempt asks again.
+        """
+        host, origin = self._host(url), str(url.origin())
+        reading = host.rules.get(origin)
+        if reading is None:
+            reading = host.rules[origin] = asyncio.create_task(self._read_robots(url.origin() / "robots.txt"))
+        try:
+            found = await asyncio.shield(reading)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            if host.rules.get(origin) is reading:
+                del host.rules[origin]
+            raise
+        if found is robots.NOTHING:
+            return ROBOTS_UNAVAILABLE
+        return None if found.allows(url.raw_path_qs) else ROBOTS_DENIED
+
+    async def _read_robots(self, url: URL) -> Robots:
+        """RFC 9309, section 2.3.1: no such file allows everything, a server that fails forbids everything."""
+        for _ in range(_REDIRECTS + 1):
+            if self._refused(url) is not None:
+                raise PrivateAddressError(f"{url} is not a public address")
+            async with self._slot(url), asyncio.timeout(self.rules.deadline), self._get(url) as answer:
+                if answer.status in _REDIRECT and "Location" in answer.headers:
+                    url = url.join(URL(answer.headers["Location"]))
+                    continue
+                if answer.status >= 500 or answer.status == 429:
+                    return robots.NOTHING
+                if answer.status != 200:
+                    return robots.EVERYTHING
+                body = bytearray()
+                async for chunk in answer.content.iter_any():
+                    body += chunk
+                    if len(body) > robots.MAX_BYTES:
+                        break
+                return robots.parse_robots(body[: robots.MAX_BYTES].decode("utf-8", "replace"), self.rules.token)
+        return robots.EVERYTHING
+
+    def _host(self, url: URL) -> _Host:
+        name = url.host or ""
+        if name not in self._hosts:
+            self._hosts[name] = _Host(asyncio.Semaphore(self.rules.per_host))
+        return self._hosts[name]
+
+    @asynccontextmanager
+    async def _slot(self, url: URL) -> AsyncIterator[None]:
+        """A turn at a host: first among its own, then among all; not before the host wants requests again."""
+        host = self._host(url)
+        async with host.slots:
+            pause = host.not_before - time.monotonic()
+            if 0 < pause <= self.rules.max_wait:
+                await asyncio.sleep(pause)
+            async with self._connections:
+                yield
+
+
+def _why(error: BaseException) -> str:
+    """The reason behind what the network raised."""
+    inner = getattr(error, "os_error", None) or error.__cause__
+    if isinstance(error, PrivateAddressError) or isinstance(inner, PrivateAddressError):
+        return ADDRESS_PRIVATE
+    if isinstance(error, TimeoutError):
+        return TIMEOUT
+    if isinstance(error, aiohttp.ClientSSLError):
+        return TLS_FAILED
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return NO_ADDRESS
+    if isinstance(error, aiohttp.InvalidURL):
+        return URL_INVALID
+    return CONNECTION_FAILED

@@ -1,0 +1,68 @@
+"""The folder that a preparation run writes to: one run at a time, and a run goes on only with the plan it began with.
+
+`plan.json` says what the shards are made from (digest of the input, number of rows) and how (options). A killed run
+leaves it behind; the next run with the same plan finishes the set, a run with another plan is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.durable import file_lock, write_durably
+from data_pipeline.errors import UserError
+from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.preparation.packing.samples import recover
+
+PLAN = "plan.json"
+
+
+@contextmanager
+def hold_output(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
+    """Holds `folder` for one run of `plan`.
+
+    What a killed run left unfinished is put right first. Raises UserError where another run is writing there, or where
+    the folder holds shards of another plan.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = held.enter_context(file_lock(folder / ".lock", wait=False))
+        except OSError as error:
+            raise UserError(f"output folder {folder} cannot be written: {error.strerror}; choose another") from None
+        if not mine:
+            raise UserError(f"another run is writing to {folder}; wait for it, or choose another output")
+        _agree(folder, plan)
+        recover(folder)
+        yield
+
+
+def folder_digest(folder: Path, paths: Iterable[Path]) -> str:
+    """sha256 over names, sizes and times of files: a change is noticed without reading them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path.relative_to(folder)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
+    path = folder / PLAN
+    wanted = json.loads(json.dumps(plan))
+    if not path.exists():
+        if (folder / SET_MANIFEST).exists() or any(folder.glob("*.tar")):
+            raise UserError(f"{folder} already holds shards that this did not write; choose another output folder")
+        write_durably(path, (json.dumps(wanted, indent=1, ensure_ascii=False) + "\n").encode())
+        return
+    try:
+        begun = json.loads(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path} is damaged; choose another output folder, or delete {folder} and begin anew") from None
+    changed = sorted(key for key in wanted.keys() | begun.keys() if wanted.get(key) != begun.get(key))
+    if changed:
+        raise UserError(
+            f"{folder} was begun with other input or options ({', '.join(changed)} changed); "
+            "run with the former ones to finish it, or choose another output folder"
+        )

@@ -1,0 +1,184 @@
+"""From prepared rows to a shard on disk, with nothing lost and nothing twice whenever the process is killed.
+
+A shard is three files that belong together: tar, sidecar, `_stats.json`. They grow under staging names; an empty
+`.commit` file then says that all three are whole, they are renamed, and the mark goes. Whoever comes next either finds
+the mark and finishes the renames, or finds none and throws the staging files away.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
+from data_pipeline.format import ShardEntry, ShardWriter, sidecar
+from data_pipeline.format.manifest import SET_MANIFEST
+
+STAGING = ".new"
+COMMIT = ".commit"
+_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+# What every JSON member says where it is known; `Sample.fields` come after these.
+_JSON_FIELDS = ("key", "row", "url", "caption", "label", "label_name", "width", "height", "sha256")
+KEY_DIGITS = 4  # of the place in the shard; img2dataset's keys: five digits of the shard, four of the place
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input row after preparation: packed where `image` holds bytes, else rejected for `reason`.
+
+    `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
+    """
+
+    row: int
+    image: bytes | None = None
+    extension: str = "jpg"
+    format: str = "jpeg"
+    width: int | None = None
+    height: int | None = None
+    caption: str | None = None
+    label: int | None = None
+    url: str | None = None
+    reason: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shard_stem(number: int) -> str:
+    """`00000`, `00001`, ..."""
+    return f"{number:05d}"
+
+
+def sample_key(number: int, place: int) -> str:
+    """Key of the row at `place` of shard `number`: a function of the input row alone; retries never move a sample."""
+    return f"{number:05d}{place:0{KEY_DIGITS}d}"
+
+
+def pack_shard(
+    folder: Path, number: int, first_row: int, samples: Iterable[Sample], *, classes: tuple[str, ...] | None = None
+) -> ShardEntry:
+    """Writes shard `number`, whose input rows begin at `first_row`, its sidecar and its statistics as one act.
+
+    `samples` come in the order of their rows. Returns the entry for the manifest.
+    """
+    stem = shard_stem(number)
+    tar, parquet, stats = (folder / name for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"))
+    rows: list[dict[str, Any]] = []
+    with ShardWriter(_staged(tar)) as shard:
+        for sample in samples:
+            rows.append(_add(shard, sample_key(number, sample.row - first_row), sample, classes))
+    sidecar.write_sidecar(_staged(parquet), sidecar.table(rows))
+    entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
+    write_durably(_staged(stats), (json.dumps(_statistics(entry, rows), indent=1) + "\n").encode())
+    mark = folder / (stem + COMMIT)
+    write_durably(mark, b"")
+    _finish(mark)
+    return entry
+
+
+def recover(folder: Path) -> None:
+    """Brings a folder that a killed writer left back to whole shards only. Call while nobody else writes there."""
+    for mark in sorted(folder.glob("*" + COMMIT)):
+        _finish(mark)
+    for path in folder.glob("*" + STAGING):
+        path.unlink()
+    remove_leftovers(folder)
+
+
+def read_entry(folder: Path, number: int) -> ShardEntry | None:
+    """Entry of a shard that was written whole, None where it was not or where its tar is gone or of another size."""
+    stem = shard_stem(number)
+    try:
+        stats = json.loads((folder / f"{stem}_stats.json").read_bytes())
+        entry = ShardEntry(**stats["shard"])
+        whole = (folder / entry.name).stat().st_size == entry.bytes and (folder / entry.sidecar).is_file()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return entry if whole else None
+
+
+def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
+    """The rows of a shard as they were given to `pack_shard`: written again, they give the same bytes."""
+    found = []
+    with open(folder / entry.name, "rb") as file:
+        for row in sidecar.read_sidecar(folder / entry.sidecar).to_pylist():
+            kept = {name: row[name] for name in ("row", "width", "height", "caption", "label", "url", "reason")}
+            if row["status"] == sidecar.PACKED:
+                file.seek(row["json_offset"])
+                content = json.loads(file.read(row["json_size"]))
+                file.seek(row["image_offset"])
+                kept["image"] = file.read(row["image_size"])
+                kept["format"], kept["extension"] = row["image_format"], _EXTENSIONS[row["image_format"]]
+                kept["fields"] = {name: value for name, value in content.items() if name not in _JSON_FIELDS}
+            found.append(Sample(**kept))
+    return found
+
+
+def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] | None) -> dict[str, Any]:
+    """Packs one sample; returns its sidecar row."""
+    row: dict[str, Any] = {
+        "row": sample.row,
+        "status": sidecar.REJECTED if sample.image is None else sidecar.PACKED,
+        "reason": sample.reason,
+        "key": key,
+        "url": sample.url,
+        "caption": sample.caption,
+        "label": sample.label,
+        "width": sample.width,
+        "height": sample.height,
+    }
+    if sample.image is None:
+        return row
+    digest = hashlib.sha256(sample.image).hexdigest()
+    content = {
+        "key": key,
+        "row": sample.row,
+        "url": sample.url,
+        "caption": sample.caption,
+        "label": sample.label,
+        "label_name": None if classes is None or sample.label is None else classes[sample.label],
+        "width": sample.width,
+        "height": sample.height,
+        "sha256": digest,
+        **sample.fields,
+    }
+    members = {sample.extension: sample.image}
+    if sample.caption is not None:
+        members["txt"] = sample.caption.encode()
+    present = {name: value for name, value in content.items() if value is not None}
+    members["json"] = json.dumps(present, ensure_ascii=False).encode()
+    places = shard.add(key, members)
+    row |= {"sha256": digest, "image_format": sample.format}
+    for column, extension in (("image", sample.extension), ("text", "txt"), ("json", "json")):
+        if extension in places:
+            row |= {f"{column}_offset": places[extension].offset, f"{column}_size": places[extension].size}
+    return row
+
+
+def _statistics(entry: ShardEntry, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What img2dataset's tools read (`count`, `successes`, `status_dict`), and our entry for the manifest."""
+    reasons = Counter(row["reason"] for row in rows if row["status"] == sidecar.REJECTED)
+    return {
+        "count": len(rows),
+        "successes": entry.samples,
+        "failed": len(rows) - entry.samples,
+        "status_dict": {"success": entry.samples, **dict(sorted(reasons.items()))},
+        "shard": asdict(entry),
+    }
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(path.name + STAGING)
+
+
+def _finish(mark: Path) -> None:
+    stem = mark.name.removesuffix(COMMIT)
+    (mark.parent / SET_MANIFEST).unlink(missing_ok=True)  # it tells of the shard as it was
+    for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
+        staged = _staged(mark.with_name(name))
+        if staged.exists():
+            os.replace(staged, mark.with_name(name))
+    sync_folder(mark.parent)
+    mark.unlink()

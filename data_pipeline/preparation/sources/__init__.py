@@ -1,0 +1,1 @@
+"""Where input rows come from: folders, tables, the embedded set."""

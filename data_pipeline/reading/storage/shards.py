@@ -1,0 +1,252 @@
+"""Reads samples by offset, and says what is wrong where one cannot be read.
+
+The image's sha256, which stands in the sidecar, is checked on every read (a few microseconds): only where it does not
+match is the tar looked at, to tell damaged bytes from a replaced shard from an index out of date.
+"""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.format import Manifest, ShardEntry, packed_rows
+from data_pipeline.format.ustar import BLOCK_BYTES, TarMember, walk
+from data_pipeline.reading.decode.pixels import BadSample
+
+_COLUMNS = ["status", "reason", "key", "sha256", "caption", "label", "image_offset", "image_size"]
+
+
+class RawSample(NamedTuple):
+    """A sample as it stands in its shard. `note` is what it lacks ("text_missing", ...); "" where all is well.
+
+    `members`: those read besides the image, by the sidecar's names for them, where the sample has them.
+    """
+
+    key: str
+    image: bytes
+    caption: str | None
+    label: int | None
+    note: str = ""
+    members: Mapping[str, bytes] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The packed rows of a sidecar, kept small."""
+
+    keys: pa.StringArray
+    captions: pa.StringArray
+    notes: dict[int, str]
+    labels: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    digests: np.ndarray  # uint8 [rows, 32]
+    has_digest: np.ndarray
+    members: dict[str, tuple[np.ndarray, np.ndarray]]  # offsets, sizes
+
+    @classmethod
+    def read(cls, path: Path | BinaryIO, members: Sequence[str]) -> "_Index":
+        columns = _COLUMNS + [f"{name}_{what}" for name in members for what in ("offset", "size")]
+        with pq.ParquetFile(path) as file:
+            rows = packed_rows(file.read(columns=columns, use_threads=False)).combine_chunks()
+
+        def numbers(name: str) -> np.ndarray:
+            return np.asarray(rows[name].fill_null(-1))
+
+        digests = rows["sha256"].to_pylist()
+        has_digest = np.array([digest is not None for digest in digests], dtype=bool)
+        packed = b"".join(bytes.fromhex(digest) if digest else bytes(32) for digest in digests)
+        return cls(
+            keys=_column(rows, "key"),
+            captions=_column(rows, "caption"),
+            notes={n: note for n, note in enumerate(rows["reason"].to_pylist()) if note},
+            labels=numbers("label"),
+            offsets=numbers("image_offset"),
+            sizes=numbers("image_size"),
+            digests=np.frombuffer(packed, np.uint8).reshape(-1, 32),
+            has_digest=has_digest,
+            members={name: (numbers(f"{name}_offset"), numbers(f"{name}_size")) for name in members},
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Files(Protocol):
+    """Where a set's files are had from. Both raise BadSample where they cannot be."""
+
+    def shard(self, entry: ShardEntry) -> int:
+        """A descriptor of the tar, which the caller closes."""
+
+    def sidecar(self, entry: ShardEntry) -> Path | BinaryIO:
+        """The Parquet file, or its path."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files in a folder."""
+
+    manifest: Manifest
+
+    def shard(self, entry: ShardEntry) -> int:
+        path = self.manifest.shard_path(entry)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise BadSample("shard_missing" if missing else "shard_unreadable", f"{path}: {error.strerror}") from None
+
+    def sidecar(self, entry: ShardEntry) -> Path:
+        return self.manifest.sidecar_path(entry)
+
+
+class OpenShard:
+    """One shard with its index. Faults found on opening are raised by each `read`, so that each sample says why."""
+
+    def __init__(self, entry: ShardEntry, files: Files, members: Sequence[str] = ()) -> None:
+        self._entry = entry
+        self._file: int | None = None
+        self._index: _Index | None = None
+        self._fault: BadSample | None = None
+        try:
+            self._index = _Index.read(files.sidecar(entry), members)
+        except BadSample as fault:
+            self._fault = fault
+        except Exception as error:  # missing, cut, or no Parquet at all: pyarrow, OSError, ValueError, KeyError
+            self._fault = BadSample("sidecar_unreadable", f"{entry.sidecar}: {error}")
+        try:
+            self._file = files.shard(entry)
+            self._size = os.fstat(self._file).st_size
+        except BadSample as fault:
+            self._fault = fault
+
+    def key(self, row: int) -> str:
+        """The sample's key; "" where the index does not reach."""
+        if self._index is None or row >= len(self._index):
+            return ""
+        return str(self._index.keys[row])
+
+    def read(self, row: int) -> RawSample:
+        """Row `row` of the packed ones. Raises BadSample; its reasons are listed in docs/reading.md."""
+        if self._fault is not None:
+            # A new one each time: one that is raised again keeps every frame that it passed through, batches too.
+            raise BadSample(self._fault.reason, self._fault.detail)
+        assert self._index is not None and self._file is not None
+        index = self._index
+        if row >= len(index):
+            raise BadSample("index_out_of_date", f"manifest counts {self._entry.samples} samples, sidecar {len(index)}")
+        offset, size = int(index.offsets[row]), int(index.sizes[row])
+        if offset < 0 or size < 0:
+            raise BadSample("index_out_of_date", "the sidecar gives no place for the image")
+        image = self._bytes_at(offset, size)
+        if not index.has_digest[row]:
+            fault = self._misplaced(row)
+        elif hashlib.sha256(image).digest() == index.digests[row].tobytes():
+            fault = None
+        else:
+            damaged = BadSample("image_damaged", "the image's sha256 is not the one in the sidecar")
+            fault = self._misplaced(row) or damaged
+        if fault is not None:
+            raise fault
+        caption = index.captions[row].as_py()
+        label = int(index.labels[row])
+        note = index.notes.get(row, "")
+        members = {
+            name: self._bytes_at(int(offsets[row]), int(lengths[row]))
+            for name, (offsets, lengths) in index.members.items()
+            if offsets[row] >= 0
+        }
+        return RawSample(str(index.keys[row]), image, caption, None if label < 0 else label, note, members)
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _bytes_at(self, offset: int, size: int) -> bytes:
+        assert self._file is not None
+        try:
+            data = os.pread(self._file, size, offset)
+        except OSError as error:
+            raise BadSample("shard_unreadable", f"{error.strerror}") from None
+        if len(data) < size:
+            found = f"the image ends at byte {offset + size}, the shard at {self._size} (manifest: {self._entry.bytes})"
+            raise BadSample("shard_cut" if self._size < self._entry.bytes else "index_out_of_date", found)
+        return data
+
+    def _misplaced(self, row: int) -> BadSample | None:
+        """What is wrong where the tar does not have the member that the index names; None where it does."""
+        assert self._index is not None
+        if self._header_matches(row):
+            return None
+        if self._size != self._entry.bytes:
+            found = f"the shard has {self._size} bytes, the manifest says {self._entry.bytes}"
+            return BadSample("index_out_of_date", found)
+        spread = np.unique(np.linspace(0, len(self._index) - 1, 16).astype(int))
+        if 2 * sum(self._header_matches(int(n)) for n in spread) < len(spread):
+            return BadSample("shard_replaced", "other members lie where the index says, though the length is the same")
+        return BadSample("image_damaged", "the image and its tar header are not what the index says")
+
+    def _header_matches(self, row: int) -> bool:
+        assert self._index is not None and self._file is not None
+        offset, size = int(self._index.offsets[row]), int(self._index.sizes[row])
+        block = os.pread(self._file, BLOCK_BYTES, offset - BLOCK_BYTES) if offset >= BLOCK_BYTES else b""
+        if len(block) < BLOCK_BYTES:
+            return False
+        member = next(walk(block + bytes(size + 2 * BLOCK_BYTES)), None)
+        return (
+            isinstance(member, TarMember)
+            and member.size == size
+            and member.name.startswith(f"{self._index.keys[row]}.")
+        )
+
+
+class ShardSet:
+    """One source: its manifest, and its most recently used shards kept open."""
+
+    def __init__(self, manifest: Manifest, files: Files, *, keep: int, members: Sequence[str] = ()) -> None:
+        self.manifest = manifest
+        self.files = files
+        self._keep, self._members = keep, tuple(members)
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def shard(self, number: int) -> OpenShard:
+        """Shard `number` of the manifest, opened on first use."""
+        found = self._open.get(number)
+        if found is None:
+            found = self._open[number] = OpenShard(self.manifest.shards[number], self.files, self._members)
+            while len(self._open) > self._keep:
+                self._open.popitem(last=False)[1].close()
+        else:
+            self._open.move_to_end(number)
+        return found
+
+    def has_labels(self) -> bool:
+        """Whether a sample of the set has a label. Sidecars are read up to the first that says so."""
+        for entry in self.manifest.shards:
+            try:
+                if (_Index.read(self.files.sidecar(entry), ()).labels >= 0).any():
+                    return True
+            except Exception:  # a sidecar that cannot be read: its samples are bad ones, counted when they are read
+                continue
+        return False
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+
+def _column(rows: pa.Table, name: str) -> Any:
+    column = rows[name].combine_chunks()
+    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column

@@ -1,0 +1,167 @@
+"""From positions to a batch's arrays: locate, read, draw views, write targets, replace what is bad. Runs in workers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from data_pipeline.errors import BadDataError
+from data_pipeline.hashing import Integers, key, uniforms
+from data_pipeline.reading.batch import SampleRef
+from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.decode.augmentation import augment
+from data_pipeline.reading.decode.pixels import BadSample, Header
+from data_pipeline.reading.decode.views import UNIFORMS, Crop, random_crop, render_views
+from data_pipeline.reading.faults import Fault
+from data_pipeline.reading.order.samples import Order
+from data_pipeline.reading.storage.shards import RawSample, ShardSet
+from data_pipeline.reading.targets import Targets, TargetSource, TargetSpec
+from data_pipeline.reading.workers.memory import Arrays, Layout
+
+_AUGMENT = 5  # purpose of hash keys
+_NEAR, _FAR = 8, 24  # replacements tried in the same block, then in the whole source
+
+
+@dataclass
+class Filled:
+    """What goes with a batch's arrays: a row's sample and its targets' extra, and the faults found on the way."""
+
+    samples: list[SampleRef]
+    extras: list[object]
+    faults: list[Fault] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, rows: int) -> "Filled":
+        return cls([SampleRef("", "", "")] * rows, [None] * rows)
+
+
+class RowCandidate(Protocol):
+    """A sample that may fill a row. `ref` costs a look into the shard's index."""
+
+    def read(self) -> RawSample:
+        """Raises BadSample."""
+
+    def ref(self) -> SampleRef: ...
+
+
+class RowFiller:
+    """Fills single rows: the views of a training sample, drawn for its position, and its targets."""
+
+    def __init__(
+        self, config: DataConfig, targets: TargetSpec[Targets], sources: Sequence[TargetSource], seed: int
+    ) -> None:
+        self._config, self._targets, self._sources = config, targets, sources
+        self._stream = key(seed, _AUGMENT)  # of all randomness in views
+
+    def layout(self, rows: int) -> Layout:
+        """The arrays of a batch."""
+        views, size = self._config.views, self._config.image_size
+        own: Layout = {"views": ((rows, views, size, size, 3), np.uint8), "crops": ((rows, views, 6), np.float32)}
+        return own | self._targets.layout(rows)
+
+    def chances(self, positions: Integers) -> list[list[float]]:
+        """The hashed numbers of every position's crops."""
+        return uniforms(self._stream, positions, UNIFORMS * self._config.views).tolist()  # type: ignore[no-any-return]
+
+    def fill(
+        self,
+        row: int,
+        position: int,
+        source: int,
+        chances: list[float],
+        candidates: Iterator[RowCandidate],
+        failed: list[tuple[RowCandidate, BadSample]],
+        arrays: Arrays,
+        filled: Filled,
+    ) -> None:
+        """Writes the first of `candidates` that can be used. Those that cannot go to `failed`, which `candidates` may
+        read to give up."""
+        for candidate in candidates:
+            try:
+                sample = candidate.read()
+                self._draw(sample.image, position, chances, arrays["views"][row], arrays["crops"][row])
+                extra = self._targets.write(row, sample, self._sources[source], arrays["crops"][row], arrays)
+                break
+            except BadSample as error:
+                failed.append((candidate, error))
+        used = candidate.ref()
+        filled.samples[row], filled.extras[row] = used, extra
+        for bad, fault in failed:
+            ref = bad.ref()
+            filled.faults.append(Fault(position, *ref, fault.reason, fault.detail, (used.shard, used.key)))
+        if reason := self._targets.incomplete(sample, self._sources[source]):
+            filled.faults.append(Fault(position, *used, reason, "", None))
+
+    def finish(self, arrays: Arrays, filled: Filled) -> None:
+        self._targets.finish(filled.extras, arrays)
+        filled.faults.sort(key=lambda fault: fault.position)
+
+    def _draw(self, data: bytes, position: int, chances: list[float], views: np.ndarray, crops: np.ndarray) -> None:
+        """Writes the views of an image, uint8 [V, S, S, 3], and their crops, float32 [V, 6]. Raises BadSample."""
+        settings = self._config.augmentation
+
+        def crop(header: Header, view: int) -> Crop:
+            own = chances[view * UNIFORMS : (view + 1) * UNIFORMS]
+            return random_crop(header.width, header.height, own, settings.scale, settings.ratio, settings.flip)
+
+        def choose(header: Header) -> list[Crop]:
+            return [crop(header, view) for view in range(len(views))]
+
+        render_views(data, self._config.max_pixels, choose, views, crops)
+        for number, view in enumerate(views):
+            augment(view, settings, self._stream, position, number)
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    """A row of a shard that can seek."""
+
+    source: str
+    set: ShardSet
+    shard: int
+    row: int
+
+    def read(self) -> RawSample:
+        return self.set.shard(self.shard).read(self.row)
+
+    def ref(self) -> SampleRef:
+        name = self.set.manifest.shards[self.shard].name
+        return SampleRef(self.source, name, self.set.shard(self.shard).key(self.row), self.row)
+
+
+class BatchBuilder:
+    """Fills batches. A pure function of the positions asked for (and of the shards)."""
+
+    def __init__(self, filler: RowFiller, order: Order, names: Sequence[str], sets: Sequence[ShardSet]) -> None:
+        self._filler, self._order, self._names, self._sets = filler, order, names, sets
+
+    def fill(self, positions: Integers, arrays: Arrays) -> Filled:
+        """Writes the samples at `positions`, int64 [B], into `arrays`."""
+        sources, indices = self._order.indices(positions)
+        located = self._order.locate(positions)
+        chances = self._filler.chances(positions)
+        filled = Filled.empty(len(positions))
+        for i in np.lexsort((located.row, located.shard, sources)).tolist():  # shard by shard, in file order
+            source, failed = int(sources[i]), list[tuple[RowCandidate, BadSample]]()
+            candidates = self._candidates(source, int(indices[i]), int(located.shard[i]), int(located.row[i]), failed)
+            self._filler.fill(i, int(positions[i]), source, chances[i], candidates, failed, arrays, filled)
+        self._filler.finish(arrays, filled)
+        return filled
+
+    def _candidates(
+        self, source: int, index: int, shard: int, row: int, failed: list[tuple[RowCandidate, BadSample]]
+    ) -> Iterator[_Indexed]:
+        """The sample of the place, then its replacements: a function of the place alone, near ones first."""
+        order, name, shards = self._order.sources[source], self._names[source], self._sets[source]
+        yield _Indexed(name, shards, shard, row)
+        for tried in range(_NEAR + _FAR):
+            near = tried < _NEAR
+            choices = order.neighbours(index, tried + 1) if near else order.anywhere(index, tried - _NEAR + 1)
+            _, found, rows = order.locate(choices[-1:])
+            yield _Indexed(name, shards, int(found[0]), int(rows[0]))
+        reasons = "; ".join(sorted({f"{candidate.ref().shard}: {fault}" for candidate, fault in failed})[:4])
+        raise BadDataError(
+            f"source {name}: {len(failed)} samples in a row cannot be used, among them {reasons}. "
+            "Check the shards with `internimage shards verify`"
+        )

@@ -220,6 +220,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
   __syncwarp();
   T mean = 0;
   if (a.q.activation == kSoftmax) {
+#pragma unroll 1
     for (int k = lanes.rank; k < points; k += lanes.size) mean += weight[k] * to_weight[k];
     mean = lanes.sum(mean);
   }

@@ -131,6 +131,7 @@ __device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const La
   const int activation = a.q.activation;
   const S* logits = static_cast<const S*>(a.t.mask) + lanes.pixel * a.q.mask_stride + lanes.group * points;
   if (activation != kSoftmax) {
+#pragma unroll 1
     for (int k = lanes.rank; k < points; k += lanes.size) {
       const T x = widen(logits[k]);
       weight[k] = activation == kSigmoid ? reciprocal(T(1) + exponential(-x)) : x;

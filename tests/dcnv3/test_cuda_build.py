@@ -65,18 +65,21 @@ def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits(resources:
             names = (f"{direction} bfloat16 x8 of {channels}" for direction in ("forward", "backward"))
             forward, backward = (recorded[architecture][name]["point_loop"] for name in names)
             assert forward["points"] == 3 and forward["instructions"] <= 230, architecture
-            assert backward["points"] == 1 and backward["instructions"] <= (300 if architecture == "sm_80" else 190)
+            assert backward["points"] == 1 and backward["instructions"] <= (310 if architecture == "sm_80" else 190)
 
 
 def test_the_forward_loop_has_code_for_the_points_left_over(resources: ModuleType) -> None:
-    """Four loads a point: a round of the loop has three points, or two, and then one more for an odd number of them."""
+    """Four loads a point: a round of the loop has three points, or two, and then one more for an odd number of them.
+
+    One load is the centre's.
+    """
     recorded = json.loads(resources.RESULTS.read_text())["kernels"]
     for architecture, kernels in recorded.items():
         for kernel, numbers in kernels.items():
             if kernel.startswith("forward") and " x1" not in kernel:
                 together = numbers["point_loop"]["points"]
                 assert together == (3 if " of " in kernel else 2), (architecture, kernel)
-                assert numbers["loads"]["128"] == 4 * 3, (architecture, kernel)
+                assert numbers["loads"]["128"] == 4 * 3 + 1, (architecture, kernel)
 
 
 ODD_UNROLL = """

@@ -67,6 +67,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 4) forward_kernel(const Argu
       }
     }
     if (c < shape.channels && lanes.active) {
+      if (a.q.center) {
+        T v[N];
+        load<N>(center_value<S>(a, lanes, shape.channels) + c, v);
+        const T share = center_share<S>(a, lanes);
+#pragma unroll
+        for (int n = 0; n < N; ++n) sum[n] += share * (v[n] - sum[n]);
+      }
       store<N>(static_cast<S*>(a.t.output) + static_cast<uint64_t>(lanes.pair) * shape.channels + c, sum);
     }
   }

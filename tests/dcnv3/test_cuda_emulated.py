@@ -225,7 +225,7 @@ def test_the_cuda_kernels_compute_the_packed_definition(
     fixed: bool,
     center: bool,
 ) -> None:
-    """Every number of the gradient is written, also the padding's zeros, also in odd rows, whose pairs are not aligned."""
+    """Every number of the gradient is written, also the padding's zeros, and in odd rows, where no pair is aligned."""
     call = make_call(**({"height": 5, "width": 4} | shape), dtype=dtype)
     shift = call.offset.double().unflatten(-1, (-1, 2))
     call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2).to(dtype)

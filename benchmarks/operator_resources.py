@@ -69,7 +69,8 @@ def kernel_name(mangled: str) -> str | None:
 def digest() -> str:
     """Of the kernels' code, without its comments and line breaks."""
     files = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
-    code = [re.sub(r"//[^\n]*", "", path.read_text()) for path in (*files, CSRC / "problem.h", CSRC / "sampling.h")]
+    files += [CSRC / name for name in ("packed.h", "problem.h", "sampling.h")]
+    code = [re.sub(r"//[^\n]*", "", path.read_text()) for path in files]
     return hashlib.sha256(" ".join("\n".join(code).split()).encode()).hexdigest()
 
 

@@ -15,12 +15,16 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 class Inputs(NamedTuple):
-    """Of one call: [N, H, W, ...], channels last; `gradient` is the output's."""
+    """Of one call: [N, H, W, ...], channels last; `gradient` is the output's.
+
+    `packed` is offset, mask and a centre's logits in one tensor, as the layer's product gives them.
+    """
 
     value: torch.Tensor
     offset: torch.Tensor
     mask: torch.Tensor
     gradient: torch.Tensor
+    packed: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,29 @@ class Case:
         """Sampled in one pass."""
         return self.batch * self.size**2 * self.groups * POINTS
 
+    @property
+    def places(self) -> int:
+        """Numbers of a pixel's row in the packed tensor, a whole 8."""
+        return -(-self.groups * (3 * POINTS + 1) // 8) * 8
+
     def bytes_moved(self) -> dict[str, int]:
         """The least bytes of each pass: every input read and every output written once."""
         element = DTYPES[self.dtype].itemsize
         pixels = self.batch * self.size**2 * self.groups * element
         inputs, output = pixels * (self.group_channels + 3 * POINTS), pixels * self.group_channels
-        return {"forward": inputs + output, "backward": 2 * inputs + output}
+        packed = output + self.batch * self.size**2 * self.places * element
+        found = {"forward": inputs + output, "backward": 2 * inputs + output}
+        return found | {"packed forward": packed + output, "packed backward": 2 * packed + output}
 
     def inputs(self, device: torch.device, spread: float = SPREAD) -> Inputs:
-        widths = (self.groups * self.group_channels, self.groups * 2 * POINTS, self.groups * POINTS)
-        value, offset, mask = (
+        points = self.groups * POINTS
+        widths = (self.groups * self.group_channels, 2 * points, points, self.places - 3 * points)
+        value, offset, mask, rest = (
             torch.randn(self.batch, self.size, self.size, width, device=device).to(DTYPES[self.dtype])
             for width in widths
         )
-        return Inputs(value, offset * spread, mask, torch.randn_like(value))
+        offset = offset * spread
+        return Inputs(value, offset, mask, torch.randn_like(value), torch.cat([offset, mask, rest], -1))
 
     def rotation(self, device: torch.device, spread: float = SPREAD, enough: int = 160_000_000) -> list[Inputs]:
         """As many inputs as are more than a cache of 50 MB holds; one on a CPU."""

@@ -24,7 +24,7 @@ from dcnv3 import available_backends
 STEP = "tests"
 LIMIT = 110.0  # seconds, of all parts together
 TESTS = "tests/dcnv3/"
-OTHERS = ("test_registration.py", "test_arguments.py", "test_triton.py")
+OTHERS = ("test_registration.py", "test_arguments.py", "test_packed.py", "test_triton.py")
 EVERY_TYPE = "every_type"
 
 
@@ -49,6 +49,7 @@ def parts() -> list[Part]:
         Part("triton", "gradients", ("test_gradients.py",), f"not {EVERY_TYPE}"),
         Part("cuda", "registration", OTHERS),
         Part("triton", "registration", OTHERS[:2]),
+        Part("triton", "packed", OTHERS[2:3]),
     ]
     # where the compiled kernels are missing, tests without DCNV3_TEST_TRITON would be Triton's too
     return [part for part in every if part.kernels == "triton" or available_backends()["cuda"] is None]

@@ -1,6 +1,7 @@
 """The operator's passes at every stage of T and H: milliseconds, share of the copy bandwidth, points a second.
 
-The compiled kernels and, by turns with them, Triton's. A pass's floor is every tensor moved once at the bandwidth of a
+The compiled kernels and, by turns with them, Triton's; at the hottest stages of bf16 also the packed operator with a
+centre, as the layer calls it. A pass's floor is every tensor moved once at the bandwidth of a
 copy; the share is that floor over the time.
 """
 
@@ -31,6 +32,14 @@ def backward(case: Case, i: Inputs) -> object:
 
 def deterministic_backward(case: Case, i: Inputs) -> object:
     return torch.ops.dcnv3.backward(i.gradient, i.value, i.offset, i.mask, *case.geometry, True)
+
+
+def packed_forward(case: Case, i: Inputs) -> object:
+    return torch.ops.dcnv3.packed_forward(i.value, i.packed, *case.geometry, True)
+
+
+def packed_backward(case: Case, i: Inputs) -> object:
+    return torch.ops.dcnv3.packed_backward(i.gradient, i.value, i.packed, *case.geometry, True, False)
 
 
 def triton_passes() -> dict[str, Pass]:
@@ -102,7 +111,10 @@ def main() -> None:
         if beside:
             for name, call in triton.items():
                 contenders[name]["triton"] = call
-        if backend == "cuda" and (case.model, case.stage) in HOT and case.dtype == "bfloat16" and spread > 0:
+        hot = (case.model, case.stage) in HOT and case.dtype == "bfloat16" and spread > 0
+        if hot or tiny:
+            contenders |= {"packed forward": {"ours": packed_forward}, "packed backward": {"ours": packed_backward}}
+        if hot and backend == "cuda":
             contenders["deterministic backward"] = {"ours": deterministic_backward}
         found = measure(case, contenders, case.rotation(device, spread), bandwidth, 3 if tiny else 9)
         record(STEP, case.about() | {"offset_spread": spread} | found)

@@ -1,6 +1,7 @@
 """compute-sanitizer over small calls of both kernels: accesses outside (memcheck), races in shared memory (racecheck).
 
-Run with --calls it makes the calls; else it runs itself so under each tool.
+The calls are of the plain and the packed operator. Run with --calls it makes them; else it runs itself so under each
+tool.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ SHAPES = [(16, 3, False), (32, 3, False), (5, 3, False), (16, 3, True), (8, 7, F
 
 
 def calls(device: torch.device) -> int:
-    """Forward and backward, of each dtype and shape, adding in any order and in the deterministic one; their number."""
+    """Forward and backward, plain and packed with a centre, of each dtype and shape, adding in any order and in the
+    deterministic one; their number."""
     import dcnv3  # noqa: F401  # registers the operators
 
     made = 0
@@ -32,14 +34,18 @@ def calls(device: torch.device) -> int:
             groups, points = 2, kernel * kernel
             geometry = (groups, kernel, kernel, 1, 1, kernel // 2, kernel // 2, 1, 1, 1.0, False, 0)
             tensors = []
-            for width in (groups * channels, groups * points * 2, groups * points, groups * channels):
+            # the places of one pixel: two columns of padding, and one more beside slices, so that rows are odd
+            places = groups * (3 * points + 1) + 2 + slices
+            for width in (groups * channels, groups * points * 2, groups * points, groups * channels, places):
                 wide = torch.randn(1, 5, 4, width + 2 * slices).to(device, dtype)
                 tensors.append(wide[..., 1 : 1 + width] if slices else wide)
-            value, offset, mask, gradient = tensors
+            value, offset, mask, gradient, packed = tensors
             torch.ops.dcnv3.forward(value, offset, mask, *geometry)
+            torch.ops.dcnv3.packed_forward(value, packed, *geometry, True)
             for deterministic in (False, True):
                 torch.ops.dcnv3.backward(gradient, value, offset, mask, *geometry, deterministic)
-            made += 3
+                torch.ops.dcnv3.packed_backward(gradient, value, packed, *geometry, True, deterministic)
+            made += 6
     if device.type == "cuda":
         torch.cuda.synchronize()
     return made
@@ -77,7 +83,7 @@ def main() -> None:
             printed, ended = error.output.decode(errors="replace") if error.output else "", "time limit"
         print(printed[-20_000:], flush=True)
         counted = summary(printed)
-        whole = f"{len(SHAPES) * 4 * 3} calls" in printed
+        whole = f"{len(SHAPES) * 4 * 6} calls" in printed
         row = {"tool": tool, "seconds": round(time.monotonic() - began, 1), "ended": ended, "all_calls_made": whole}
         row |= {"errors": None, "summary": None} if counted is None else {"errors": counted[0], "summary": counted[1]}
         record(STEP, row)

@@ -9,13 +9,14 @@ import ctypes
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import dcnv3
-from dcnv3.geometry import make_geometry
+from dcnv3.geometry import Geometry, make_geometry
+from dcnv3.reference import packed_reference
 
 HERE = Path(__file__).parent / "emulation"
 CSRC = Path(dcnv3.__file__).parent / "csrc"
@@ -54,6 +55,42 @@ def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
     return view.copy_(tensor)
 
 
+class Places(NamedTuple):
+    """What a call is sampled by, or its gradients: slices of one tensor, or tensors of their own."""
+
+    offset: torch.Tensor
+    mask: torch.Tensor
+    center: torch.Tensor  # without a centre, of no channels
+    padding: torch.Tensor
+
+
+def launch(
+    library: ctypes.CDLL,
+    geometry: Geometry,
+    value: torch.Tensor,
+    places: Places,
+    results: list[torch.Tensor],
+    grad_places: Places,
+    *,
+    backward: bool,
+    fixed: bool,
+) -> int:
+    """Run a pass. `results`: output, the output's gradient and the value's. Elements that a lane moves, or an error."""
+    everything = [value, *places[:3], *results, *grad_places]
+    pointers = (ctypes.c_void_p * 11)(*(t.data_ptr() for t in everything))
+    sizes = [
+        *value.shape[:3],
+        *results[0].shape[1:3],
+        geometry.groups,
+        value.shape[3] // geometry.groups,
+        *geometry[1:9],
+    ]
+    sizes += [t.stride(2) for t in (value, *places[:3], *grad_places[:3])]
+    sizes += [places.center.shape[-1] > 0, grad_places.padding.shape[-1]]
+    numbers = (geometry.offset_scale, geometry.remove_center, geometry.activation)
+    return library.run((ctypes.c_int64 * 24)(*sizes), *numbers, pointers, TYPES.index(value.dtype), backward, fixed)
+
+
 def emulate(
     library: ctypes.CDLL,
     call: Any,
@@ -68,27 +105,59 @@ def emulate(
 
     `spread`: forward's value, already in `dtype`, its pixels as far from each other as they are there.
     """
-    g = make_geometry(**call.options)
-    n, height, width, channels = call.value.shape
     start = 0 if wide else 1
-    names = ("grad_value", "grad_offset", "grad_mask")
-    results = {}
-    for backward in (0, 1):
-        value = shifted(call.value.to(dtype), start, 0 if backward else gap)
+    offset, mask = (shifted(t.to(dtype), start, gap + start) for t in (call.offset, call.mask))
+    grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (offset, mask)]
+    nothing = [offset[..., :0]] * 2
+    places, grad_places = Places(offset, mask, *nothing), Places(*grads, *nothing)
+    results = _emulate(library, call, places, grad_places, wide, fixed, gap, spread)
+    return results | {"grad_offset": grads[0].double(), "grad_mask": grads[1].double()}
+
+
+def emulate_packed(
+    library: ctypes.CDLL,
+    call: Any,
+    packed: torch.Tensor,
+    center: bool,
+    *,
+    wide: bool = True,
+    fixed: bool = False,
+    gap: int = 0,
+) -> dict[str, torch.Tensor]:
+    """The operator on `packed` in its dtype; see `emulate`."""
+    geometry = make_geometry(**call.options)
+    points, start = geometry.groups * geometry.points, 0 if wide else 1
+    parts = [2 * points, points, geometry.groups * center]
+    parts += [packed.shape[-1] - sum(parts)]
+    places = shifted(packed, start, gap + start)
+    grad = torch.full(packed.shape, torch.nan, dtype=packed.dtype)
+    cut = (Places(*tensor.split(parts, -1)) for tensor in (places, grad))
+    return _emulate(library, call, *cut, wide, fixed, gap) | {"grad_packed": grad.double()}
+
+
+def _emulate(
+    library: ctypes.CDLL,
+    call: Any,
+    places: Places,
+    grad_places: Places,
+    wide: bool,
+    fixed: bool,
+    gap: int,
+    spread: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Both passes: the output and the value's gradient. That of the places is left in `grad_places`."""
+    dtype = places.offset.dtype
+    output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
+    grad_value = torch.full_like(call.value, torch.nan, dtype=dtype)
+    results = [output, call.cotangent.to(dtype).contiguous(), grad_value]
+    for backward in (False, True):
+        value = shifted(call.value.to(dtype), 0 if wide else 1, 0 if backward else gap)
         if spread is not None and not backward:
             value = spread
-        offset, mask = (shifted(t.to(dtype), start, gap + start) for t in (call.offset, call.mask))
-        output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
-        grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (value, offset, mask)]
-        sizes = [n, height, width, *call.cotangent.shape[1:3], g.groups, channels // g.groups, *g[1:9]]
-        sizes += [t.stride(2) for t in (value, offset, mask)]
-        everything = [value, offset, mask, output, call.cotangent.to(dtype).contiguous(), *grads]
-        pointers = (ctypes.c_void_p * 8)(*(t.data_ptr() for t in everything))
-        arguments = (g.offset_scale, g.remove_center, g.activation, pointers, TYPES.index(dtype), backward, fixed)
-        moved = library.run((ctypes.c_int64 * 18)(*sizes), *arguments)
+        geometry = make_geometry(**call.options)
+        moved = launch(library, geometry, value, places, results, grad_places, backward=backward, fixed=fixed)
         assert moved == (16 // dtype.itemsize if wide else 1)
-        results |= {"output": output} if backward == 0 else dict(zip(names, grads, strict=True))
-    return {name: t.double() for name, t in results.items()}
+    return {"output": output.double(), "grad_value": grad_value.double()}
 
 
 def assert_computes(
@@ -154,6 +223,47 @@ def test_the_cuda_kernels_take_16_bit_types_and_slices(
         assert_computes(actual, expected, TOLERANCE[dtype], fixed)
 
 
+PACKED: list[tuple[dict[str, Any], int]] = [  # and columns of padding
+    ({"group_channels": 16}, 2),
+    ({"group_channels": 32, "groups": 3}, 5),
+    ({"group_channels": 24, "kernel": (7, 7), "padding": (3, 3), "groups": 1, "height": 4}, 0),
+    ({"group_channels": 8, "mask_activation": "sigmoid", "dilation": (2, 1), "padding": (2, 1), "groups": 3}, 0),
+    ({"group_channels": 40, "mask_activation": "none", "logit_amplitude": 1e-4, "remove_center": True}, 1),
+]
+
+
+@pytest.mark.parametrize("center", [False, True], ids=["plain", "centre"])
+@pytest.mark.parametrize("fixed", [False, True], ids=["atomic", "deterministic"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("shape", "padding"), PACKED, ids=str)
+def test_the_cuda_kernels_compute_the_packed_definition(
+    libraries: dict[int, ctypes.CDLL],
+    make_call: Any,
+    shape: dict[str, Any],
+    padding: int,
+    dtype: torch.dtype,
+    fixed: bool,
+    center: bool,
+) -> None:
+    """Every number of the gradient is written, also the padding's zeros, and in odd rows, where no pair is aligned."""
+    call = make_call(**({"height": 5, "width": 4} | shape), dtype=dtype)
+    shift = call.offset.double().unflatten(-1, (-1, 2))
+    call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2).to(dtype)
+    geometry = make_geometry(**call.options)
+    logits = torch.linspace(-4, 4, call.mask[..., 0].numel() * geometry.groups).view(*call.mask.shape[:3], -1).to(dtype)
+    further = torch.full((*call.mask.shape[:3], padding), torch.nan, dtype=dtype)
+    packed = torch.cat([call.offset, call.mask, *[logits] * center, further], -1)
+
+    leaves = [t.detach().double().requires_grad_() for t in (call.value, packed)]
+    output = packed_reference(*leaves, geometry, center)
+    grads = torch.autograd.grad(output, leaves, call.cotangent.double())
+    expected = dict(zip(("output", "grad_value", "grad_packed"), (output.detach(), *grads), strict=True))
+    for wide, gap in ((True, 0), (True, 8), (False, 3)):
+        for architecture in (800, 900) if wide and not fixed else (800,):
+            actual = emulate_packed(libraries[architecture], call, packed, center, wide=wide, fixed=fixed, gap=gap)
+            assert_computes(actual, expected, TOLERANCE[dtype], fixed)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_emulated_16_bit_types_round_as_torch_does(
     libraries: dict[int, ctypes.CDLL], make_call: Any, dtype: torch.dtype
@@ -172,13 +282,13 @@ def test_the_emulated_16_bit_types_round_as_torch_does(
 
 def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: dict[int, ctypes.CDLL]) -> None:
     """By the launcher, before it would fail at the launch: -1, which the binding turns into words."""
-    pointers = (ctypes.c_void_p * 8)()
+    pointers = (ctypes.c_void_p * 11)()
     answers = {}
     for size in (49, 51, 101, 201):
         # no images: nothing is read
-        sizes = [0, size, size, 1, 1, 1, 16, size, size, 1, 1, 0, 0, 1, 1, 16, 2 * size**2, size**2]
+        sizes = [0, size, size, 1, 1, 1, 16, size, size, 1, 1, 0, 0, 1, 1, 16, *[2 * size**2, size**2, 0] * 2, 0, 0]
         for backward in (0, 1):
-            done = libraries[800].run((ctypes.c_int64 * 18)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0)
+            done = libraries[800].run((ctypes.c_int64 * 24)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0)
             answers[size, backward] = done
     refused = [key for key, done in answers.items() if done == -1]
     assert refused == [(101, 1), (201, 0), (201, 1)]

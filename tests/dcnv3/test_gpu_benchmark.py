@@ -37,9 +37,17 @@ def test_a_floor_moves_every_tensor_once(load: Callable[[str], ModuleType]) -> N
     inputs = sum(t.numel() * t.element_size() for t in (i.value, i.offset, i.mask))
     output = i.gradient.numel() * 2
     # backward: the inputs and the output's gradient in, three gradients out
-    assert case.bytes_moved() == {"forward": inputs + output, "backward": 2 * inputs + output}
+    packed = (i.value.numel() + i.packed.numel()) * 2
+    assert case.bytes_moved() == {
+        "forward": inputs + output,
+        "backward": 2 * inputs + output,
+        "packed forward": packed + output,
+        "packed backward": 2 * packed + output,
+    }
     assert case.points == i.mask.numel()
     assert torch.ops.dcnv3.forward(i.value, i.offset, i.mask, *case.geometry).shape == i.gradient.shape
+    assert torch.equal(i.packed[..., : i.offset.shape[-1]], i.offset) and i.packed.shape[-1] % 8 == 0
+    assert torch.ops.dcnv3.packed_forward(i.value, i.packed, *case.geometry, True).shape == i.gradient.shape
     assert 1.3 < float(i.offset.float().std()) < 1.7
 
 
@@ -121,7 +129,7 @@ def test_the_rows_of_reductions_are_those_that_backward_adds_to(load: Callable[[
 
 def test_what_a_sanitizer_says_is_counted(load: Callable[[str], ModuleType]) -> None:
     summary = load("sanitized").summary
-    assert summary("60 calls\n========= ERROR SUMMARY: 0 errors\n") == (0, "")
+    assert summary("120 calls\n========= ERROR SUMMARY: 0 errors\n") == (0, "")
     assert summary("========= ERROR SUMMARY: 1 error\n") == (1, "")
     found = summary("========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)\n")
     assert found == (2, "displayed (1 error, 1 warning)")
@@ -147,11 +155,11 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
 @pytest.mark.parametrize(
     ("tells", "errors", "whole"),
     [
-        ("echo 60 calls; echo '========= ERROR SUMMARY: 0 errors'", 0, True),
-        ("echo 60 calls; echo '========= ERROR SUMMARY: 3 errors'", 3, True),
+        ("echo 120 calls; echo '========= ERROR SUMMARY: 0 errors'", 0, True),
+        ("echo 120 calls; echo '========= ERROR SUMMARY: 3 errors'", 3, True),
         ("echo '========= ERROR SUMMARY: 0 errors'", 0, False),
         ("echo '========= Error: no device'; exit 1", None, False),
-        ("echo 60 calls; sleep 60", None, True),
+        ("echo 120 calls; sleep 60", None, True),
     ],
 )
 def test_a_sanitizer_is_believed_after_all_calls_alone(
@@ -228,7 +236,7 @@ def test_every_reduction_is_timed_on_every_pattern(
 
 
 def test_the_sanitized_calls_take_every_dtype_and_shape(load: Callable[[str], ModuleType]) -> None:
-    assert load("sanitized").calls(torch.device("cpu")) == 60
+    assert load("sanitized").calls(torch.device("cpu")) == 120
 
 
 def test_counters_are_read_of_the_raw_page(load: Callable[[str], ModuleType]) -> None:
@@ -279,5 +287,5 @@ def test_missing_cuda_kernels_fail_and_tritons_are_tested(
     with pytest.raises(SystemExit, match="Error: "):
         tests.main()  # parts without a report have failed
     kernels = [row["kernels"] for row in results("tests")]
-    assert kernels.count("triton") == 4
+    assert kernels.count("triton") == 5
     assert kernels.count("cuda") == (1 if missing else 3)

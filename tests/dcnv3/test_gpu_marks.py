@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ["test_golden.py", "test_gradients.py", "test_registration.py", "test_arguments.py"]
+FILES = ["test_golden.py", "test_gradients.py", "test_registration.py", "test_arguments.py", "test_packed.py"]
 COLLECT = """
 import json, sys, types, torch, pytest
 torch.cuda.is_available = lambda: True
@@ -45,6 +45,9 @@ def test_every_test_of_a_gpu_is_marked_and_no_other(kernels: str) -> None:
         assert any(f"{kernels}-torch.{dtype}" in name for name in names if "deterministic" in name)
     golden = [name for name in names if "those_of_the_public_code" in name and f"{kernels}-on-cuda" in name]
     assert len(golden) == 10
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        for center in ("plain", "centre"):
+            assert sum(f"{kernels}-" in n and f"{center}-torch.{dtype}" in n for n in names if "its_parts" in n) == 5
     assert any("any_shape" in name for name in names) and any("opcheck" in name for name in names)
     other = {"cuda": "triton", "triton": "cuda-on"}[kernels]
     assert not any(other in name for name in names)

@@ -12,15 +12,9 @@ unsigned blocks_for(int64_t count) {
   return static_cast<unsigned>(blocks < 4096 ? (blocks > 0 ? blocks : 1) : 4096);
 }
 
-int log2_above(int64_t n) {
-  int bits = 0;
-  while ((int64_t(1) << bits) < n) ++bits;
-  return bits;
-}
-
 // `Sum` is float or double (t.sum may be the gradient itself), or Fixed.
 template <typename S, int N, typename Sum>
-int run(const Problem& q, const Tensors& t, const float* bound, cudaStream_t stream) {
+int run(const PackedProblem& q, const PackedTensors& t, const float* bound, cudaStream_t stream) {
   const Plan plan = make_plan(q, sizeof(Compute<S>), N, true);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
   const int64_t elements = q.batch * q.height * q.width * q.channels();
@@ -28,7 +22,7 @@ int run(const Problem& q, const Tensors& t, const float* bound, cudaStream_t str
   if (error != 0 || elements == 0) return error;
   Arguments arguments = make_arguments(q, t, plan, sizeof(S), sizeof(Sum));
   arguments.bound = bound;
-  arguments.room_log2 = log2_above(q.pixels() * q.points);
+  arguments.room_log2 = room_log2(q);
   error = with_lanes<N>(q, plan, [&](auto lanes) {
     return for_images<S, Sum>(arguments, plan, [&](const Arguments& a, unsigned blocks) {
       backward_kernel<S, N, lanes.value, Sum><<<blocks, plan.warps * kWarp, plan.shared, stream>>>(a);
@@ -42,7 +36,8 @@ int run(const Problem& q, const Tensors& t, const float* bound, cudaStream_t str
 
 }  // namespace
 
-Status launch_backward(Type type, const Problem& q, const Tensors& t, bool deterministic, float* bound, void* opaque) {
+Status launch_backward(Type type, const PackedProblem& q, const PackedTensors& t, bool deterministic, float* bound,
+                       void* opaque) {
   const auto stream = static_cast<cudaStream_t>(opaque);
   return checked([&] {
     return with_type(type, q, t.value, t.grad_output, [&](auto s, auto width) -> int {

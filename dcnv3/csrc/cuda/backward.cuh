@@ -60,7 +60,8 @@ __device__ __forceinline__ void add(Fixed* to, const T* x, T factor, bool counts
 }
 
 __device__ __forceinline__ float largest_addition(const Arguments& a) {
-  return a.q.activation == kNone ? a.bound[0] * a.bound[1] : a.bound[0];
+  const float weight = a.q.activation == kNone ? a.bound[1] : 1;
+  return a.bound[0] * (a.q.center && weight < 1 ? 1 : weight);
 }
 // What turns a number into fixed point, with room for all the additions that one pixel can get.
 __device__ __forceinline__ double fixed_point_scale(const Arguments& a) {
@@ -117,6 +118,40 @@ __device__ __forceinline__ void add_dots(const LaneGroup& lanes, const T (&dot)[
   if (lanes.rank < 4) put(0, one);
 }
 
+// The gradients of a point's place, side by side where their rows are `even`.
+template <typename S, typename T>
+__device__ __forceinline__ void store_pair(S* to, const T (&pair)[2], bool even) {
+  if (even) {
+    store<2>(to, pair);
+  } else {
+    narrow(to[0], pair[0]), narrow(to[1], pair[1]);
+  }
+}
+
+// What the centre's share s of an output pixel brings, for its gradient g and value v: s g to the gradient of the value,
+// s (1 - s) (g . v - g . samples) to that of the share's logit. `mean` is (1 - s) (g . samples).
+template <typename S, int W, typename Sum>
+__device__ __forceinline__ void center_gradients(const Arguments& a, const LaneGroup& lanes, int channels, Compute<S> mean,
+                                                 double scale) {
+  using T = Compute<S>;
+  const T share = center_share<S>(a, lanes);
+  const int64_t place = static_cast<int64_t>(lanes.pair) * channels;  // in all three, which are contiguous
+  const S* gradient = static_cast<const S*>(a.t.grad_output) + place;
+  const S* value = static_cast<const S*>(a.t.value) + place;
+  Sum* to = static_cast<Sum*>(a.t.sum) + place;
+  T product = 0;
+  for (int c = lanes.rank * W; c < channels; c += lanes.size * W) {
+    T g[W], v[W];
+    load<W>(gradient + c, g), load<W>(value + c, v);
+#pragma unroll
+    for (int w = 0; w < W; ++w) product += g[w] * v[w];
+    add<W>(to + c, g, share, lanes.active && share != T(0), scale);
+  }
+  product = lanes.sum(product);
+  S* to_center = static_cast<S*>(a.t.grad_center) + lanes.pixel * a.q.grad_center_stride + lanes.group;
+  if (lanes.active && lanes.rank == 0) narrow(*to_center, share * ((T(1) - share) * product - mean));
+}
+
 // `Sum` is what the value's gradient is added up in: float, double or Fixed.
 template <typename S, int N, int L, typename Sum>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backward_kernel(const Arguments a) {
@@ -142,10 +177,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
   const int64_t origin = lanes.image * (a.q.height * a.q.width * all) + lanes.group * channels;
   const S* image = static_cast<const S*>(a.t.value) + origin;
   Sum* sums = static_cast<Sum*>(a.t.sum) + origin;
-  const int64_t out_row = lanes.pair;
-  const S* gradient = static_cast<const S*>(a.t.grad_output) + out_row * channels;
-  S* to_offset = static_cast<S*>(a.t.grad_offset) + out_row * points * 2;
-  S* to_mask = static_cast<S*>(a.t.grad_mask) + out_row * points;
+  const S* gradient = static_cast<const S*>(a.t.grad_output) + static_cast<int64_t>(lanes.pair) * channels;
 
   for (int begin = 0; begin < points; begin += shape.chunk) {
     const int count = min(shape.chunk, points - begin);
@@ -175,6 +207,11 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
         load<W>(gradient + first + piece + i * hop, numbers);
 #pragma unroll
         for (int w = 0; w < W; ++w) out[i * W + w] = numbers[w];
+      }
+      if (a.q.center) {  // the samples' share of the output's gradient
+        const T rest = T(1) - center_share<S>(a, lanes);
+#pragma unroll
+        for (int n = 0; n < N; ++n) g[n] *= rest, out[n] *= rest;
       }
       const BackwardPoint<T>* entry = entries;
       T* to_dots = entries->dots.at + mine;
@@ -208,6 +245,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
       }
     }
     __syncwarp();
+    S* to_offset = static_cast<S*>(a.t.grad_offset) + lanes.pixel * a.q.grad_offset_stride + (lanes.group * points + begin) * 2;
 #pragma unroll 1
     for (int k = lanes.rank; k < count; k += lanes.size) {
       const Four<T> d = entries[k].dots, w = entries[k].axes;
@@ -216,16 +254,24 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
                          is_inside(w.at[1]), w.at[2], w.at[3], is_inside(w.at[2]), is_inside(w.at[3]));
       to_weight[begin + k] = point.weight;
       const T pair[2] = {point.loc_w * where.scale, point.loc_h * where.scale};
-      if (lanes.active) store<2>(to_offset + (begin + k) * 2, pair);
+      if (lanes.active) store_pair(to_offset + k * 2, pair, a.q.grad_offset_stride % 2 == 0);
     }
   }
   __syncwarp();
   T mean = 0;
-  if (a.q.activation == kSoftmax) {
+  if (a.q.activation == kSoftmax || a.q.center) {
+#pragma unroll 1
     for (int k = lanes.rank; k < points; k += lanes.size) mean += weight[k] * to_weight[k];
     mean = lanes.sum(mean);
   }
+  if (a.q.center) center_gradients<S, W, Sum>(a, lanes, channels, mean, scale);
   if (!lanes.active) return;
+  if (lanes.group == a.by_groups.number - 1) {
+    S* to_padding = static_cast<S*>(a.t.grad_padding) + lanes.pixel * a.q.grad_offset_stride;
+#pragma unroll 1
+    for (int k = lanes.rank; k < a.q.padding; k += lanes.size) narrow(to_padding[k], T(0));
+  }
+  S* to_mask = static_cast<S*>(a.t.grad_mask) + lanes.pixel * a.q.grad_mask_stride + lanes.group * points;
 #pragma unroll 1
   for (int k = lanes.rank; k < points; k += lanes.size) {
     narrow(to_mask[k], logit_gradient(a.q.activation, weight[k], to_weight[k], mean));

@@ -132,6 +132,7 @@ __device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const La
   const int activation = a.q.activation;
   const S* logits = static_cast<const S*>(a.t.mask) + lanes.pixel * a.q.mask_stride + lanes.group * points;
   if (activation != kSoftmax) {
+#pragma unroll 1
     for (int k = lanes.rank; k < points; k += lanes.size) {
       const T x = widen(logits[k]);
       weight[k] = activation == kSigmoid ? reciprocal(T(1) + exponential(-x)) : x;
@@ -151,6 +152,18 @@ __device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const La
     sum += weight[k];
   }
   return reciprocal(lanes.sum(sum));
+}
+
+// The share that the value itself has in an output pixel of a lane group's.
+template <typename S>
+__device__ __forceinline__ Compute<S> center_share(const Arguments& a, const LaneGroup& lanes) {
+  const S* logits = static_cast<const S*>(a.t.center) + lanes.pixel * a.q.center_stride;
+  return reciprocal(Compute<S>(1) + exponential(-widen(logits[lanes.group])));
+}
+// That value: of an output as large as the value, a pixel's number is the same in both.
+template <typename S>
+__device__ __forceinline__ const S* center_value(const Arguments& a, const LaneGroup& lanes, int channels) {
+  return static_cast<const S*>(a.t.value) + lanes.pixel * a.q.value_stride + lanes.group * channels;
 }
 
 // Where the points of a lane group lie.

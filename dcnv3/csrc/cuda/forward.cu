@@ -6,7 +6,7 @@ namespace gpu {
 namespace {
 
 template <typename S, int N>
-int run(const Problem& q, const Tensors& t, cudaStream_t stream) {
+int run(const PackedProblem& q, const PackedTensors& t, cudaStream_t stream) {
   const Plan plan = make_plan(q, sizeof(Compute<S>), N, false);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
   const Arguments arguments = make_arguments(q, t, plan, sizeof(S), 0);
@@ -20,7 +20,7 @@ int run(const Problem& q, const Tensors& t, cudaStream_t stream) {
 
 }  // namespace
 
-Status launch_forward(Type type, const Problem& q, const Tensors& t, void* stream) {
+Status launch_forward(Type type, const PackedProblem& q, const PackedTensors& t, void* stream) {
   return checked([&] {
     return with_type(type, q, t.value, t.output, [&](auto s, auto width) -> int {
       return run<decltype(s), width.value>(q, t, static_cast<cudaStream_t>(stream));

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../problem.h"
+#include "../packed.h"
 
 namespace dcnv3 {
 namespace gpu {
@@ -54,8 +54,8 @@ DCNV3_BOTH inline uint32_t divide(uint32_t n, const Divisor& by) {
 // What a kernel is given. A *lane group* of 2^lanes_log2 lanes of a warp does one (pixel, group), each lane `vector`
 // channels at a time; warps never wait for each other.
 struct Arguments {
-  Problem q;
-  Tensors t;
+  PackedProblem q;
+  PackedTensors t;
   uint32_t pairs;  // (pixel, group) pairs of the launch
   int lanes_log2;
   int chunk;            // points whose table is kept in shared memory at a time
@@ -103,8 +103,16 @@ inline Plan make_plan(const Problem& q, int size, int64_t vector, bool backward)
   return plan;
 }
 
+// Bits for the number of additions that one pixel of the value's gradient can get: from each point, and from its centre.
+inline int room_log2(const PackedProblem& q) {
+  int bits = 0;
+  while ((int64_t(1) << bits) < q.pixels() * q.points + (q.center ? 1 : 0)) ++bits;
+  return bits;
+}
+
 // `value_size`, `sum_size`: bytes of an element of the value, and of its gradient's sum.
-inline Arguments make_arguments(const Problem& q, const Tensors& t, const Plan& plan, int value_size, int sum_size) {
+inline Arguments make_arguments(const PackedProblem& q, const PackedTensors& t, const Plan& plan, int value_size,
+                                int sum_size) {
   Arguments a{};
   a.q = q, a.t = t, a.lanes_log2 = plan.lanes_log2, a.chunk = plan.chunk;
   a.offset_scale = static_cast<float>(q.offset_scale);
@@ -124,7 +132,7 @@ inline Arguments make_arguments(const Problem& q, const Tensors& t, const Plan& 
 // S and Sum are the types of the tensors and of the sum.
 template <typename S, typename Sum, typename F>
 int for_images(Arguments a, const Plan& plan, const F& launch, int64_t most = kMostPairs) {
-  const Problem& q = a.q;
+  const PackedProblem& q = a.q;
   const int64_t image = q.pixels() * q.groups, value = q.height * q.width;
   if (image > kMostPairs) return kTooManyPairs;
   const int64_t together = image == 0 || most < image ? 1 : most / image;
@@ -134,22 +142,25 @@ int for_images(Arguments a, const Plan& plan, const F& launch, int64_t most = kM
     const int64_t blocks = (a.pairs + plan.lane_groups() - 1) / plan.lane_groups();
     if (const int error = blocks > 0 ? launch(a, static_cast<unsigned>(blocks)) : 0) return error;
     auto next = [images](auto* pointer, int64_t elements) { return pointer + images * elements; };
-    const int64_t row = q.pixels() * q.channels(), points = image * q.points;
+    const int64_t row = q.pixels() * q.channels();
     a.t.value = next(static_cast<const S*>(a.t.value), value * q.value_stride);
     a.t.offset = next(static_cast<const S*>(a.t.offset), q.pixels() * q.offset_stride);
     a.t.mask = next(static_cast<const S*>(a.t.mask), q.pixels() * q.mask_stride);
+    a.t.center = next(static_cast<const S*>(a.t.center), q.pixels() * q.center_stride);
     a.t.output = next(static_cast<S*>(a.t.output), row);
     a.t.grad_output = next(static_cast<const S*>(a.t.grad_output), row);
-    a.t.grad_offset = next(static_cast<S*>(a.t.grad_offset), 2 * points);
-    a.t.grad_mask = next(static_cast<S*>(a.t.grad_mask), points);
+    a.t.grad_offset = next(static_cast<S*>(a.t.grad_offset), q.pixels() * q.grad_offset_stride);
+    a.t.grad_mask = next(static_cast<S*>(a.t.grad_mask), q.pixels() * q.grad_mask_stride);
+    a.t.grad_center = next(static_cast<S*>(a.t.grad_center), q.pixels() * q.grad_center_stride);
+    a.t.grad_padding = next(static_cast<S*>(a.t.grad_padding), q.pixels() * q.grad_offset_stride);
     a.t.sum = next(static_cast<Sum*>(a.t.sum), value * q.channels());
   }
   return 0;
 }
 
 // `stream` is a cudaStream_t.
-Status launch_forward(Type, const Problem&, const Tensors&, void* stream);
-Status launch_backward(Type, const Problem&, const Tensors&, bool deterministic, float* bound, void* stream);
+Status launch_forward(Type, const PackedProblem&, const PackedTensors&, void* stream);
+Status launch_backward(Type, const PackedProblem&, const PackedTensors&, bool deterministic, float* bound, void* stream);
 
 const char* error_text(int error);  // CUDA's own words
 

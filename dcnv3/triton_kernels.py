@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from dcnv3.geometry import Geometry
+from dcnv3.geometry import Geometry, check_tensors
 from dcnv3.reference import activate
 from dcnv3.registration import fallback_backward
 
@@ -162,9 +162,23 @@ def _launch(kernel: Any, tensors: list[torch.Tensor], value: torch.Tensor, out: 
         )  # fmt: skip
 
 
+def _checked(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *geometry: Any) -> Geometry:
+    """The geometry, once tensors and numbers fit together: the raw operator is called with whatever there is.
+
+    Raises:
+        ValueError: what does not fit.
+    """
+    g = Geometry(*geometry)
+    square = g.kernel_h == g.kernel_w and g.kernel_h % 2 == 1
+    if min(*g[:5], *g[7:9]) < 1 or min(g[5:7]) < 0 or g.activation not in (0, 1, 2) or (g.remove_center and not square):
+        raise ValueError(f"dcnv3: no such geometry: {g}")
+    check_tensors(value, offset, mask, g)
+    return g
+
+
 def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *geometry: Any) -> torch.Tensor:
     """`dcnv3::forward`: see `dcnv3.registration`."""
-    g = Geometry(*geometry)
+    g = _checked(value, offset, mask, *geometry)
     value, offset, mask = value.contiguous(), offset.contiguous(), mask.contiguous()
     output = value.new_empty((value.shape[0], *g.output_size(value.shape[1], value.shape[2]), value.shape[3]))
     _launch(_forward, [value, offset, mask, output], value, output.shape, g)
@@ -176,9 +190,11 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`dcnv3::backward`, whose sums are in no order of their own: the deterministic mode is the definition's."""
     *geometry, deterministic = rest
+    g = _checked(value, offset, mask, *geometry)
+    if grad_output.shape != (value.shape[0], *g.output_size(*value.shape[1:3]), value.shape[3]):
+        raise ValueError(f"grad_output: expected the output's shape, got {tuple(grad_output.shape)}")
     if deterministic:
         return fallback_backward(grad_output, value, offset, mask, *rest)
-    g = Geometry(*geometry)
     grad_output, value = grad_output.contiguous(), value.contiguous()
     offset, mask = offset.contiguous(), mask.contiguous()
     compute = torch.float64 if value.dtype == torch.float64 else torch.float32

@@ -39,6 +39,23 @@ def ablations(json: Json = False) -> int:
     return _table(*ablation_table(), json)
 
 
+@app.command(epilog="Example: internimage inspect costs internimage_h_m3i_427m --batch 16")
+def costs(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the bare name of a shipped one.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as data.image_size=384.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a forward and backward pass.")] = 16,
+    json: Json = False,
+) -> int:
+    """Kernel launches, bytes and FLOPs of a step of a run's image model: a block, a stage, all of it."""
+    from pretrain.analysis.traffic import costs_table
+    from pretrain.configuration import load_config
+
+    return _table(*costs_table(load_config(config, overrides or ()), batch), json)
+
+
 @app.command(epilog="Example: internimage inspect batch runs/h --step 1000")
 def batch(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],

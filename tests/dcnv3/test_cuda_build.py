@@ -1,7 +1,8 @@
-"""What the compiler makes of the CUDA kernels is no worse than recorded: spills, occupancy, 128-bit accesses."""
+"""What the compiler makes of the CUDA kernels is no worse than recorded: spills, occupancy, accesses, loops."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -45,9 +46,9 @@ def test_a_comment_is_no_change_of_the_code(
 
 def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits(resources: ModuleType) -> None:
     recorded = json.loads(resources.RESULTS.read_text())["kernels"]
-    assert set(recorded) == {"sm_80", "sm_90"}
+    assert set(recorded) == {"sm_80", "sm_90", "sm_100"}
     for architecture, kernels in recorded.items():
-        assert len(kernels) == 24, architecture
+        assert len(kernels) == 42, architecture
         for kernel, numbers in kernels.items():
             assert numbers["spill_bytes"] == 0, (architecture, kernel)
             if " x1" not in kernel:
@@ -56,7 +57,23 @@ def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits(resources:
             for launch in numbers["launches"].values():
                 assert launch["occupancy_percent"] >= 25, (architecture, kernel)
     for dtype in ("float32 x4", "bfloat16 x8", "float16 x8"):
-        assert set(recorded["sm_90"][f"backward {dtype}"]["atomics"]) == {"128"}
+        for architecture, only in itertools.product(("sm_90", "sm_100"), ("", " of 16", " of 32")):
+            assert set(recorded[architecture][f"backward {dtype}{only}"]["atomics"]) == {"128"}
+    for architecture in recorded:
+        for channels in (16, 32):
+            names = (f"{direction} bfloat16 x8 of {channels}" for direction in ("forward", "backward"))
+            forward, backward = (recorded[architecture][name]["point_loop"] for name in names)
+            assert forward["points"] == 3 and forward["instructions"] <= 230, architecture
+            assert backward["points"] == 1 and backward["instructions"] <= (300 if architecture == "sm_80" else 190)
+
+
+def test_the_loop_over_the_points_is_found_in_a_disassembly(resources: ModuleType) -> None:
+    """The innermost loop that reads the table and four times global memory, which an outer loop contains."""
+    body = ["LDS.128 R4", "NOP", *["LDG.E.128 R8"] * 8, "FFMA R1", "@P0 BRA 0x10"]
+    texts = ["LDG.E R0", *body, "@P1 BRA 0x0", "BRA 0xf0"]
+    listing = "Function : one\n" + "\n".join(f"   /*{16 * i:04x}*/  {text} ;" for i, text in enumerate(texts))
+    (code,) = resources.functions(listing).values()
+    assert resources.point_loop(code) == {"instructions": 12, "points": 2}
 
 
 def test_a_worse_kernel_is_told_of(resources: ModuleType) -> None:
@@ -65,6 +82,10 @@ def test_a_worse_kernel_is_told_of(resources: ModuleType) -> None:
         return {"k": {"spill_bytes": spilled, "launches": launches, "loads": loads, "stores": stores}}
 
     old = kernel(0, 50, {"128": 12, "32": 2}, {"128": 1})
+    longer = {"k": old["k"] | {"point_loop": {"instructions": 260, "points": 3}}}
+    shorter = {"k": old["k"] | {"point_loop": {"instructions": 80, "points": 1}}}
+    assert resources.worse(longer, shorter) == ["k: 87 instructions a point, 80 recorded"]
+    assert resources.worse(shorter, longer) == []
     assert resources.worse(old, old) == []
     better = kernel(0, 62, {"128": 14, "32": 1}, {"128": 1})
     assert resources.worse(better, old) == []

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own code, run on the CPU by a warp emulator (emulation/): teams, shared memory, chunks, sums.
+"""The CUDA kernels' own code, run on the CPU by a warp emulator (emulation/): lane groups, shared memory, chunks, sums.
 
 What this cannot show: races between warps, and speed.
 """
@@ -27,7 +27,7 @@ TOLERANCE = dict(zip(TYPES, (1e-12, 4e-6, 1e-2, 1.5e-3), strict=True))
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
-    """The kernels as they are before sm_90 and on it, where sums of float32 go out by fours."""
+    """The kernels before sm_90, and on it, where sums of float32 go out by fours, with a launch for each image."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulator with")
@@ -41,6 +41,8 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL
         loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
             ctypes.c_int
         ] * 3
+        loaded.message.restype = ctypes.c_char_p
+        loaded.divide_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         libraries[architecture] = loaded
     return libraries
 
@@ -53,9 +55,19 @@ def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
 
 
 def emulate(
-    library: ctypes.CDLL, call: Any, dtype: torch.dtype, *, wide: bool = True, fixed: bool = False, gap: int = 0
+    library: ctypes.CDLL,
+    call: Any,
+    dtype: torch.dtype,
+    *,
+    wide: bool = True,
+    fixed: bool = False,
+    gap: int = 0,
+    spread: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed."""
+    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed.
+
+    `spread`: forward's value, already in `dtype`, its pixels as far from each other as they are there.
+    """
     g = make_geometry(**call.options)
     n, height, width, channels = call.value.shape
     start = 0 if wide else 1
@@ -63,6 +75,8 @@ def emulate(
     results = {}
     for backward in (0, 1):
         value = shifted(call.value.to(dtype), start, 0 if backward else gap)
+        if spread is not None and not backward:
+            value = spread
         offset, mask = (shifted(t.to(dtype), start, gap + start) for t in (call.offset, call.mask))
         output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
         grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (value, offset, mask)]
@@ -167,7 +181,46 @@ def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: 
             done = libraries[800].run((ctypes.c_int64 * 18)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0)
             answers[size, backward] = done
     refused = [key for key, done in answers.items() if done == -1]
-    assert refused == [(51, 1), (101, 1), (201, 0), (201, 1)]
+    assert refused == [(101, 1), (201, 0), (201, 1)]
+
+
+@pytest.mark.parametrize("height", [3, 5], ids=["past 2^31 elements", "past 2^32 elements"])
+@pytest.mark.parametrize("channels", [16, 5], ids=["wide", "narrow"])
+def test_pixels_of_an_image_lie_past_32_bits(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, tmp_path: Path, height: int, channels: int
+) -> None:
+    """Slices of the channels of a sparse file: pixels 2^28 - 8 elements apart, of which only these are there."""
+    call = make_call(batch=1, height=height, width=4, groups=2, group_channels=channels, dtype=torch.float16)
+    apart = 2**28 - 8
+    whole = torch.from_file(str(tmp_path / "sparse"), shared=True, size=height * 4 * apart, dtype=torch.float16)
+    (tmp_path / "sparse").unlink()  # the mapping stays
+    spread = whole.view(1, height, 4, apart)[..., : 2 * channels].copy_(call.value)
+    wide = channels == 16
+    near, far = (
+        emulate(libraries[800], call, torch.float16, wide=wide, spread=value)["output"] for value in (None, spread)
+    )
+    assert torch.equal(near, far)
+
+
+@pytest.mark.parametrize("by", [1, 2, 3, 7, 9, 40, 56, 100, 641, 2**16 - 1, 2**16 + 1, 2**30 + 1, 2**31 - 1])
+def test_division_by_multiplication_is_exact(libraries: dict[int, ctypes.CDLL], by: int) -> None:
+    """Around multiples of the divisor, where an inexact reciprocal fails first, up to the largest number, 2^31 - 1."""
+    last = 2**31 - 1
+    multiples = torch.cat([torch.arange(1000), last // by - torch.arange(1000), torch.randint(last // by + 1, (1000,))])
+    numbers = (multiples[:, None] * by + torch.tensor([-1, 0, 1])).flatten().clamp(0, last)
+    quotients = numbers.to(torch.int32)
+    libraries[800].divide_all(quotients.data_ptr(), quotients.numel(), by)
+    assert torch.equal(quotients.long(), numbers // by)
+
+
+def test_an_earlier_error_of_cuda_is_told_as_such(libraries: dict[int, ctypes.CDLL]) -> None:
+    """700, an illegal address, comes up while a kernel runs; 1, an invalid value, at a launch."""
+    message = libraries[800].message
+    earlier = b"dcnv3: an earlier operation, not this one, failed with CUDA error"
+    assert message(0, 0) == b""
+    assert message(700, 1) == earlier + b" 700 (its text); CUDA_LAUNCH_BLOCKING=1 shows which"
+    assert message(0, 1) == b"dcnv3: the launch failed with CUDA error 1 (its text)"
+    assert message(0, 700).startswith(b"dcnv3: a kernel that was launched earlier failed with CUDA error 700")
 
 
 def test_fixed_point_gives_nan_for_a_gradient_that_is_not_finite(

@@ -45,6 +45,46 @@ def test_the_interpreted_kernels_give_the_golden_numbers_and_the_definition() ->
         assert len(row["errors"]) == 4 and max(row["errors"]) <= tolerance, row
 
 
+@pytest.mark.parametrize(
+    ("position", "replacement"),
+    [
+        (0, torch.zeros(2, 6, 7, 15)),
+        (1, torch.zeros(2, 6, 7, 35)),
+        (2, torch.zeros(2, 6, 6, 18)),
+        (3, 0),
+        (4, -1),
+        (6, 0),
+        (8, -1),
+        (14, 7),
+    ],
+)
+def test_the_raw_kernels_refuse_what_does_not_fit(position: int, replacement: Any) -> None:
+    """Before anything is launched, so on any machine."""
+    from dcnv3 import triton_kernels
+
+    raw: list[Any] = [torch.zeros(2, 6, 7, width) for width in (16, 36, 18)] + [
+        2,
+        3,
+        3,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1.0,
+        False,
+        0,
+    ]
+    with pytest.raises(ValueError, match="grad_output: expected the output's shape, got"):
+        triton_kernels.backward(torch.zeros(2, 6, 7, 15), *raw, False)
+    raw[position] = replacement
+    with pytest.raises(ValueError, match=r"no such geometry|expected shape|channels must be"):
+        triton_kernels.forward(*raw)
+    with pytest.raises(ValueError, match=r"no such geometry|expected shape|channels must be"):
+        triton_kernels.backward(torch.zeros(2, 6, 7, 16), *raw, False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])

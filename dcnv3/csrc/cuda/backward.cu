@@ -24,37 +24,39 @@ int run(const Problem& q, const Tensors& t, const float* bound, cudaStream_t str
   const Plan plan = make_plan(q, sizeof(Compute<S>), N, true);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
   const int64_t elements = q.batch * q.height * q.width * q.channels();
-  cudaError_t error = cudaMemsetAsync(t.sum, 0, elements * sizeof(Sum), stream);
-  if (error != cudaSuccess || elements == 0) return static_cast<int>(error);
-  Arguments a = make_arguments(q, t, plan);
-  a.bound = bound;
-  a.room_log2 = log2_above(q.pixels() * q.points);
-  if (plan.blocks > 0) {
-    backward_kernel<S, N, Sum><<<static_cast<unsigned>(plan.blocks), plan.warps * kWarp, plan.shared, stream>>>(a);
-    error = cudaGetLastError();
-  }
-  if (error == cudaSuccess && t.sum != t.grad_value) {
-    finish_kernel<S, Sum><<<blocks_for(elements), kThreads, 0, stream>>>(a, elements);
-    error = cudaGetLastError();
-  }
-  return static_cast<int>(error);
+  int error = cudaMemsetAsync(t.sum, 0, elements * sizeof(Sum), stream);
+  if (error != 0 || elements == 0) return error;
+  Arguments arguments = make_arguments(q, t, plan, sizeof(S), sizeof(Sum));
+  arguments.bound = bound;
+  arguments.room_log2 = log2_above(q.pixels() * q.points);
+  error = with_lanes<N>(q, plan, [&](auto lanes) {
+    return for_images<S, Sum>(arguments, plan, [&](const Arguments& a, unsigned blocks) {
+      backward_kernel<S, N, lanes.value, Sum><<<blocks, plan.warps * kWarp, plan.shared, stream>>>(a);
+      return static_cast<int>(cudaGetLastError());
+    });
+  });
+  if (error != 0 || t.sum == t.grad_value) return error;
+  finish_kernel<S, Sum><<<blocks_for(elements), kThreads, 0, stream>>>(arguments, elements);
+  return cudaGetLastError();
 }
 
 }  // namespace
 
-int launch_backward(Type type, const Problem& q, const Tensors& t, bool deterministic, float* bound, void* opaque) {
+Status launch_backward(Type type, const Problem& q, const Tensors& t, bool deterministic, float* bound, void* opaque) {
   const auto stream = static_cast<cudaStream_t>(opaque);
-  return with_type(type, q, t.value, t.grad_output, [&](auto s, auto width) -> int {
-    using S = decltype(s);
-    if (!deterministic) return run<S, width.value, Compute<S>>(q, t, nullptr, stream);
-    const int64_t pixels = q.batch * q.pixels(), points = q.groups * q.points;
-    const cudaError_t error = cudaMemsetAsync(bound, 0, 2 * sizeof(float), stream);
-    if (error != cudaSuccess) return static_cast<int>(error);
-    bound_kernel<S><<<blocks_for(pixels * q.channels()), kThreads, 0, stream>>>(
-        static_cast<const S*>(t.grad_output), pixels, q.channels(), q.channels(), bound);
-    bound_kernel<S><<<blocks_for(pixels * points), kThreads, 0, stream>>>(static_cast<const S*>(t.mask), pixels, points,
-                                                                         q.mask_stride, bound + 1);
-    return run<S, width.value, Fixed>(q, t, bound, stream);
+  return checked([&] {
+    return with_type(type, q, t.value, t.grad_output, [&](auto s, auto width) -> int {
+      using S = decltype(s);
+      if (!deterministic) return run<S, width.value, Compute<S>>(q, t, nullptr, stream);
+      const int64_t pixels = q.batch * q.pixels(), points = q.groups * q.points;
+      const cudaError_t error = cudaMemsetAsync(bound, 0, 2 * sizeof(float), stream);
+      if (error != cudaSuccess) return static_cast<int>(error);
+      bound_kernel<S><<<blocks_for(pixels * q.channels()), kThreads, 0, stream>>>(
+          static_cast<const S*>(t.grad_output), pixels, q.channels(), q.channels(), bound);
+      bound_kernel<S><<<blocks_for(pixels * points), kThreads, 0, stream>>>(static_cast<const S*>(t.mask), pixels, points,
+                                                                           q.mask_stride, bound + 1);
+      return run<S, width.value, Fixed>(q, t, bound, stream);
+    });
   });
 }
 

@@ -16,16 +16,22 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-void check(int error, const Problem& q) {
+void check(gpu::Status status, const Problem& q) {
+  const int error = status.error;
   STD_TORCH_CHECK(error != gpu::kTooManyPoints, "dcnv3: a kernel of ", q.kernel_h, " by ", q.kernel_w,
                   " has more points than the cuda backend's shared memory holds; use backend='reference'");
-  STD_TORCH_CHECK(error == 0, "dcnv3: CUDA error ", error, " at launch");
+  STD_TORCH_CHECK(error != gpu::kTooManyPairs, "dcnv3: an output of ", q.out_height, " by ", q.out_width, " pixels and ",
+                  q.groups, " groups is more than 2^31 for one image; use backend='reference'");
+  STD_TORCH_CHECK(error == 0, gpu::describe(status));
 }
+
+// Kernels reckon with the bytes from a pixel to the next in 32 bits.
+constexpr int64_t kLargestStride = int64_t(1) << 28;
 
 Tensor forward(Tensor value, Tensor offset, Tensor mask, DCNV3_ARGUMENTS) {
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   value = in_rows(value), offset = in_rows(offset), mask = in_rows(mask);
-  if (value.stride(2) >= (int64_t(1) << 31)) value = copy_of(value);
+  if (value.stride(2) >= kLargestStride) value = copy_of(value);
   const Problem q = problem_of(value, offset, mask, DCNV3_PASS);
   Tensor output = torch::stable::new_empty(value, {q.batch, q.out_height, q.out_width, q.channels()});
   Tensors t{};

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -79,6 +80,14 @@ inline void launch(int64_t blocks, int warps, const std::function<void()>& kerne
 
 }  // namespace emulation
 
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+namespace emulation {
+inline cudaError_t pending;
+}
+inline cudaError_t cudaPeekAtLastError() { return emulation::pending; }
+inline cudaError_t cudaGetLastError() { return std::exchange(emulation::pending, cudaSuccess); }
+
 inline void __syncwarp() { emulation::yield(); }
 
 template <typename T>
@@ -102,6 +111,13 @@ inline unsigned __float_as_uint(float x) {
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
 }
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 // The 16-bit types, by their bits; rounded to the nearest, ties to even.
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -140,3 +156,4 @@ inline __half __float2half(float x) {
 using std::isfinite;
 using std::max;
 using std::min;
+using std::signbit;

@@ -10,11 +10,22 @@ alignas(64) unsigned char shared_memory[kSharedBytes];
 
 namespace {
 
+constexpr int64_t kMostPairsHere = DCNV3_EMULATION >= 900 ? 1 : kMostPairs;  // 1: a launch for each image
+
 template <typename S, int N, typename Sum>
-void add_up(const Problem& q, Arguments a, const Plan& plan, int64_t elements) {
+void add_up(const Problem& q, Tensors t, const Plan& plan, int64_t elements, const float* bound) {
   std::vector<Sum> sum(elements, Sum(0));
-  a.t.sum = sum.data();
-  emulation::launch(plan.blocks, plan.warps, [=] { backward_kernel<S, N, Sum>(a); });
+  t.sum = sum.data();
+  Arguments a = make_arguments(q, t, plan, sizeof(S), sizeof(Sum));
+  a.bound = bound;
+  while ((int64_t(1) << a.room_log2) < q.pixels() * q.points) ++a.room_log2;
+  with_lanes<N>(q, plan, [&](auto lanes) {
+    const auto launch = [&](const Arguments& some, unsigned blocks) {
+      emulation::launch(blocks, plan.warps, [=] { backward_kernel<S, N, decltype(lanes)::value, Sum>(some); });
+      return 0;
+    };
+    return for_images<S, Sum>(a, plan, launch, kMostPairsHere);
+  });
   emulation::launch(3, 2, [=] { finish_kernel<S, Sum>(a, elements); });
 }
 
@@ -22,16 +33,22 @@ template <typename S, int N>
 int run(const Problem& q, const Tensors& t, bool backward, bool deterministic) {
   const Plan plan = make_plan(q, sizeof(Compute<S>), N, backward);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
-  Arguments a = make_arguments(q, t, plan);
   // what a kernel reads before it writes must not pass for zeros
   std::fill(shared_memory, shared_memory + kSharedBytes, 0xff);
   if (!backward) {
-    emulation::launch(plan.blocks, plan.warps, [=] { forward_kernel<S, N>(a); });
+    const Arguments a = make_arguments(q, t, plan, sizeof(S), 0);
+    with_lanes<N>(q, plan, [&](auto lanes) {
+      const auto launch = [&](const Arguments& some, unsigned blocks) {
+        emulation::launch(blocks, plan.warps, [=] { forward_kernel<S, N, decltype(lanes)::value>(some); });
+        return 0;
+      };
+      return for_images<S, S>(a, plan, launch, kMostPairsHere);
+    });
     return N;
   }
   const int64_t elements = q.batch * q.height * q.width * q.channels();
   if (!deterministic) {
-    add_up<S, N, Compute<S>>(q, a, plan, elements);
+    add_up<S, N, Compute<S>>(q, t, plan, elements, nullptr);
     return N;
   }
   float bound[2] = {0, 0};
@@ -42,15 +59,31 @@ int run(const Problem& q, const Tensors& t, bool backward, bool deterministic) {
   emulation::launch(2, 2, [&] {
     bound_kernel<S>(static_cast<const S*>(t.mask), pixels, points, q.mask_stride, bound + 1);
   });
-  a.bound = bound;
-  while ((int64_t(1) << a.room_log2) < q.pixels() * q.points) ++a.room_log2;
-  add_up<S, N, Fixed>(q, a, plan, elements);
+  add_up<S, N, Fixed>(q, t, plan, elements, bound);
   return N;
 }
 
 }  // namespace
+
+const char* error_text(int) { return "its text"; }
+
 }  // namespace gpu
 }  // namespace dcnv3
+
+// n / by for every n, as a kernel divides.
+extern "C" void divide_all(uint32_t* numbers, int64_t count, int64_t by) {
+  const dcnv3::gpu::Divisor divisor = dcnv3::gpu::divisor(by);
+  for (int64_t i = 0; i < count; ++i) numbers[i] = dcnv3::gpu::divide(numbers[i], divisor);
+}
+
+// The message where CUDA has an error `before` and a launch would come to `own`.
+extern "C" const char* message(int before, int own) {
+  static std::string text;
+  emulation::pending = before;
+  const dcnv3::gpu::Status status = dcnv3::gpu::checked([&] { return own; });
+  text = status.error == 0 ? "" : dcnv3::gpu::describe(status);
+  return text.c_str();
+}
 
 // sizes: batch, height, width, out_height, out_width, groups, group_channels, then kernel, stride, padding, dilation (h, w),
 // then the elements from one pixel to the next of value, offset and mask.

@@ -19,7 +19,7 @@ def steps(options: Options) -> list[Step]:
     return [
         step("steps-TB", 80, "model_steps.py", "T", "B"),  # 35
         step("trace", 70, "model_trace.py", "H", "T"),  # 30
-        step("zero", 90, "zero_stages.py"),  # 50
+        step("zero", 130, "zero_stages.py"),  # 60
         step("steps-H", 70, "model_steps.py", "H"),  # 30
         step("memory", 80, "model_memory.py", "T", "B", "H"),  # 40
         step("layers", 50, "model_layers.py", "H", "B", "T"),  # 20

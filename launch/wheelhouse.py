@@ -262,7 +262,7 @@ def make(target: Target, assumed: Path, out: Path) -> list[Wheel]:
             return wheel
 
         wheels = resolve(map(Requirement, project["dependencies"]), present, target.environment(), fetch)
-        print(f"  {project['name']} {project['version']}: compiling (a minute or two)", flush=True)
+        print(f"  {project['name']}: compiling (a minute or two)", flush=True)
         wheels = [build_own_wheel(folder), *wheels]
         check_size({wheel.path.name: wheel.path.stat().st_size for wheel in wheels})
         for old in out.glob("*.whl"):

@@ -17,7 +17,11 @@ from safetensors.torch import save_file
 
 from pretrain.handoff.backbone import Backbone
 
-_MODELS = ("internimage", "heads", "layers", "linear", "randomness", "timm_features")
+_MODELS = (
+    *("internimage", "heads", "layers", "linear", "randomness", "timm_features"),
+    *("activations", "compilation", "recomputation"),
+)
+_SHARED = ("errors", "hashing")  # of data_pipeline
 _OPERATOR = ("geometry", "reference", "module")
 _CHOICE = '''"""The compiled operator's layer where the dcnv3 package is installed, else the same in plain PyTorch."""
 
@@ -99,8 +103,8 @@ def remote_code() -> dict[str, str]:
         "configuration_internimage.py": (here / "configuration_internimage.py").read_text(encoding="utf-8"),
         "modeling_internimage.py": (here / "modeling_internimage.py").read_text(encoding="utf-8"),
     }
-    hashing = (resources.files("data_pipeline") / "hashing.py").read_text(encoding="utf-8")
-    files["internimage_hashing.py"] = hashing  # of stochastic depth, for those who train on
+    for name in _SHARED:
+        files[f"internimage_{name}.py"] = (resources.files("data_pipeline") / f"{name}.py").read_text(encoding="utf-8")
     for name in _MODELS:
         files[f"internimage_{name}.py"] = _relative((models / f"{name}.py").read_text(encoding="utf-8"))
     for name in _OPERATOR:
@@ -110,8 +114,6 @@ def remote_code() -> dict[str, str]:
 
 def _relative(source: str) -> str:
     source = re.sub(r"^from pretrain\.models\.(\w+) import", r"from .internimage_\1 import", source, flags=re.MULTILINE)
-    source = re.sub(
-        r"^from data_pipeline\.hashing import", "from .internimage_hashing import", source, flags=re.MULTILINE
-    )
+    source = re.sub(r"^from data_pipeline\.(\w+) import", r"from .internimage_\1 import", source, flags=re.MULTILINE)
     source = re.sub(r"^from dcnv3 import", "from .internimage_dcnv3 import", source, flags=re.MULTILINE)
     return re.sub(r"^from dcnv3\.(\w+) import", r"from .dcnv3_\1 import", source, flags=re.MULTILINE)

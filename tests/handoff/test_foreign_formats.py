@@ -5,6 +5,7 @@ offset is zero).
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from pretrain.handoff import export, read_backbone
 from pretrain.handoff.backbone import Backbone
-from pretrain.handoff.huggingface import write_huggingface
+from pretrain.handoff.huggingface import remote_code, write_huggingface
 from pretrain.handoff.onnx import save_graph, write_onnx
 from pretrain.models import InternImage, official
 
@@ -46,6 +47,14 @@ def hugging_face(tmp_path_factory):
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", modules)
         patch.syspath_prepend(modules)
         yield transformers
+
+
+def test_the_code_of_the_folder_imports_nothing_that_it_does_not_carry():
+    files = remote_code()
+    for name, text in files.items():
+        for module in re.findall(r"^\s*from (\S+) import", text, re.MULTILINE):
+            assert not module.startswith(("pretrain", "data_pipeline")), f"{name} imports {module}"
+            assert not module.startswith(".") or f"{module[1:]}.py" in files, f"{name} imports {module}"
 
 
 @pytest.mark.parametrize("name", ["t_like", "l_like", "h_like"])

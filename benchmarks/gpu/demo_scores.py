@@ -70,10 +70,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="six steps")
     options = parser.parse_args()
     if options.make is not None:
-        from data_pipeline.preparation.sources.openmoji import build
+        from data_pipeline.preparation.sources.openmoji import build_openmoji
         from pretrain.demo.walk import DRAWINGS_A_CONCEPT
 
-        build(options.make, drawings_a_concept=DRAWINGS_A_CONCEPT)
+        build_openmoji(options.make, drawings_a_concept=DRAWINGS_A_CONCEPT)
         size = sum(path.stat().st_size for path in options.make.rglob("*") if path.is_file())
         print(f"{options.make}: {size / 1e6:.1f} MB")
         return

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.reading import Batch, DataConfig, ImageTextTargets
+from data_pipeline.reading import Batch, DataConfig, ImageTextTargets, Targets
 from data_pipeline.reading.faults import FaultLog
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.configuration.schema import ModelConfig
@@ -67,7 +67,7 @@ class MadeUpReader:
     def has_labels(self) -> bool:
         return True
 
-    def batches(self, start_step: int) -> Iterator[Batch[ImageTextTargets]]:
+    def batches(self, start_step: int) -> Iterator[Batch[Targets]]:
         step = start_step
         while True:
             if step == self.killed_at:
@@ -82,7 +82,7 @@ class MadeUpReader:
         pass
 
 
-def made_up_batch(config: RunConfig, size: int, step: int) -> Batch[ImageTextTargets]:
+def made_up_batch(config: RunConfig, size: int, step: int) -> Batch[Targets]:
     """On the CPU; pinned where there is a GPU to copy it to, as the real reader's are."""
     assert isinstance(config.task, Pretraining)
     data, vocabulary = config.data, config.task.text.vocab_size

@@ -103,6 +103,7 @@ class Interleaving:
     """
 
     epoch_samples, num_classes, fingerprint = 10**6, CLASSES, "made up"
+    classes, sources = None, ()
 
     def __init__(self, config: RunConfig, processes: DistributedContext, steps: int, lead: int = 0) -> None:
         self.processes, self.steps, self.lead = processes, steps, lead

@@ -1,5 +1,7 @@
 """Errors that a user can act on, and the exit codes of every command."""
 
+from collections.abc import Sequence
+
 DONE = 0
 OTHER = 1
 USAGE = 2
@@ -31,3 +33,9 @@ class StoppedError(UserError):
     """Stopped on request after saving. The same command continues."""
 
     exit_code = STOPPED
+
+
+def first_ten(names: Sequence[object], separator: str = ", ") -> str:
+    """The names in one text; beyond ten the rest is counted."""
+    shown = [str(name) for name in names[:10]]
+    return separator.join(shown if len(names) <= 10 else [*shown, f"... and {len(names) - 10} more"])

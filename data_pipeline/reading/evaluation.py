@@ -9,8 +9,8 @@ import torch
 from data_pipeline.callbacks import EventSink
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import CacheConfig
-from data_pipeline.reading.decode.pixels import BadSample, Header
-from data_pipeline.reading.decode.views import Crop, centre_crop, one_thread, render_views
+from data_pipeline.reading.decode.centre import render_centre
+from data_pipeline.reading.decode.pixels import BadSample
 from data_pipeline.reading.faults import Fault, FaultLog
 from data_pipeline.reading.storage.shards import ShardSet
 from data_pipeline.reading.storage.sources import open_files
@@ -26,6 +26,7 @@ def evaluation_batches(
     batch_size: int,
     targets: TargetSpec[T],
     *,
+    crop_fraction: float = 1.0,
     rank: int = 0,
     world_size: int = 1,
     events: EventSink | None = None,
@@ -33,7 +34,9 @@ def evaluation_batches(
     max_pixels: int = 100_000_000,
     cache: CacheConfig | None = None,
 ) -> Iterator[Batch[T]]:
-    """Yields batches of one view (the centre square); the last may be short.
+    """Yields batches of one view, the last may be short: timm's centre crop of the image, decoded whole.
+
+    crop_fraction: timm's `crop_pct`, the share of the shorter side that is kept.
 
     `positions` are the samples' numbers in the set. Ranks take contiguous shares whose lengths differ by one at most.
     A sample that cannot be read is left out and recorded; above `max_bad_rate` BadDataError is raised. Labels are the
@@ -47,9 +50,6 @@ def evaluation_batches(
     source = TargetSource(captions=True, labels=True)
     log = FaultLog(max_bad_rate, events)
 
-    def choose(header: Header) -> list[Crop]:
-        return [centre_crop(header.width, header.height, 1.0)]
-
     try:
         for step, start in enumerate(range(first, last, batch_size)):
             positions = np.arange(start, min(start + batch_size, last), dtype=np.int64)
@@ -62,20 +62,20 @@ def evaluation_batches(
             samples: list[SampleRef] = []
             extras: list[object] = []
             faults: list[Fault] = []
-            with one_thread():
-                for position in positions.tolist():
-                    number = int(np.searchsorted(starts, position, side="right")) - 1
-                    row, place = position - int(starts[number]), len(kept)
-                    ref = SampleRef(manifest.name, manifest.shards[number].name, shards.shard(number).key(row), row)
-                    try:
-                        raw = shards.shard(number).read(row)
-                        render_views(raw.image, max_pixels, choose, arrays["views"][place], arrays["crops"][place])
-                        extras.append(targets.write(place, raw, source, arrays["crops"][place], arrays))
-                    except BadSample as bad:
-                        faults.append(Fault(position, *ref, bad.reason, bad.detail, ("", "")))
-                        continue
-                    kept.append(position)
-                    samples.append(ref)
+            for position in positions.tolist():
+                number = int(np.searchsorted(starts, position, side="right")) - 1
+                row, place = position - int(starts[number]), len(kept)
+                ref = SampleRef(manifest.name, manifest.shards[number].name, shards.shard(number).key(row), row)
+                try:
+                    raw = shards.shard(number).read(row)
+                    view, crop = render_centre(raw.image, max_pixels, image_size, crop_fraction)
+                    arrays["views"][place, 0], arrays["crops"][place, 0] = view, crop
+                    extras.append(targets.write(place, raw, source, arrays["crops"][place], arrays))
+                except BadSample as bad:
+                    faults.append(Fault(position, *ref, bad.reason, bad.detail, ("", "")))
+                    continue
+                kept.append(position)
+                samples.append(ref)
             log.add(step, positions, faults)
             log.check()
             if kept:

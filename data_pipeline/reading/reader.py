@@ -21,7 +21,7 @@ from data_pipeline.reading.order.samples import Order, SourceOrder
 from data_pipeline.reading.order.share import Share
 from data_pipeline.reading.storage.remote import RemoteFiles, ShardPrefetcher, cache_shares
 from data_pipeline.reading.storage.shards import ShardSet
-from data_pipeline.reading.storage.sources import merge_classes, open_sources
+from data_pipeline.reading.storage.sources import SourceRecord, merge_classes, open_sources, record_sources
 from data_pipeline.reading.streaming import INEXACT, Streams, check_streams
 from data_pipeline.reading.targets import T, TargetSource, TargetSpec
 from data_pipeline.reading.workers.builder import BatchBuilder, Filled, RowFiller
@@ -100,6 +100,11 @@ class Reader(Generic[T]):
     @property
     def num_classes(self) -> int:
         return len(self.classes or ())
+
+    @property
+    def sources(self) -> tuple[SourceRecord, ...]:
+        """What stays known of each source where its set is gone."""
+        return record_sources(self.config, self.names, self._sets)
 
     def has_labels(self) -> bool:
         """Whether a sample of the sources whose labels are used has one; true of streams, which cannot tell."""

@@ -1,11 +1,12 @@
 """`internimage evaluate`: the scores of a checkpoint on a set."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from launch.commands.options import CheckpointPath, Json, Weights, Which
+from launch.commands.options import CheckpointChoice, CheckpointPath, Json, Weights, Which
 
 EXAMPLE = "internimage evaluate runs/h --data shards/imagenet-val --task zero-shot"
 
@@ -19,7 +20,14 @@ def evaluate(
             "--task", help="retrieval, zero-shot, top1, ... Repeatable. [default: what the checkpoint and set allow]"
         ),
     ] = None,
+    choice: CheckpointChoice = "auto",
     which: Weights = Which.ema,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Text file: the name of each row, a line each. [default: CHECKPOINT's]"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run directory for the scores. [default: CHECKPOINT's]")
@@ -37,10 +45,13 @@ def evaluate(
         data,
         tasks=task or [],
         which=which.value,
+        choice=choice,
+        classes=None if classes is None else classes.read_text(encoding="utf-8").splitlines(),
         batch_size=batch_size,
         output=output,
         untrained=untrained,
         label=label,
+        say=partial(typer.echo, err=True),
     )
     if json:
         show(results, as_json=True)

@@ -16,6 +16,9 @@ Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 CheckpointPath = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="A run directory, or one of its checkpoints.")
 ]
+CheckpointChoice = Annotated[
+    str, typer.Option("--checkpoint", help="Of a run: best, latest, a step; auto is the best where there is one.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Weights = Annotated[Which, typer.Option(help="The EMA weights or the trained ones.")]
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the bare name of a shipped one.")]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import STOPPED, UserError
+from data_pipeline.errors import STOPPED
 from pretrain.configuration import load_config
 from pretrain.demo import commands
 from pretrain.demo.commands import Job
@@ -123,21 +123,14 @@ def _threads(jobs: int) -> int:
 def _score(output: Path, held_out: Path) -> dict[str, dict[str, Any]]:
     from pretrain.evaluation import evaluate, put_beside, write_result
 
-    scores = evaluate(output, held_out, tasks=("retrieval", "zero-shot"))
-    best = {name: _best(output / name) for name in ("finetune", "scratch")}
-    top1 = {name: evaluate(path, held_out, tasks=("top1",), untrained=False)["top1"] for name, path in best.items()}
+    scores = evaluate(output, held_out, tasks=("retrieval", "zero-shot"), say=print)
+    top1 = {
+        name: evaluate(output / name, held_out, tasks=("top1",), choice="best", untrained=False, say=print)["top1"]
+        for name in ("finetune", "scratch")
+    }
     tuned = put_beside(top1["finetune"], "random weights", top1["scratch"])
     write_result(output, "fine-tuned-top1", tuned)
     return {**scores, "fine-tuned": tuned}
-
-
-def _best(run: Path) -> Path:
-    from pretrain.training.checkpoint.disk import BEST, FOLDER
-
-    pointer = run / FOLDER / BEST
-    if not pointer.exists():
-        raise UserError(f"{pointer}: missing; remove {run} and run the demo again")
-    return run / FOLDER / pointer.read_text(encoding="utf-8").strip()
 
 
 def _table(results: dict[str, dict[str, Any]], report: Path, seconds: float) -> None:

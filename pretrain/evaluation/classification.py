@@ -12,7 +12,8 @@ from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.encoding import Classifier, ImageTextModel, encode_set, encode_texts
 from pretrain.evaluation.metrics import largest_share, mean_per_class, per_class, top_hits
 from pretrain.evaluation.results import Result, score
-from pretrain.evaluation.sets import AboutSet, describe_set, trained_classes
+from pretrain.evaluation.sets import AboutSet, describe_set
+from pretrain.tasks.class_names import row_names
 
 # The class by its bare name, as tags name it; CLIP's "a photo of a {}" suits captions of photographs.
 TEMPLATES = ("{}",)
@@ -23,26 +24,32 @@ def top1(
     set_folder: Path | str,
     config: RunConfig,
     *,
+    classes: Sequence[str] | None,
     batch_size: int = 64,
     title: str = "Classification",
-    classes: Sequence[str] | None = None,
 ) -> Result:
     """Accuracy of the model's classifier on the labelled samples of the set.
 
-    classes: names of the classifier's rows; by default those of the run's training sets, or, where these are gone, the
-    set's own. A set's label is looked up by name, so its classes may be others or stand in another order.
-    Raises UserError where names, rows and labels do not fit together.
+    classes: names of the classifier's first rows, as the checkpoint has them. The set's labels are looked up among them
+    by name: it may have fewer classes, in any order. Raises UserError where it has others, or a side has no names.
     """
     about = describe_set(set_folder)
+    about.rows_in(classes or ())  # refused before any image is read
     encoded = encode_set(model, set_folder, config, model.classify, batch_size=batch_size)
-    about.class_names()
-    names = tuple(classes or trained_classes(config) or about.distinct or ())
-    if encoded.values.shape[1] != len(names):
-        raise UserError(
-            f"the classifier has {encoded.values.shape[1]} rows, and there are {len(names)} class names "
-            f"({about.folder}); evaluate on a set with the classes that the model was trained on"
-        )
-    return classification_result("top1", title, encoded.values, _labels(encoded.labels, about, names), names, about)
+    names = row_names(classes, encoded.values.shape[1]) or ()
+    labels = about.rows_in(names)[encoded.labels]
+    return classification_result("top1", title, encoded.values, labels, names, about)
+
+
+def top1_refusal(rows: int, set_folder: Path | str, classes: Sequence[str] | None) -> str | None:
+    """Why a classifier of `rows` rows named `classes` cannot be scored on the set; None where it can."""
+    if not rows:
+        return "the model has no classifier"
+    try:
+        describe_set(set_folder).rows_in(classes or ())
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def zero_shot(
@@ -132,13 +139,3 @@ def classification_result(
         "per_class": per_class(hits, labels, names),
         **about.credit,
     }
-
-
-def _labels(labels: Tensor, about: AboutSet, names: Sequence[str]) -> Tensor:
-    """The set's labels as indices into `names`; -1 for those that `names` lacks."""
-    own = about.distinct
-    if own is None or own == tuple(names):
-        return labels
-    place = {name: i for i, name in enumerate(names)}
-    table = torch.tensor([*(place.get(name, -1) for name in own), -1])  # label -1 reads the last entry
-    return table[labels]

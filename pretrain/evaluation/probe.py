@@ -38,28 +38,31 @@ def linear_probe(
 ) -> Result:
     """Fit on the training set, choose the penalty on the validation set, score once on the test set.
 
-    Features are the backbone's last map averaged over space; the three sets must have the same classes.
+    Features are the backbone's last map averaged over space. Labels of the three sets are matched by name; validation
+    and test may lack classes of the training set, but not have others.
     """
 
     def features(images: Tensor) -> Tensor:
         return model.image.forward_features(images).mean((2, 3))
 
-    about = describe_set(test_folder)
-    names = about.class_names()
+    about, known = describe_set(test_folder), describe_set(train_folder)
+    known.class_names()
+    names = known.distinct or ()
+    rows = [describe_set(folder).rows_in(names) for folder in (train_folder, validation_folder, test_folder)]
     train, validation, test = (
         encode_set(model, folder, config, features, batch_size=batch_size)
         for folder in (train_folder, validation_folder, test_folder)
     )
     mean, std = train.values.mean(0), train.values.std(0).clamp_min(1e-6)
-    train_x, train_y = _labelled(train, mean, std)
-    validation_x, validation_y = _labelled(validation, mean, std)
+    train_x, train_y = _labelled(train, rows[0], mean, std)
+    validation_x, validation_y = _labelled(validation, rows[1], mean, std)
     fits: dict[float, LinearClassifier] = {}
     for penalty in sorted(penalties, reverse=True):  # each starts where the stronger one ended
         fits[penalty] = fit_logistic(train_x, train_y, len(names), penalty, start=next(reversed(fits.values()), None))
     accuracy = {penalty: top_hits(fit(validation_x), validation_y).mean().item() for penalty, fit in fits.items()}
     best = max(penalties, key=lambda penalty: (accuracy[penalty], penalty))  # of equals the strongest
     logits = fits[best]((test.values - mean) / std)
-    result = classification_result("linear_probe", "Linear probe", logits, test.labels, names, about)
+    result = classification_result("linear_probe", "Linear probe", logits, rows[2][test.labels], names, about)
     return {**result, "settings": {"penalty": best, "validation_top1": accuracy[best]}}
 
 
@@ -98,6 +101,6 @@ def fit_logistic(
     return LinearClassifier(solution[:, :count], solution[:, count])
 
 
-def _labelled(encoded: Encoded, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def _labelled(encoded: Encoded, rows: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     keep = encoded.labels >= 0
-    return (encoded.values[keep] - mean) / std, encoded.labels[keep]
+    return (encoded.values[keep] - mean) / std, rows[encoded.labels[keep]]

@@ -4,8 +4,8 @@
      "scores": [{"name", "title", "value", "interval", "chance", "beside": {what: value}}],
      "per_class"?: {class: {"value", "samples"}}, "examples"?: [...], "attribution"?, "settings"?}
 
-No score stands alone: `chance` is exact, and `beside` holds what else asks no understanding (always answering the
-largest category, the same model untrained).
+No score stands alone: `chance` is exact, and `beside` holds what else asks no understanding (a constant answer, the
+largest category, an oracle that knows the category alone, the same model untrained).
 """
 
 import json

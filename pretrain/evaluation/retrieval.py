@@ -29,8 +29,9 @@ def retrieval(
     """Recall@k both ways over every captioned sample of the set.
 
     A caption that several pictures share is one candidate and one query, and any of its pictures is right: equal
-    captions are not each other's negatives, and chance stays exact. `examples` samples, evenly spaced through the set
-    rather than chosen, are kept with their picture and nearest captions.
+    captions are not each other's negatives, and chance stays exact. Beside each score stand those of `baselines`.
+    `examples` samples, evenly spaced through the set rather than chosen, are kept with their picture and nearest
+    captions.
 
     Returns the result (see `results`): scores image_to_text_recall@k and text_to_image_recall@k.
     Raises UserError where no sample has a caption.
@@ -50,8 +51,9 @@ def retrieval(
         ("image_to_text", "image to text", len(pictures), recall(pictures, words, owner, names, ks)),
         ("text_to_image", "text to image", len(texts), recall(words, pictures, names, owner, ks)),
     )
+    dumb = baselines(owner, encoded.labels[captioned], len(texts), ks)
     scores = [
-        score(f"{name}_recall@{k}", f"{title}, recall@{k}", value, chance=chance, count=count, beside={})
+        score(f"{name}_recall@{k}", f"{title}, recall@{k}", value, chance=chance, count=count, beside=dumb[name, k])
         for name, title, count, found in ways
         for k, (value, chance) in found.items()
     ]
@@ -77,6 +79,32 @@ def retrieval(
         ],
         **about.credit,
     }
+
+
+def baselines(owner: Tensor, labels: Tensor, texts: int, ks: Sequence[int]) -> dict[tuple[str, int], dict[str, float]]:
+    """What answers score that do not look: (way, k) -> {what: recall@k}.
+
+    constant answer   the k commonest captions for every picture; the same k pictures, of different captions, for every
+                      caption
+    category oracle   knows each picture's category and nothing else: its category's captions, the commonest first; of a
+                      caption the pictures of its categories. Only where every sample has a label
+
+    owner: int64 [N], each picture's caption in [0, texts). labels: int64 [N], -1 where missing.
+    """
+    pictures, names, often = torch.arange(len(owner)), torch.arange(texts), torch.bincount(owner, minlength=texts)
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for k in ks:
+        found["image_to_text", k] = {"constant answer": often.topk(min(k, texts)).values.sum().item() / len(pictures)}
+        found["text_to_image", k] = {"constant answer": min(k, texts) / texts}
+    if len(labels) and int(labels.min()) >= 0:
+        known = torch.zeros(len(owner), int(labels.max()) + 1, dtype=torch.float64)
+        known[pictures, labels] = 1
+        said = torch.zeros(texts, known.shape[1], dtype=torch.float64).index_add_(0, owner, known)
+        for k, (value, _) in recall(known, said, owner, names, ks).items():
+            found["image_to_text", k]["category oracle"] = value
+        for k, (value, _) in recall(said, known, names, owner, ks).items():
+            found["text_to_image", k]["category oracle"] = value
+    return found
 
 
 def _nearest(similarity: Tensor, texts: Sequence[str], right: str) -> list[Result]:

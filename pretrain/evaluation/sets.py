@@ -1,13 +1,16 @@
-"""What an evaluation says about its set, and which classes the model was trained on."""
+"""What an evaluation says about its set, and which rows of a classifier the set's labels mean."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from data_pipeline.errors import UserError
-from data_pipeline.format import open_set, read_manifest
-from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.format import open_set
 from data_pipeline.reading.storage.sources import merge_classes
-from pretrain.configuration.schema import RunConfig
+from pretrain.tasks.class_names import rows_by_name
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,20 @@ class AboutSet:
             raise UserError(f"{self.folder}: its manifest names no classes, so it cannot be classified")
         return self.classes
 
+    def rows_in(self, names: Sequence[str]) -> Tensor:
+        """int64 [classes + 1]: the place in `names` of each class of this set, and -1, which label -1 reads.
+
+        Raises UserError where either side has no names, and one with both lists where `names` lacks a class.
+        """
+        self.class_names()
+        if not names:
+            raise UserError(
+                "the checkpoint names no classes, so its classifier's rows cannot be told apart: give their names, "
+                "one a line in the order of the rows (--classes FILE)"
+            )
+        rows = rows_by_name(names, self.distinct or (), have="the model", want=str(self.folder))
+        return torch.cat([rows, torch.tensor([-1])])
+
 
 def describe_set(set_folder: Path | str) -> AboutSet:
     """Raises UserError where there is no set, or an empty one."""
@@ -37,14 +54,3 @@ def describe_set(set_folder: Path | str) -> AboutSet:
     credit = {"attribution": str(attribution)} if attribution else {}
     distinct = merge_classes([manifest.classes])[0]
     return AboutSet(manifest.folder, manifest.name, manifest.samples, manifest.classes, distinct, credit)
-
-
-def trained_classes(config: RunConfig) -> tuple[str, ...] | None:
-    """Names of the classifier's rows: the classes of the run's sources, joined as its reader joined them.
-
-    None where a source is not here any more (another machine), is remote, or names no classes.
-    """
-    sources = config.data.sources
-    if not all((Path(source.path) / SET_MANIFEST).is_file() for source in sources):
-        return None
-    return merge_classes([read_manifest(source.path).classes if source.labels else None for source in sources])[0]

@@ -8,6 +8,6 @@ comparison  pretrained against random weights over seeds
 
 from pretrain.finetuning.finetune import finetune
 from pretrain.finetuning.plateau import Plateau, has_plateaued, train_to_plateau
-from pretrain.finetuning.weights import load_into, rows_by_name
+from pretrain.finetuning.weights import load_into
 
-__all__ = ["Plateau", "finetune", "has_plateaued", "load_into", "rows_by_name", "train_to_plateau"]
+__all__ = ["Plateau", "finetune", "has_plateaued", "load_into", "train_to_plateau"]

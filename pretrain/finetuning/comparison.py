@@ -87,8 +87,15 @@ def run_arm(
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         plateau = first[chosen] if seed == seeds[0] else trained(chosen, seed)
-        module, config = load_module(plateau.checkpoint, "ema")
-        result = task.evaluate(main.evaluation, module, held_out, config, batch_size=EVALUATION_BATCH)
+        loaded = load_module(plateau.checkpoint, "ema")
+        result = task.evaluate(
+            main.evaluation,
+            loaded.module,
+            held_out,
+            loaded.config,
+            classes=loaded.classes,
+            batch_size=EVALUATION_BATCH,
+        )
         runs.append(
             {
                 "seed": seed,

@@ -78,7 +78,7 @@ def train_to_plateau(
     goes on; UserError where one fails or the configuration has no step count.
     """
     from pretrain.evaluation import load_module, value_of
-    from pretrain.training.checkpoint.disk import find_checkpoint, mark_best
+    from pretrain.training.checkpoint.disk import LATEST, find_checkpoint, mark_best
 
     output, source = Path(output), None if source is None else Path(source)
     most = config.schedule.steps
@@ -98,8 +98,15 @@ def train_to_plateau(
             raise UserError(f"{output}: training up to step {end} ended with exit code {code}; see its events.jsonl")
         if (saved := find_checkpoint(output).step) < end:
             raise StoppedError(f"{output}: stopped and saved at step {saved}; the same command goes on")
-        module, own = load_module(output, "ema")
-        result = task.evaluate(main.evaluation, module, validation, own, batch_size=EVALUATION_BATCH)
+        loaded = load_module(output, "ema", LATEST)
+        result = task.evaluate(
+            main.evaluation,
+            loaded.module,
+            validation,
+            loaded.config,
+            classes=loaded.classes,
+            batch_size=EVALUATION_BATCH,
+        )
         history.append((end, value_of(result, main.score)))
         _write_history(output, main.score, history)
         mark_best(output, history[best_index([s for _, s in history])][0])

@@ -1,7 +1,6 @@
 """Which weights a fine-tuning starts from: the backbone as it is, a new classifier, or rows of the old one."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,14 +64,3 @@ def read_rows(path: Path | str, classes: int) -> Tensor:
     if len(rows) != classes:
         raise UserError(f"{path}: {len(rows)} rows for {classes} classes; one row a class is needed")
     return rows
-
-
-def rows_by_name(source: Sequence[str], target: Sequence[str]) -> Tensor:
-    """For each class of `target` its row among `source`. Raises UserError naming the classes that `source` lacks."""
-    place = {name: i for i, name in enumerate(source)}
-    absent = [name for name in target if name not in place]
-    if absent:
-        raise UserError(
-            f"{len(absent)} classes are not among the source's, as {absent[0]!r}; start with a new classifier"
-        )
-    return torch.tensor([place[name] for name in target])

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from pretrain.models import VARIANTS, InternImage, create_model, official
 from pretrain.models.reading import INDEX_SUFFIX
+from pretrain.tasks.class_names import row_names
 from pretrain.tasks.module import image_of
 from pretrain.tasks.task import module_of, task_of
+from pretrain.training.checkpoint.disk import AUTO, find_checkpoint
 
 METADATA_KEY = "internimage"  # of a safetensors file's own header: Backbone.description as JSON
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_PREFIX = "image."  # the encoder within a task's state dict
 
 
@@ -30,11 +33,11 @@ class Backbone:
     state: dict[str, Tensor]
     arguments: dict[str, Any] | None
     image_size: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    classes: tuple[str, ...] | None = None  # a name for each row of the classifier
     source: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)  # task, step, weights, and the sets that these were trained on
 
     def build(self) -> InternImage:
         """The model with these weights, in evaluation mode. UserError where its arguments are unknown or do not fit."""
@@ -55,23 +58,25 @@ class Backbone:
             "std": list(self.std),
             "classes": None if self.classes is None else list(self.classes),
             "source": self.source,
+            "origin": self.origin,
         }
 
 
-def read_backbone(path: str | Path, which: str = "ema") -> Backbone:
+def read_backbone(path: str | Path, which: str = "ema", choice: str = AUTO) -> Backbone:
     """The image encoder in `path`.
 
     Args:
         path: a run directory, a checkpoint, an exported file or folder (safetensors, .pth, timm's and Hugging Face's
             folders), or the authors' checkpoint.
         which: "ema" or "model", of a run or checkpoint.
+        choice: of a run's checkpoints: "best", "latest", the number of a step, or "auto", the best where there is one.
 
     Raises UserError where there is nothing to read, or no image encoder in it.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such run, checkpoint or weight file")
-    return _from_file(path) if _is_weight_file(path) else _from_run(path, which)
+    return _from_file(path) if _is_weight_file(path) else _from_run(path, which, choice)
 
 
 def load_backbone(
@@ -100,10 +105,9 @@ def _is_weight_file(path: Path) -> bool:
     return any((path / name).is_file() for name in ("model.safetensors", "model" + INDEX_SUFFIX, "pytorch_model.bin"))
 
 
-def _from_run(path: Path, which: str) -> Backbone:
-    from pretrain.training.checkpoint.disk import load_weights
-
-    weights, config = load_weights(path, which)
+def _from_run(path: Path, which: str, choice: str) -> Backbone:
+    checkpoint = find_checkpoint(path, choice)
+    weights, config, trained_on = checkpoint.load(which), checkpoint.config, checkpoint.trained_on
     image = {name.removeprefix(IMAGE_PREFIX): value for name, value in weights.items() if name.startswith(IMAGE_PREFIX)}
     if not image:
         raise UserError(f"{path}: its {which!r} weights hold no image encoder (no entry begins with {IMAGE_PREFIX!r})")
@@ -126,7 +130,15 @@ def _from_run(path: Path, which: str) -> Backbone:
         image_size=data.image_size,
         mean=tuple(data.mean),
         std=tuple(data.std),
-        source=str(path.name),
+        classes=row_names(trained_on.classes, model.num_classes),
+        source=f"{path.name}, {checkpoint.title}, {checkpoint.weights_title(which)}",
+        origin={
+            "task": config.task.model_dump(mode="json"),
+            "step": checkpoint.step,
+            "images": checkpoint.step * config.training.batch_size,
+            "weights": checkpoint.weights_title(which),
+            "sources": trained_on.as_json()["sources"],
+        },
     )
 
 
@@ -138,10 +150,11 @@ def _from_file(path: Path) -> Backbone:
             _official_keys(state, described["arguments"], path),
             described["arguments"],
             image_size=described["image_size"],
-            mean=tuple(described["mean"]),
-            std=tuple(described["std"]),
+            mean=tuple(described.get("mean", IMAGENET_MEAN)),
+            std=tuple(described.get("std", IMAGENET_STD)),
             classes=None if described.get("classes") is None else tuple(described["classes"]),
             source=path.name,
+            origin=described.get("origin", {}),
         )
     name = published_variant(state)
     if name is None:
@@ -180,14 +193,58 @@ def published_variant(state: dict[str, Tensor]) -> str | None:
 
 
 def _description(path: Path) -> dict[str, Any] | None:
-    """What an export of ours says of itself: in the file's header, or in the folder's internimage.json."""
+    """What an export of ours says of itself: in the file's header, or in the folder's config.json and internimage.json.
+
+    transformers and timm write the first anew where they save a model again, and leave the other behind.
+    """
     if path.is_dir():
-        beside = path / "internimage.json"
-        if beside.is_file():
-            return json.loads(beside.read_text(encoding="utf-8"))
+        beside, config = _json(path / "internimage.json"), _json(path / "config.json")
+        if config.get("model_type") == "internimage":
+            return beside | _from_transformers(config)
+        if config.get("architecture") in VARIANTS:
+            return beside | _from_timm(config)
+        if beside:
+            return beside
         path = path / "model.safetensors"
     if path.suffix == ".safetensors" and path.is_file():
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
         return json.loads(text) if text else None
     return None
+
+
+def _from_transformers(config: dict[str, Any]) -> dict[str, Any]:
+    names = tuple(name for _, name in sorted(config.get("id2label", {}).items(), key=lambda entry: int(entry[0])))
+    nameless = names == tuple(f"LABEL_{row}" for row in range(len(names)))
+    found = {
+        "arguments": {**config["arguments"], "num_classes": len(names) or config["arguments"].get("num_classes", 0)},
+        "image_size": config.get("image_size", 224),
+        "mean": config.get("image_mean"),
+        "std": config.get("image_std"),
+        "classes": None if nameless else names,
+        "origin": config.get("origin"),
+    }
+    return {key: value for key, value in found.items() if value is not None or key == "classes"}
+
+
+def _from_timm(config: dict[str, Any]) -> dict[str, Any]:
+    fed = config.get("pretrained_cfg", {})
+    arguments = {**VARIANTS[config["architecture"]].arguments, **config.get("model_args", {})}
+    return {
+        "arguments": {**arguments, "num_classes": config["num_classes"], "in_chans": fed["input_size"][0]},
+        "image_size": fed["input_size"][-1],
+        "mean": fed["mean"],
+        "std": fed["std"],
+        "classes": fed.get("label_names"),
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is no such file. Raises UserError where it is not JSON."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    return content if isinstance(content, dict) else {}

@@ -8,6 +8,7 @@ onnx          the classifier in standard operators, any batch size              
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,20 @@ from safetensors.torch import save_file
 from data_pipeline.durable import atomic_path
 from data_pipeline.errors import UserError
 from pretrain.handoff.backbone import METADATA_KEY, Backbone, read_backbone
+from pretrain.training.checkpoint.disk import AUTO
+
+_log = logging.getLogger(__name__)
 
 
-def export(checkpoint: str | Path, to: str, out: str | Path, which: str = "ema") -> Path:
+def export(
+    checkpoint: str | Path,
+    to: str,
+    out: str | Path,
+    which: str = "ema",
+    *,
+    choice: str = AUTO,
+    say: Callable[[str], None] = _log.info,
+) -> Path:
     """Write the image encoder of `checkpoint` (whatever read_backbone reads) in the layout `to`; the path written.
 
     Teacher, text tower, decoder and predictor stay behind. A file is written under a temporary name first, so an
@@ -29,15 +41,28 @@ def export(checkpoint: str | Path, to: str, out: str | Path, which: str = "ema")
         to: one of FORMATS.
         out: the file, or for timm and hf the folder, to write.
         which: "ema" or "model", of a run.
+        choice: of a run's checkpoints, as read_backbone has it.
+        say: told what is exported, and what its reader should know.
 
     Raises UserError for an unknown layout, or weights that are not an InternImage.
     """
     if to not in FORMATS:
         raise UserError(f"export: {to!r} is no format; known are {', '.join(FORMATS)}")
-    backbone = read_backbone(checkpoint, which)
+    backbone = read_backbone(checkpoint, which, choice)
+    say(f"exported: {backbone.source}")
+    for notice in notices(backbone, to):
+        say(f"note: {notice}")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     return FORMATS[to](backbone, out)
+
+
+def notices(backbone: Backbone, to: str) -> list[str]:
+    """What whoever reads the export in the layout `to` should know, one sentence each."""
+    found = []
+    if "head.bias" in backbone.state and backbone.classes is None:
+        found.append("the classifier's rows have no names: the checkpoint keeps none")
+    return found
 
 
 def write_safetensors(backbone: Backbone, out: Path) -> Path:
@@ -52,7 +77,8 @@ def write_safetensors(backbone: Backbone, out: Path) -> Path:
 def write_official(backbone: Backbone, out: Path) -> Path:
     out = out / "model.pth" if out.is_dir() else out
     with atomic_path(out) as temporary:
-        torch.save({"model": {key: value.clone() for key, value in backbone.state.items()}}, temporary)
+        state = {key: value.clone() for key, value in backbone.state.items()}
+        torch.save({"model": state, METADATA_KEY: backbone.description()}, temporary)
     return out
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from pretrain.handoff.backbone import Backbone
 
+NO_NAME = "LABEL_{}"  # what transformers calls a class without a name
 _MODELS = (
     *("internimage", "heads", "layers", "linear", "randomness", "timm_features"),
     *("activations", "compilation", "recomputation"),
@@ -46,29 +47,29 @@ def dcnv3(value, offset, mask, *, backend=None, **options):
 
 
 def write_huggingface(backbone: Backbone, out: Path) -> Path:
-    """Write the folder `out`. AutoModelForImageClassification is offered only where there is a classifier."""
+    """Write the folder `out`. Without a classifier, AutoModelForImageClassification wants num_labels for a new one."""
     model = backbone.build()
     out.mkdir(parents=True, exist_ok=True)
     for name, text in remote_code().items():
         (out / name).write_text(text, encoding="utf-8")
     state = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
-    classes = backbone.classes or tuple(f"class {index}" for index in range(model.num_classes))
-    auto = {
-        "AutoConfig": "configuration_internimage.InternImageConfig",
-        "AutoModel": "modeling_internimage.InternImageModel",
-    }
-    architecture = "InternImageModel"
-    if model.num_classes:
-        architecture = "InternImageForImageClassification"
-        auto["AutoModelForImageClassification"] = f"modeling_internimage.{architecture}"
+    classes = backbone.classes or tuple(NO_NAME.format(index) for index in range(model.num_classes))
+    classifier = "InternImageForImageClassification"
     config = {
-        "architectures": [architecture],
-        "auto_map": auto,
+        "architectures": [classifier if model.num_classes else "InternImageModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_internimage.InternImageConfig",
+            "AutoModel": "modeling_internimage.InternImageModel",
+            "AutoModelForImageClassification": f"modeling_internimage.{classifier}",
+        },
         "model_type": "internimage",
         "arguments": {name: value for name, value in model.arguments.items() if name != "backend"},
         "image_size": backbone.image_size,
         "num_channels": model.in_chans,
+        "image_mean": list(backbone.mean),
+        "image_std": list(backbone.std),
+        "origin": backbone.origin,
         "id2label": {str(index): label for index, label in enumerate(classes)},
         "label2id": {label: index for index, label in enumerate(classes)},
         "dtype": "float32",
@@ -87,8 +88,7 @@ def write_huggingface(backbone: Backbone, out: Path) -> Path:
         "image_std": list(backbone.std),
         "do_convert_rgb": True,
     }
-    description = {**backbone.description(), "arguments": model.arguments}
-    for name, content in (("config", config), ("preprocessor_config", processor), ("internimage", description)):
+    for name, content in (("config", config), ("preprocessor_config", processor)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out
 

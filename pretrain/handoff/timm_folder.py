@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from data_pipeline.reading.decode.centre import CROP_MODE, INTERPOLATION
 from pretrain.handoff.backbone import Backbone
 from pretrain.models import VARIANTS
 
@@ -32,9 +33,9 @@ def write_timm(backbone: Backbone, out: Path) -> Path:
             "input_size": [model.in_chans, backbone.image_size, backbone.image_size],
             "pool_size": [backbone.image_size // stride] * 2,
             "fixed_input_size": False,
-            "interpolation": "bicubic",
+            "interpolation": INTERPOLATION,  # all three as evaluation feeds the model
             "crop_pct": 1.0,
-            "crop_mode": "center",
+            "crop_mode": CROP_MODE,
             "mean": list(backbone.mean),
             "std": list(backbone.std),
             "num_classes": model.num_classes,

@@ -20,7 +20,7 @@ def scores(results: Iterable[ScoredResult]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in beside)
     return (
         '<section id="scores"><h2>Scores</h2><div class="wide"><table><thead><tr><th>Score</th><th>Value</th><th></th>'
-        f"<th>95 % interval</th><th>Chance</th><th>Times chance</th>{head}</tr></thead>{groups}</table></div>"
+        f"<th>95 % interval</th><th>Chance</th>{head}</tr></thead>{groups}</table></div>"
         '<p class="note">The bar is the score, its whisker the 95 % interval; the ticks are chance and the columns '
         "to the right of it.</p>"
         f"{''.join(_per_class(r) for r in results)}</section>"
@@ -60,22 +60,21 @@ def _score_rows(result: ScoredResult, beside: list[str]) -> str:
         known = {"chance": chance, **levels} if is_finite(chance) else dict(levels)
         ticks = [(level, "chance" if name == "chance" else "other", name) for name, level in known.items()]
         interval = score.get("interval")
-        times = f"{value / chance:.1f} ×" if is_finite(chance) and chance > 0 else "–"
         cells = "".join(f"<td>{percent(levels[n]) if n in levels else '–'}</td>" for n in beside)
         rows.append(
             f"<tr><th scope=row>{escape(str(score.get('title') or score.get('name')))}</th>"
             f"<td><b>{percent(value)}</b></td><td>{score_bar(value, tuple(interval) if interval else None, ticks)}</td>"
             f"<td>{f'{percent(interval[0])} – {percent(interval[1])}' if interval else '–'}</td>"
-            f"<td>{percent(chance) if is_finite(chance) else '–'}</td><td>{times}</td>{cells}</tr>"
+            f"<td>{percent(chance) if is_finite(chance) else '–'}</td>{cells}</tr>"
         )
     if not rows:
         return ""
-    facts = [str(result[k]) for k in ("set", "weights") if result.get(k)]
+    facts = [str(result[k]) for k in ("set", "weights", "checkpoint") if result.get(k)]
     if is_number(result.get("samples")):
         facts.insert(1 if result.get("set") else 0, f"{number(result['samples'])} samples")
     title = escape(str(result.get("title") or result["name"]))
     small = f"<small>{escape(' · '.join(facts))}</small>"
-    head = f'<tr class="group"><th colspan="{6 + len(beside)}">{title} {small}</th></tr>'
+    head = f'<tr class="group"><th colspan="{5 + len(beside)}">{title} {small}</th></tr>'
     return f"<tbody>{head}{''.join(rows)}</tbody>"
 
 

@@ -20,20 +20,26 @@ if TYPE_CHECKING:
 
     from data_pipeline.reading import Batch, Targets, TargetSpec
     from data_pipeline.reading.faults import FaultLog
+    from data_pipeline.reading.storage.sources import SourceRecord
     from pretrain.tasks.module import TaskModule
 
 
 class BatchReader(Protocol):
     """One rank's batches, endless and a pure function of the step: `data_pipeline.reading.Reader`, or a stand-in.
 
-    epoch_samples: samples of all sources together. fingerprint: equal ones give equal batches. faults: the samples
-    that were seen and that were bad, so far and on this rank.
+    epoch_samples: samples of all sources together. fingerprint: equal ones give equal batches. classes: names of the
+    labels, in the order of their numbers; None where the sources name none. sources: what stays known of each. faults:
+    the samples that were seen and that were bad, so far and on this rank.
     """
 
     @property
     def epoch_samples(self) -> int: ...
     @property
     def num_classes(self) -> int: ...
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+    @property
+    def sources(self) -> "tuple[SourceRecord, ...]": ...
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -113,14 +119,26 @@ class Task(TaskSection, ABC):
         """The `classes` that `build` needs for a module of these weights: rows of its classifier, 0 without one."""
         return len(weights["image.head.weight"]) if "image.head.weight" in weights else 0
 
-    def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> Sequence[str]:
-        """Those of `evaluations` that this module has the parts for and this set the captions or labels."""
-        return self.evaluations
+    def refusal(
+        self, name: str, module: "TaskModule", data: Path | str, *, classes: Sequence[str] | None
+    ) -> str | None:
+        """Why this module or this set does not allow evaluation `name`, in a sentence; None where both do."""
+        return None
 
     def evaluate(
-        self, name: str, module: "TaskModule", data: Path | str, run: RunConfig, *, batch_size: int
+        self,
+        name: str,
+        module: "TaskModule",
+        data: Path | str,
+        run: RunConfig,
+        *,
+        classes: Sequence[str] | None,
+        batch_size: int,
     ) -> dict[str, Any]:
-        """The result (pretrain/evaluation/results.py) of evaluation `name` on the set in `data`."""
+        """The result (pretrain/evaluation/results.py) of evaluation `name` on the set in `data`.
+
+        classes: names that the module was trained on, as its checkpoint has them: of its classifier's first rows.
+        """
         raise UserError(f"task {self.name!r} has no evaluation {name!r}")
 
 

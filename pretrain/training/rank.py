@@ -20,6 +20,7 @@ from pretrain.tasks.module import TaskModule
 from pretrain.tasks.task import BatchReader, ReaderOptions, module_of, task_of
 from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.checkpoint.disk import complete_checkpoints
+from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext, join
 from pretrain.training.folder import open_run
 from pretrain.training.logging.kinds import EventKind
@@ -118,7 +119,13 @@ def compose(
         config.schedule, config.optimizer, batch_size=training.batch_size, epoch_samples=reader.epoch_samples
     )
     if initialize is None and config.initialize_from is not None:
-        initialize = partial(_initialize_from, path=config.initialize_from, report=events, leader=context.leader)
+        initialize = partial(
+            _initialize_from,
+            path=config.initialize_from,
+            classes=reader.classes,
+            report=events,
+            leader=context.leader,
+        )
 
     def settings_of(module: nn.Module) -> dict[str, object]:
         return settings_for(module, training, config.optimizer.clip_grad, config.deepspeed, context)
@@ -167,7 +174,7 @@ def compose(
         context,
         events,
         config_text=dump_config(config),
-        data={"epoch_samples": reader.epoch_samples, "fingerprint": reader.fingerprint},
+        trained_on=TrainedOn.of(reader),
     )
     policy = DivergencePolicy(training.policy, output, leader=context.leader)
     state = checkpointer.restore()
@@ -215,9 +222,11 @@ def _teacher(
     return build_teacher(built.teacher, built.module.teacher_names(), engine, ema, context)
 
 
-def _initialize_from(module: TaskModule, path: str, report: EventLog, leader: bool) -> None:
+def _initialize_from(
+    module: TaskModule, path: str, classes: tuple[str, ...] | None, report: EventLog, leader: bool
+) -> None:
     from pretrain.training.initialize import initialize_from  # imports the models
 
-    fresh = initialize_from(module, path)
+    fresh = initialize_from(module, path, classes)
     if leader:
         report(EventKind.INITIALIZED, source=path, kept_fresh=fresh)

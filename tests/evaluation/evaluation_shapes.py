@@ -24,11 +24,19 @@ def drawing(colour: tuple[int, int, int], radius: int) -> bytes:
 
 
 def write_set(
-    folder: Path, *, name: str = "held-out", captions: bool = True, classes: tuple[str, ...] | None = None
+    folder: Path,
+    *,
+    name: str = "held-out",
+    captions: bool = True,
+    classes: tuple[str, ...] | None = None,
+    labels: tuple[str, str, str] = tuple(COLOURS),
 ) -> Path:
-    """12 circles in 3 colours and 4 sizes; label and caption are the colour, so each caption has four pictures."""
+    """12 circles in 3 colours and 4 sizes; label and caption are the colour, so each caption has four pictures.
+
+    classes: of the manifest, in its order. labels: what red, green and blue are called there.
+    """
     folder.mkdir(parents=True)
-    classes = classes if classes is not None else tuple(COLOURS)
+    classes, called = classes if classes is not None else tuple(COLOURS), dict(zip(COLOURS, labels, strict=True))
     pairs = [(colour, size) for size in SIZES for colour in COLOURS]
     samples = [
         Sample(
@@ -39,7 +47,7 @@ def write_set(
             width=64,
             height=64,
             caption=f"{colour} circle" if captions else None,
-            label=classes.index(colour),
+            label=classes.index(called[colour]),
         )
         for i, (colour, size) in enumerate(pairs)
     ]

@@ -1,5 +1,6 @@
 """Retrieval, zero-shot, top-1 and the linear probe on a set whose right answers are known."""
 
+import itertools
 import json
 import math
 
@@ -8,7 +9,6 @@ import torch
 from evaluation_shapes import COLOURS, Painter, colour_tokens, write_set
 
 from data_pipeline.errors import UserError
-from pretrain.configuration import parse_config
 from pretrain.evaluation import (
     linear_probe,
     put_beside,
@@ -22,7 +22,9 @@ from pretrain.evaluation import (
 )
 from pretrain.evaluation.classification import prompts_of
 from pretrain.evaluation.probe import fit_logistic
-from pretrain.evaluation.sets import describe_set, trained_classes
+from pretrain.evaluation.retrieval import baselines
+from pretrain.evaluation.sets import describe_set
+from pretrain.tasks.class_names import rows_by_name
 
 
 def test_a_model_that_knows_the_colours_retrieves_all(painter, shapes, config):
@@ -55,7 +57,7 @@ def test_a_collapsed_model_scores_chance_in_everything(painter, shapes, config):
     for result in (
         retrieval(painter, shapes, config, tokenizer=colour_tokens),
         zero_shot(painter, shapes, config, tokenizer=lambda texts: torch.ones(len(texts), 3)),
-        top1(painter, shapes, config),
+        top1(painter, shapes, config, classes=tuple(COLOURS)),
     ):
         for entry in result["scores"]:
             assert entry["value"] == pytest.approx(entry["chance"]), entry["name"]
@@ -78,27 +80,43 @@ def test_prompts_put_each_name_into_each_template():
 
 def test_top1_counts_the_right_class_and_reports_each(painter, shapes, config):
     painter.classify = lambda images: painter.encode_image(images) * torch.tensor([1.0, 1.0, -1.0])  # never blue
-    result = top1(painter, shapes, config)
+    result = top1(painter, shapes, config, classes=tuple(COLOURS))
     assert value_of(result, "top1") == pytest.approx(2 / 3)
     assert {name: row["value"] for name, row in result["per_class"].items()} == {"red": 1, "green": 1, "blue": 0}
 
 
-def test_labels_of_a_set_with_other_class_order_are_matched_by_name(painter, tmp_path, config):
-    folder = write_set(tmp_path / "set", classes=("blue", "grey", "green", "red"))
-    result = top1(painter, folder, config, classes=tuple(COLOURS))
-    assert value_of(result, "top1") == 1 and result["samples"] == 12
+@pytest.mark.parametrize("rows", list(itertools.permutations(COLOURS)))
+def test_labels_of_a_set_in_any_order_are_matched_by_name(rows, painter, tmp_path, config):
+    """The painter's rows are red, green, blue: named otherwise, what is right is what those names say."""
+    folder = write_set(tmp_path / "set", classes=("blue", "green", "red"))
+    result = top1(painter, folder, config, classes=rows)
+    right = [name for name, colour in zip(rows, COLOURS, strict=True) if name == colour]
+    assert {name: row["value"] for name, row in result["per_class"].items()} == {c: float(c in right) for c in rows}
 
 
-def test_classes_are_those_of_the_training_sets_joined_in_order(painter, tmp_path):
-    """Two sources with the classes in another order each: the classifier's rows are red, green, blue all the same."""
-    first = write_set(tmp_path / "first")
-    second = write_set(tmp_path / "second", classes=("blue", "green", "red"))
-    sources = [{"path": str(first)}, {"path": str(second)}]
-    config = parse_config({"data": {"sources": sources, "image_size": 32}, "schedule": {"steps": 1}})
-    assert trained_classes(config) == ("red", "green", "blue")
-    assert value_of(top1(painter, second, config), "top1") == 1
-    config.data.sources[0].path = "nowhere"
-    assert trained_classes(config) is None
+def test_a_set_may_lack_classes_of_the_model_but_not_have_others(painter, tmp_path, config):
+    painter.classify = lambda images: torch.nn.functional.pad(painter.encode_image(images), (0, 1), value=-9.0)
+    fewer = write_set(tmp_path / "fewer")
+    assert value_of(top1(painter, fewer, config, classes=(*COLOURS, "grey")), "top1") == 1
+    named = top1(painter, fewer, config, classes=tuple(COLOURS))  # and a row that no class of the data has trained
+    assert named["classes"] == 4 and value_of(named, "top1") == 1
+    renamed = write_set(tmp_path / "renamed", classes=("red", "green", "azure"), labels=("red", "green", "azure"))
+    message = r"1 of 3 classes.*: azure\n.*\(3\): red, green, azure\n.*the model \(3\): red, green, blue"
+    with pytest.raises(UserError, match=message):
+        top1(painter, renamed, config, classes=tuple(COLOURS))
+    with pytest.raises(UserError, match="names no classes"):
+        top1(painter, fewer, config, classes=None)
+
+
+def test_long_lists_of_classes_are_cut_to_ten():
+    numbers = [str(n) for n in range(25)]
+    with pytest.raises(UserError) as error:
+        rows_by_name(["x", *numbers[:12]], numbers, have="the model")
+    assert str(error.value).splitlines() == [
+        "13 of 25 classes are not among those of the model: 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, ... and 3 more",
+        "  wanted (25): 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... and 15 more",
+        "  the model (13): x, 0, 1, 2, 3, 4, 5, 6, 7, 8, ... and 3 more",
+    ]
 
 
 def test_equal_class_names_are_told_apart_for_labels_and_kept_for_prompts(tmp_path):
@@ -110,8 +128,8 @@ def test_equal_class_names_are_told_apart_for_labels_and_kept_for_prompts(tmp_pa
 
 def test_a_classifier_of_another_width_is_refused(painter, tmp_path, config):
     folder = write_set(tmp_path / "set", classes=("blue", "grey", "green", "red"))
-    with pytest.raises(UserError, match=r"3 rows.*4 class names"):
-        top1(painter, folder, config)
+    with pytest.raises(UserError, match=r"4 classes are named.*3 rows"):
+        top1(painter, folder, config, classes=("blue", "grey", "green", "red"))
 
 
 def test_a_set_without_captions_is_refused(painter, tmp_path, config):
@@ -122,12 +140,12 @@ def test_a_set_without_captions_is_refused(painter, tmp_path, config):
 def test_evaluation_leaves_the_training_mode_as_it_was(painter, shapes, config):
     painter.train()
     painter.frozen = torch.nn.Dropout().eval()
-    top1(painter, shapes, config)
+    top1(painter, shapes, config, classes=tuple(COLOURS))
     assert painter.training and not painter.frozen.training
 
 
 def test_the_linear_probe_learns_what_is_linear(painter, shapes, tmp_path, config):
-    validation = write_set(tmp_path / "validation")
+    validation = write_set(tmp_path / "validation", classes=("blue", "red", "green"))
     result = linear_probe(painter, shapes, validation, shapes, config, penalties=(1e-3, 1e3))
     assert value_of(result, "top1") == 1
     assert result["settings"] == {"penalty": 1e3, "validation_top1": 1.0} or result["settings"]["penalty"] == 1e-3
@@ -150,7 +168,7 @@ def test_a_strong_penalty_leaves_only_the_class_frequencies():
 
 
 def test_results_are_written_whole_and_read_back(tmp_path, painter, shapes, config):
-    result = top1(painter, shapes, config)
+    result = top1(painter, shapes, config, classes=tuple(COLOURS))
     path = write_result(tmp_path, "top1", result)
     assert path == tmp_path / "evaluation/top1.json" and list(path.parent.iterdir()) == [path]
     assert read_results(tmp_path) == {"top1": json.loads(json.dumps(result))}
@@ -159,7 +177,7 @@ def test_results_are_written_whole_and_read_back(tmp_path, painter, shapes, conf
 
 
 def test_another_result_can_stand_beside(painter, shapes, config):
-    result = top1(painter, shapes, config)
+    result = top1(painter, shapes, config, classes=tuple(COLOURS))
     worse = {"scores": [{"name": "top1", "value": 0.25}]}
     both = put_beside(result, "untrained", worse)
     assert both["scores"][0]["beside"]["untrained"] == 0.25 and "untrained" not in both["scores"][1]["beside"]
@@ -169,3 +187,37 @@ def test_another_result_can_stand_beside(painter, shapes, config):
 
 def test_a_painter_is_a_painter():
     assert Painter().encode_image(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_retrieval_baselines_are_what_answers_without_looking_score(seed):
+    """Against every choice of k answers, and every order that a category allows."""
+    generator = torch.Generator().manual_seed(seed)
+    owner = torch.cat([torch.arange(4), torch.randint(4, (5,), generator=generator)])
+    labels = torch.randint(2, (9,), generator=generator)
+    found = baselines(owner, labels, 4, (1, 2))
+    pairs = list(zip(owner.tolist(), labels.tolist(), strict=True))
+    for k in (1, 2):
+        constant = max(sum(o in answer for o, _ in pairs) / 9 for answer in itertools.combinations(range(4), k))
+        assert found["image_to_text", k]["constant answer"] == pytest.approx(constant)
+        assert found["text_to_image", k]["constant answer"] == pytest.approx(k / 4)
+        forward = [
+            expected_hit([pairs.count((t, c)) for t in range(4)], [t == o for t in range(4)], k) for o, c in pairs
+        ]
+        assert found["image_to_text", k]["category oracle"] == pytest.approx(sum(forward) / 9)
+        back = [expected_hit([pairs.count((t, c)) for _, c in pairs], [o == t for o, _ in pairs], k) for t in range(4)]
+        assert found["text_to_image", k]["category oracle"] == pytest.approx(sum(back) / 4)
+
+
+def expected_hit(values: list[int], right: list[bool], k: int) -> float:
+    """Share of the k-element answers, among those that leave out no larger value, that hold a right one."""
+    order = sorted(values, reverse=True)[:k]
+    answers = [a for a in itertools.combinations(range(len(values)), k) if sorted(values[i] for i in a)[::-1] == order]
+    return sum(any(right[i] for i in a) for a in answers) / len(answers)
+
+
+def test_an_oracle_needs_a_label_of_every_picture(painter, shapes, config):
+    owner = torch.tensor([0, 1, 1])
+    assert "category oracle" not in baselines(owner, torch.tensor([0, -1, 1]), 2, (1,))["image_to_text", 1]
+    beside = retrieval(painter, shapes, config, tokenizer=colour_tokens)["scores"][0]["beside"]
+    assert beside == {"constant answer": pytest.approx(1 / 3), "category oracle": 1.0}  # a caption is a colour here

@@ -86,8 +86,8 @@ def test_tasks_that_do_not_exist_or_do_not_fit_are_refused(pretrained, shapes, t
 
 
 def test_averaged_and_trained_weights_are_told_apart(pretrained):
-    averaged, _ = load_module(pretrained, "ema")
-    trained, _ = load_module(pretrained, "model")
+    averaged = load_module(pretrained, "ema").module
+    trained = load_module(pretrained, "model").module
     for task, which in ((averaged, "ema"), (trained, "model")):
         weights, _ = load_weights(pretrained, which)
         assert all(torch.equal(value.cpu(), weights[name]) for name, value in task.state_dict().items())

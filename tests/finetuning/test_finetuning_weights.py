@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import UserError
-from pretrain.finetuning.weights import load_into, read_rows, rows_by_name
+from pretrain.finetuning.weights import load_into, read_rows
 from pretrain.handoff import export
 from pretrain.models import create_model, official
 from pretrain.training.checkpoint.disk import load_weights
@@ -78,9 +78,3 @@ def test_rows_are_read_from_a_file(tmp_path):
     path.write_text("four\n")
     with pytest.raises(UserError, match="one row number a line"):
         read_rows(path, 1)
-
-
-def test_rows_are_found_by_name():
-    assert rows_by_name(["cat", "dog", "eel"], ["eel", "cat"]).tolist() == [2, 0]
-    with pytest.raises(UserError, match="'fox'"):
-        rows_by_name(["cat"], ["cat", "fox"])

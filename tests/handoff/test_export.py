@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from checkpoints import CLASSES, run_config, write_checkpoint
 from safetensors import safe_open
 
 from data_pipeline.errors import UserError
@@ -54,7 +55,7 @@ def test_teacher_text_and_decoder_stay_behind(fake_run, tmp_path):
     assert any(not name.startswith("image.") for name in weights)
     written = export(run, "official", tmp_path / "model.pth")
     state = torch.load(written, weights_only=True)
-    assert set(state) == {"model"}
+    assert set(state) == {"model", "internimage"}, "the weights, and how to build and feed the model"
     prefixes = {key.split(".")[0] for key in state["model"]}
     assert prefixes == {"patch_embed", "levels", "dcnv3_head_x3", "dcnv3_head_x4", "clip_projector", "fc_norm", "head"}
 
@@ -83,8 +84,9 @@ def test_the_timm_folder_gives_the_same_logits_and_what_timm_needs(fake_run, tmp
 
 
 def test_a_pooled_head_trained_with_supervision_is_exported_with_its_running_statistics(fake_run, tmp_path):
-    run, weights = fake_run("supervised", use_clip_projector=False)
-    weights["image.conv_head.norm.running_mean"].fill_(0.25)
+    run, _ = fake_run(
+        "supervised", lambda module: module.image.conv_head.norm.running_mean.fill_(0.25), use_clip_projector=False
+    )
     state = torch.load(export(run, "official", tmp_path / "model.pth"), weights_only=True)["model"]
     assert state["conv_head.1.0.running_mean"].eq(0.25).all()
     assert state["conv_head.1.0.num_batches_tracked"].dtype == torch.int64
@@ -103,7 +105,7 @@ def test_a_new_classifier_keeps_its_own_weights_and_everything_else_is_loaded(fa
 
 
 def test_mistakes_are_named(fake_run, tmp_path):
-    run, weights = fake_run()
+    run, _ = fake_run()
     with pytest.raises(UserError, match="'caffe' is no format; known are safetensors, official, timm, hf, onnx"):
         export(run, "caffe", tmp_path / "x")
     with pytest.raises(UserError, match="no such run"):
@@ -111,10 +113,10 @@ def test_mistakes_are_named(fake_run, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"not a zip")
     with pytest.raises(UserError, match=r"broken\.pth: not a readable file of weights"):
         read_backbone(tmp_path / "broken.pth")
-    for name in [name for name in weights if name.startswith("image.")]:
-        del weights[name]
+    other = tmp_path / "other"
+    write_checkpoint(other, run_config(), torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="hold no image encoder"):
-        export(run, "official", tmp_path / "x")
+        export(other, "official", tmp_path / "x")
 
 
 def test_a_pickle_is_never_executed(tmp_path):
@@ -136,3 +138,35 @@ def test_a_published_checkpoint_is_recognised_by_its_shapes(tmp_path):
     backbone = read_backbone(tmp_path / "internimage_t.pth")
     assert backbone.arguments["channels"] == 64 and backbone.arguments["num_classes"] == 11
     assert torch.equal(backbone.build().head.bias, model.head.bias)
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "timm", "hf"])
+def test_class_names_and_origin_travel_in_every_layout(layout, fake_run, tmp_path):
+    run, _ = fake_run()
+    lines: list[str] = []
+    written = export(run, layout, tmp_path / f"out.{layout}", say=lines.append)
+    assert lines == ["exported: run, step 1000, trained weights (the run keeps no EMA)"]
+    backbone = read_backbone(written)
+    assert backbone.classes == CLASSES and backbone.mean == (0.5, 0.4, 0.3) and backbone.image_size == 64
+    assert backbone.origin["task"]["preset"] == "m3i" and backbone.origin["images"] == 1000 * 256
+    assert backbone.origin["sources"][0]["about"] == {"license": "CC-BY-4.0"}
+    if layout == "timm":
+        model = timm.create_model(f"local-dir:{written}", pretrained=True)
+        assert tuple(model.pretrained_cfg["label_names"]) == CLASSES
+
+
+def test_a_folder_that_timm_saved_again_is_read_by_its_own_words(fake_run, tmp_path, image):
+    run, _ = fake_run()
+    model = timm.create_model(f"local-dir:{export(run, 'timm', tmp_path / 'folder')}", pretrained=True)
+    model.reset_classifier(0)
+    from timm.models import save_for_hf
+
+    save_for_hf(model, tmp_path / "again", model_args=expected_arguments(model))
+    again = read_backbone(tmp_path / "again")
+    assert again.mean == (0.5, 0.4, 0.3) and again.classes is None
+    with torch.no_grad():
+        torch.testing.assert_close(again.build()(image), model.eval()(image), rtol=0, atol=0)
+
+
+def expected_arguments(model: InternImage) -> dict[str, object]:
+    return {k: v for k, v in model.arguments.items() if k not in ("num_classes", "global_pool", "in_chans")}

@@ -76,6 +76,77 @@ def test_hugging_face_loads_the_folder_and_agrees(name, hugging_face, tmp_path):
     assert all(torch.equal(again.state[key], value) for key, value in backbone.state.items())
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """h_like as a Hugging Face folder with names for its ten classes."""
+    return write_huggingface(golden("h_like")[0], tmp_path / "folder_again")
+
+
+def test_a_new_number_of_labels_gets_a_new_classifier(hugging_face, folder, tmp_path):
+    _, model, images = golden("h_like")
+    auto = hugging_face.AutoModelForImageClassification
+    loaded = auto.from_pretrained(
+        str(folder), trust_remote_code=True, num_labels=5, ignore_mismatched_sizes=True
+    ).eval()
+    with torch.no_grad():
+        logits = loaded(images).logits
+        pooled = model.forward_head(model.forward_features(images), pre_logits=True)
+    assert logits.shape == (3, 5)
+    torch.testing.assert_close(logits, pooled @ loaded.model.head.weight.T + loaded.model.head.bias)
+    assert 0 < loaded.model.head.weight.std() < 0.05 and not loaded.model.head.bias.any()
+    loaded.save_pretrained(tmp_path / "again_5")
+    again = read_backbone(tmp_path / "again_5")
+    assert again.classes is None and again.mean == (0.5, 0.4, 0.3) and again.image_size == 64
+    with torch.no_grad():
+        torch.testing.assert_close(again.build()(images), logits, rtol=0, atol=1e-6)
+
+
+def test_a_folder_saved_again_by_transformers_is_read_by_its_own_words(hugging_face, folder, tmp_path):
+    loaded = hugging_face.AutoModelForImageClassification.from_pretrained(str(folder), trust_remote_code=True)
+    loaded.save_pretrained(tmp_path / "again", max_shard_size="300KB")
+    assert not (tmp_path / "again/model.safetensors").exists(), "in several files"
+    backbone, again = golden("h_like")[0], read_backbone(tmp_path / "again")
+    assert again.classes == tuple("abcdefghij") and again.mean == (0.5, 0.4, 0.3)
+    assert all(torch.equal(again.state[key], value) for key, value in backbone.state.items())
+
+
+def test_an_encoder_without_classifier_takes_a_new_one(hugging_face, tmp_path):
+    backbone, model, images = golden("h_like")
+    state = {key: value for key, value in backbone.state.items() if not key.startswith("head.")}
+    bare = Backbone(state, {**backbone.arguments, "num_classes": 0}, image_size=64)
+    folder = str(write_huggingface(bare, tmp_path / "folder_bare"))
+    auto = hugging_face.AutoModelForImageClassification
+    assert auto.from_pretrained(folder, trust_remote_code=True, num_labels=4)(images).logits.shape == (3, 4)
+    with pytest.raises(ValueError, match="no classifier"):
+        auto.from_pretrained(folder, trust_remote_code=True)
+    encoder = hugging_face.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encoder(images).pooler_output, model.forward_head(model.forward_features(images), pre_logits=True)
+        )
+
+
+def test_hidden_states_are_the_stages_and_blocks_can_be_recomputed(hugging_face, folder):
+    _, model, images = golden("h_like")
+    loaded = hugging_face.AutoModelForImageClassification.from_pretrained(str(folder), trust_remote_code=True)
+    with torch.no_grad():
+        expected = [stage.permute(0, 3, 1, 2) for stage in model.forward_stages(images)]
+        answer = loaded.eval()(images, output_hidden_states=True)
+    assert loaded(images).hidden_states is None and len(answer.hidden_states) == 4
+    for got, stage in zip(answer.hidden_states, expected, strict=True):
+        torch.testing.assert_close(got, stage, rtol=0, atol=1e-4)
+    assert (answer.logits - model(images)).abs().max() <= 1e-4
+    loaded.gradient_checkpointing_enable()
+    loaded.train()(images, labels=torch.tensor([0, 1, 2])).loss.backward()
+    kept = {name: p.grad.clone() for name, p in loaded.named_parameters()}
+    assert all(block.kept == () for stage in loaded.model.stages for block in stage.blocks)
+    loaded.gradient_checkpointing_disable()
+    loaded.zero_grad()
+    loaded(images, labels=torch.tensor([0, 1, 2])).loss.backward()
+    for name, parameter in loaded.named_parameters():
+        torch.testing.assert_close(parameter.grad, kept[name], rtol=1e-5, atol=1e-7)
+
+
 def test_the_hugging_face_folder_works_without_this_project(tmp_path):
     pytest.importorskip("transformers")
     backbone, model, images = golden("h_like")
@@ -114,7 +185,8 @@ def test_onnxruntime_runs_the_classifier_and_agrees_for_any_batch(name, tmp_path
     path = write_onnx(backbone, tmp_path / "model.onnx")
     graph = onnx.load(path)
     assert {node.domain for node in graph.graph.node} == {""}, "standard operators only"
-    assert json.loads({p.key: p.value for p in graph.metadata_props}["internimage"])["mean"] == [0.5, 0.4, 0.3]
+    described = json.loads({p.key: p.value for p in graph.metadata_props}["internimage"])
+    assert described["mean"] == [0.5, 0.4, 0.3] and described["classes"] == list("abcdefghij")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for batch in (1, 3):
         (logits,) = session.run(None, {"images": images[:batch].numpy()})

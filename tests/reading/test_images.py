@@ -15,7 +15,6 @@ from data_pipeline.reading.decode.pixels import BadSample, decode, read_header
 from data_pipeline.reading.decode.views import (
     UNIFORMS,
     Crop,
-    centre_crop,
     enlarged,
     on_reduced,
     random_crop,
@@ -166,11 +165,6 @@ def test_reduced_decoding_keeps_the_crops_geometry():
     render(pixels, used, view)
     render(decode(data, header), Crop(*(int(v) for v in back[:4]), True, 400), exact)
     assert np.abs(view.astype(int) - exact).mean() < 2
-
-
-def test_the_centre_crop_is_the_middle_square():
-    assert centre_crop(100, 60, 1.0) == Crop(0, 20, 60, 60, False, 100)
-    assert centre_crop(60, 100, 0.5) == Crop(35, 15, 30, 30, False, 60)
 
 
 def test_colour_jitter_is_its_three_changes_one_after_the_other():

@@ -1,5 +1,6 @@
 """A task outside the package: a line from a picture's mean red and green to its mean blue."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,7 +45,14 @@ class Toy(Task):
         return ToyModule(self.width)
 
     def evaluate(
-        self, name: str, module: TaskModule, data: Path | str, run: RunConfig, *, batch_size: int
+        self,
+        name: str,
+        module: TaskModule,
+        data: Path | str,
+        run: RunConfig,
+        *,
+        classes: Sequence[str] | None,
+        batch_size: int,
     ) -> dict[str, Any]:
         assert isinstance(module, ToyModule)
         batches = evaluation_batches(data, run.data.image_size, batch_size, ImageText())

@@ -48,6 +48,7 @@ def sample(position: int) -> tuple[Tensor, int]:
 
 class FakeReader:
     epoch_samples, num_classes, fingerprint = EPOCH, CLASSES, "fake"
+    classes, sources = tuple("abcde"), ()
 
     def __init__(self, options: ReaderOptions) -> None:
         self.batch, self.accumulation = options.batch_size, options.accumulation

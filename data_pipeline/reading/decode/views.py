@@ -56,12 +56,6 @@ def random_crop(
     return Crop((height - h) // 2, (width - w) // 2, h, w, mirrored, width)
 
 
-def centre_crop(width: int, height: int, fraction: float) -> Crop:
-    """Returns the central square of `fraction` of the shorter side: resizing that to S / fraction, then cutting S."""
-    side = max(1, round(min(width, height) * fraction))
-    return Crop((height - side) // 2, (width - side) // 2, side, side, False, width)
-
-
 def reduction(crops: Sequence[Crop], size: int) -> int:
     """Returns the largest of 8, 4, 2 by which the image may be decoded smaller, crops being `size` at least; or 1."""
     smallest = min(min(crop.height, crop.width) for crop in crops)

@@ -1,6 +1,8 @@
 """Opens the sets that a configuration names, and joins their categories."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,41 @@ from data_pipeline.reading.storage.remote import is_remote, node_index_folder, o
 from data_pipeline.reading.storage.shards import LocalFiles, ShardFiles, ShardSet
 
 _EXTRA_SHARDS = 2  # kept open beyond a block, for batches that reach into the next block
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What stays known of a source where its set is gone or moved.
+
+    digest: SHA-256 over the digests of its shards, "" for a stream. about: what its manifest says of origin, licence.
+    """
+
+    name: str
+    path: str
+    samples: int
+    weight: float
+    digest: str = ""
+    about: dict[str, str] = field(default_factory=dict)
+
+
+def record_sources(config: DataConfig, names: Sequence[str], sets: Sequence[ShardSet]) -> tuple[SourceRecord, ...]:
+    """One record a source. sets: in the order of `config.sources`; none where these are streams."""
+    if not sets:
+        return tuple(
+            SourceRecord(name, source.path, source.samples or 0, source.weight)
+            for name, source in zip(names, config.sources, strict=True)
+        )
+    return tuple(
+        SourceRecord(
+            name,
+            source.path,
+            one.manifest.samples,
+            source.weight,
+            hashlib.sha256("".join(shard.sha256 for shard in one.manifest.shards).encode()).hexdigest(),
+            {key: value for key, value in one.manifest.about.items() if isinstance(value, str)},
+        )
+        for name, source, one in zip(names, config.sources, sets, strict=True)
+    )
 
 
 def open_sources(

@@ -4,12 +4,29 @@ from transformers import PretrainedConfig
 
 
 class InternImageConfig(PretrainedConfig):
-    """arguments: of InternImage, as internimage_internimage.py defines them."""
+    """arguments: of InternImage, as internimage_internimage.py defines them; its classifier has `num_labels` rows.
+
+    image_mean, image_std: what images are normalised by. origin: which training the weights are of.
+    """
 
     model_type = "internimage"
 
-    def __init__(self, arguments=None, image_size=224, num_channels=3, **options):
+    def __init__(
+        self,
+        arguments=None,
+        image_size=224,
+        num_channels=3,
+        image_mean=(0.485, 0.456, 0.406),
+        image_std=(0.229, 0.224, 0.225),
+        origin=None,
+        **options,
+    ):
+        arguments = arguments or {}
+        if "num_classes" in arguments and not {"id2label", "num_labels"} & set(options):
+            options["num_labels"] = arguments["num_classes"]
         super().__init__(**options)
-        self.arguments = arguments or {}
+        self.arguments = arguments
         self.image_size = image_size
         self.num_channels = num_channels
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.origin = origin or {}

@@ -1,5 +1,6 @@
 """The `task:` section of classification, and what a run asks of it. Imports no torch until a run needs it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,20 +45,26 @@ class Classification(Task):
                 "labels, and look at data.sources.N.labels"
             )
 
-    def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> list[str]:
-        from pretrain.evaluation.sets import describe_set, trained_classes
+    def refusal(
+        self, name: str, module: "TaskModule", data: Path | str, *, classes: Sequence[str] | None
+    ) -> str | None:
+        from pretrain.evaluation.classification import top1_refusal
 
-        own = describe_set(data).distinct or ()
-        rows = trained_classes(run) or own
-        fits = bool(set(own) & set(rows)) and _own(module).image.num_classes == len(rows)
-        return list(self.evaluations) if fits else []
+        return top1_refusal(_own(module).image.num_classes, data, classes)
 
     def evaluate(
-        self, name: str, module: "TaskModule", data: Path | str, run: RunConfig, *, batch_size: int
+        self,
+        name: str,
+        module: "TaskModule",
+        data: Path | str,
+        run: RunConfig,
+        *,
+        classes: Sequence[str] | None,
+        batch_size: int,
     ) -> dict[str, Any]:
         from pretrain.evaluation.classification import top1
 
-        return top1(_own(module), data, run, batch_size=batch_size)
+        return top1(_own(module), data, run, classes=classes, batch_size=batch_size)
 
 
 def _own(module: "TaskModule") -> "ClassificationModule":

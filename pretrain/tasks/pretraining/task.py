@@ -1,6 +1,6 @@
 """The `task:` section of image-text pretraining, and what a run asks of it. Imports no torch until a run needs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,28 +87,37 @@ class Pretraining(Task):
 
         return build_tokenizer(data.context_length, self.text.vocab_size)
 
-    def allowed(self, module: "TaskModule", data: Path | str, run: RunConfig) -> list[str]:
-        from pretrain.evaluation.sets import describe_set, trained_classes
+    def refusal(
+        self, name: str, module: "TaskModule", data: Path | str, *, classes: Sequence[str] | None
+    ) -> str | None:
+        from pretrain.evaluation.classification import top1_refusal
+        from pretrain.evaluation.sets import describe_set
 
-        about, parts = describe_set(data), _own(module)
-        own = about.distinct or ()
-        rows = trained_classes(run) or own
-        allowed = {
-            "retrieval": parts.has_text,
-            "zero-shot": parts.has_text and bool(own),
-            "top1": bool(set(own) & set(rows)) and parts.image.num_classes == len(rows),
-        }
-        return [name for name in self.evaluations if allowed[name]]
+        parts = _own(module)
+        if name == "top1":
+            return top1_refusal(parts.image.num_classes, data, classes)
+        if not parts.has_text:
+            return f"preset {self.preset} trains no text tower"
+        if name == "zero-shot" and not describe_set(data).classes:
+            return f"{data} names no classes"
+        return None
 
     def evaluate(
-        self, name: str, module: "TaskModule", data: Path | str, run: RunConfig, *, batch_size: int
+        self,
+        name: str,
+        module: "TaskModule",
+        data: Path | str,
+        run: RunConfig,
+        *,
+        classes: Sequence[str] | None,
+        batch_size: int,
     ) -> dict[str, Any]:
         from pretrain.evaluation.classification import top1, zero_shot
         from pretrain.evaluation.retrieval import retrieval
 
         own = _own(module)
         if name == "top1":
-            return top1(own, data, run, batch_size=batch_size)
+            return top1(own, data, run, classes=classes, batch_size=batch_size)
         if name == "zero-shot":
             return zero_shot(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)
         return retrieval(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)

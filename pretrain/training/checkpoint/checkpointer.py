@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
 from pretrain.training.checkpoint.rank_file import write_rank_file
+from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.record import EventLog
@@ -63,11 +64,11 @@ class Checkpointer:
         report: EventLog,
         *,
         config_text: str,
-        data: Mapping[str, Any],
+        trained_on: TrainedOn,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run, self._settings, self.engine, self.ema = run, settings, engine, ema
-        self._config_text, self._data = config_text, dict(data)
+        self._config_text, self._trained_on = config_text, trained_on
         self._folder = run / disk.FOLDER
         self._context, self._report, self._clock = context, report, clock
         self._entries = self._layout()
@@ -141,7 +142,7 @@ class Checkpointer:
             "world_size": self._context.world_size,
             "zero_stage": self.engine.stage,
         }
-        self._pending = _Pending(step, {"data": self._data} | state | counters)
+        self._pending = _Pending(step, {"data": self._trained_on.as_json()} | state | counters)
         entries = self._stage() if self._asynchronous else self._entries
         self._start(partial(self._write, step, entries))
         if not self._asynchronous:
@@ -283,7 +284,7 @@ class Checkpointer:
         for checkpoint in disk.resumable_checkpoints(self.run):
             problem = self._verify(checkpoint)
             if problem is None:
-                self._check_data(checkpoint.state["data"])
+                self._check_data(checkpoint.trained_on)
                 self._load(checkpoint)
                 self.last_step = checkpoint.step
                 return checkpoint.state
@@ -305,13 +306,9 @@ class Checkpointer:
             )
         return None
 
-    def _check_data(self, before: Mapping[str, Any]) -> None:
-        if before != self._data:
-            raise UserError(
-                f"{self.run} was trained on {before['epoch_samples']} samples an epoch; data.sources now hold "
-                f"{self._data['epoch_samples']}, or other ones: the order would differ. Name the same sets, or start "
-                "a new run"
-            )
+    def _check_data(self, before: TrainedOn) -> None:
+        if difference := before.difference(self._trained_on):
+            raise UserError(f"{self.run} {difference}. Name the same sets, or start a new run")
 
     def _verify(self, checkpoint: Checkpoint) -> str | None:
         problem = None

@@ -6,7 +6,7 @@ and no ranks.
             rank-00000.safetensors   kind/name -> flat fp32 values: param, exp_avg, exp_avg_sq, ema; buffers with rank 0
             rank-00001.safetensors
             index.json               name -> shape and [file, start, length] of every fragment
-            state.json               step, counters, policy, sizes the run was saved with
+            state.json               step, counters, policy, sizes, class names and sets the run was saved with
             config.yaml
             manifest.json            every file, its size and digest; written last
         latest                       "step-00001000"
@@ -32,13 +32,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.durable import file_sha256, write_durably
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_ten
 from pretrain import __version__
 from pretrain.configuration import RunConfig, parse_config
+from pretrain.training.checkpoint.trained_on import TrainedOn
 
 SCHEMA = 2
 VERSIONS = {"1": "0.1.0"}  # of programs whose manifests did not name theirs, by schema
 FOLDER, LATEST, BEST, WRITING, DELETING = "checkpoints", "latest", "best", ".writing-", ".deleting-"
+AUTO = "auto"  # the best checkpoint where there is one, else the latest
 MANIFEST, INDEX, STATE, CONFIG = "manifest.json", "index.json", "state.json", "config.yaml"
 
 
@@ -94,6 +96,10 @@ class Checkpoint:
         return _read_json(self.path / STATE)
 
     @cached_property
+    def trained_on(self) -> TrainedOn:
+        return TrainedOn.from_json(self.state["data"])
+
+    @cached_property
     def config(self) -> RunConfig:
         return parse_config(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")), str(self.path / CONFIG))
 
@@ -112,6 +118,39 @@ class Checkpoint:
                 )
             if number % parts == part and file_sha256(path) != expected["sha256"]:
                 raise DamagedError(f"checkpoint {self.path}: {name} does not have the digest its manifest says")
+
+    @property
+    def title(self) -> str:
+        """As people are told of it: `step 500 (best)`."""
+        best = self.path.parent / BEST
+        chosen = best.is_file() and best.read_text().strip() == self.path.name
+        return f"step {self.step}{' (best)' if chosen else ''}"
+
+    def weights_title(self, which: str) -> str:
+        """What `load(which)` gives: a run without an EMA has its trained weights alone."""
+        kept = any(entry["ema"] for entry in self.index["parameters"].values())
+        if which == "ema":
+            return "EMA weights" if kept else "trained weights (the run keeps no EMA)"
+        return "trained weights"
+
+    def load(self, which: str = "ema") -> dict[str, Tensor]:
+        """Full fp32 tensors by the task's state-dict names (parameters and buffers), every digest checked.
+
+        which: "ema" (the EMA of the weights; a parameter without one, as a frozen one, itself) or "model".
+        Raises DamagedError.
+        """
+        if which not in ("ema", "model"):
+            raise UserError(f"weights {which!r}: choose 'ema' or 'model'")
+        self.verify()
+        files, weights = OpenFiles(), {}
+        for name, entry in self.index["parameters"].items():
+            kind = "ema" if which == "ema" and entry["ema"] else "param"
+            flat = torch.empty(torch.Size(entry["shape"]).numel(), dtype=torch.float32)
+            self.read_into(flat, kind, name, 0, files)
+            weights[name] = flat.view(entry["shape"])
+        for name, file in self.index["buffers"].items():
+            weights[name] = files.get(self.path / file).get_tensor(f"buffer/{name}")
+        return weights
 
     def read_into(self, target: Tensor, kind: str, name: str, start: int, files: "OpenFiles") -> None:
         """Fill `target` (1-D) with values [start, start + len) of `kind` of parameter `name`.
@@ -163,44 +202,59 @@ def _all_checkpoints(run: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
-def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint that a run folder (its `latest`, else its newest complete one) or a checkpoint folder means."""
+def find_checkpoint(path: Path, choice: str = LATEST) -> Checkpoint:
+    """The checkpoint that `choice` means in a run folder; a checkpoint folder means itself.
+
+    choice: LATEST (the run's `latest`, else its newest complete one), BEST, the number of a step, or AUTO: the best
+    where an evaluation has chosen one, else the latest. Raises UserError where there is none.
+    """
     if (path / MANIFEST).is_file():
+        if choice not in (AUTO, LATEST):
+            raise UserError(f"{path} is one checkpoint; to choose {choice!r}, name its run folder")
         return Checkpoint(path)
-    named = path / FOLDER / LATEST
-    if named.is_file():
-        latest = path / FOLDER / named.read_text().strip()
-        if (latest / MANIFEST).is_file():
-            return Checkpoint(latest)
-        if latest.is_dir():
-            raise DamagedError(f"checkpoint {latest}: {MANIFEST} is missing; name another checkpoint folder")
-    found = complete_checkpoints(path)
-    if not found:
+    best = _named(path, BEST)
+    if choice == BEST and best is None:
+        raise UserError(
+            f"{path}: no evaluation has chosen a best checkpoint; there are {_steps(path) or 'none at all'}"
+        )
+    if choice.isdecimal():
+        found = [checkpoint for checkpoint in complete_checkpoints(path) if checkpoint.step == int(choice)]
+        if not found:
+            raise UserError(
+                f"{path}: no complete checkpoint of step {choice}; there are {_steps(path) or 'none at all'}"
+            )
+        return found[0]
+    if choice not in (AUTO, BEST, LATEST):
+        raise UserError(f"checkpoint {choice!r}: choose {BEST}, {LATEST} or the number of a step")
+    chosen = best if best is not None and choice != LATEST else _named(path, LATEST)
+    if chosen is not None:
+        return chosen
+    if not (complete := complete_checkpoints(path)):
         raise UserError(
             f"{path}: no complete checkpoint here, nor under {path / FOLDER}; name a run or checkpoint folder"
         )
-    return found[0]
+    return complete[0]
 
 
-def load_weights(path: Path | str, which: str = "ema") -> tuple[dict[str, Tensor], RunConfig]:
-    """Full fp32 tensors by the task's state-dict names (parameters and buffers), and the run's configuration.
+def _named(run: Path, pointer: str) -> Checkpoint | None:
+    """What `latest` or `best` names; None without it, or where its folder is gone."""
+    file = run / FOLDER / pointer
+    if not file.is_file():
+        return None
+    checkpoint = Checkpoint(run / FOLDER / file.read_text().strip())
+    if checkpoint.path.is_dir() and not (checkpoint.path / MANIFEST).is_file():
+        raise DamagedError(f"checkpoint {checkpoint.path}: {MANIFEST} is missing; name another checkpoint folder")
+    return checkpoint if checkpoint.path.is_dir() else None
 
-    which: "ema" (the EMA of the weights; a parameter without one, as a frozen one, itself) or "model".
-    Raises UserError where there is no checkpoint, DamagedError where one is damaged.
-    """
-    if which not in ("ema", "model"):
-        raise UserError(f"weights {which!r}: choose 'ema' or 'model'")
-    checkpoint, files = find_checkpoint(Path(path)), OpenFiles()
-    checkpoint.verify()
-    weights: dict[str, Tensor] = {}
-    for name, entry in checkpoint.index["parameters"].items():
-        kind = "ema" if which == "ema" and entry["ema"] else "param"
-        flat = torch.empty(torch.Size(entry["shape"]).numel(), dtype=torch.float32)
-        checkpoint.read_into(flat, kind, name, 0, files)
-        weights[name] = flat.view(entry["shape"])
-    for name, file in checkpoint.index["buffers"].items():
-        weights[name] = files.get(checkpoint.path / file).get_tensor(f"buffer/{name}")
-    return weights, checkpoint.config
+
+def _steps(run: Path) -> str:
+    return first_ten([f"step {checkpoint.step}" for checkpoint in complete_checkpoints(run)])
+
+
+def load_weights(path: Path | str, which: str = "ema", choice: str = LATEST) -> tuple[dict[str, Tensor], RunConfig]:
+    """`Checkpoint.load` of what `find_checkpoint` finds, and the run's configuration."""
+    checkpoint = find_checkpoint(Path(path), choice)
+    return checkpoint.load(which), checkpoint.config
 
 
 def describe_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def steps(options: Options) -> list[Step]:
         step("trace", 70, "model_trace.py", "H", "T"),  # 30
         step("zero", 130, "zero_stages.py"),  # 60
         step("steps-H", 70, "model_steps.py", "H"),  # 30
-        step("memory", 80, "model_memory.py", "T", "B", "H"),  # 40
+        step("memory", 120, "model_memory.py", "T", "B", "H"),  # 40
         step("layers", 50, "model_layers.py", "H", "B", "T"),  # 20
         step("demo", 110, "demo_scores.py", *shards),  # 75
         step("compiled", 110, "model_steps.py", "T", "H", "B", "--compile", "--seconds", "60"),  # 60

@@ -40,7 +40,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL
         loaded = ctypes.CDLL(str(target))
         loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
             ctypes.c_int
-        ] * 3
+        ] * 4
         loaded.message.restype = ctypes.c_char_p
         loaded.divide_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         libraries[architecture] = loaded
@@ -55,9 +55,19 @@ def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
 
 
 def emulate(
-    library: ctypes.CDLL, call: Any, dtype: torch.dtype, *, wide: bool = True, fixed: bool = False, gap: int = 0
+    library: ctypes.CDLL,
+    call: Any,
+    dtype: torch.dtype,
+    *,
+    wide: bool = True,
+    fixed: bool = False,
+    gap: int = 0,
+    tiles: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed."""
+    """`tiles`: where they apply; `wide`: aligned to 128 bits, else an element off.
+
+    `gap`: between the pixels of what need not be packed.
+    """
     g = make_geometry(**call.options)
     n, height, width, channels = call.value.shape
     start = 0 if wide else 1
@@ -72,7 +82,16 @@ def emulate(
         sizes += [t.stride(2) for t in (value, offset, mask)]
         everything = [value, offset, mask, output, call.cotangent.to(dtype).contiguous(), *grads]
         pointers = (ctypes.c_void_p * 8)(*(t.data_ptr() for t in everything))
-        arguments = (g.offset_scale, g.remove_center, g.activation, pointers, TYPES.index(dtype), backward, fixed)
+        arguments = (
+            g.offset_scale,
+            g.remove_center,
+            g.activation,
+            pointers,
+            TYPES.index(dtype),
+            backward,
+            fixed,
+            tiles,
+        )
         moved = library.run((ctypes.c_int64 * 18)(*sizes), *arguments)
         assert moved == (16 // dtype.itemsize if wide else 1)
         results |= {"output": output} if backward == 0 else dict(zip(names, grads, strict=True))
@@ -166,7 +185,7 @@ def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: 
         # no images: nothing is read
         sizes = [0, size, size, 1, 1, 1, 16, size, size, 1, 1, 0, 0, 1, 1, 16, 2 * size**2, size**2]
         for backward in (0, 1):
-            done = libraries[800].run((ctypes.c_int64 * 18)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0)
+            done = libraries[800].run((ctypes.c_int64 * 18)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0, 0)
             answers[size, backward] = done
     refused = [key for key, done in answers.items() if done == -1]
     assert refused == [(101, 1), (201, 0), (201, 1)]
@@ -199,3 +218,51 @@ def test_fixed_point_gives_nan_for_a_gradient_that_is_not_finite(
     call = make_call(height=4, width=3)
     call.cotangent[0, 0, 0, 0] = torch.inf
     assert bool(emulate(libraries[800], call, torch.float32, fixed=True)["grad_value"].isnan().all())
+
+
+def error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> float:
+    """The largest, relative to the largest entry."""
+    return float((actual[name] - expected[name]).abs().max() / expected[name].abs().max())
+
+
+TILED = [
+    {"height": 11, "width": 19},
+    {"height": 30, "width": 9, "group_channels": 32, "groups": 1, "batch": 1},
+    {"height": 6, "width": 6, "padding": (0, 2)},
+    {"height": 14, "width": 14, "offset_amplitude": 12.0, "mask_activation": "sigmoid"},
+    {"height": 9, "width": 16, "mask_activation": "none", "offset_scale": 0.5},
+    {"height": 12, "width": 8, "offset_amplitude": 0.0},
+]
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["atomic", "deterministic"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", TILED, ids=str)
+def test_sums_of_tiles_are_the_gradient_of_the_value(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, shape: dict[str, Any], dtype: torch.dtype, fixed: bool
+) -> None:
+    """As near to float64 as without tiles: within the rounding of a 16-bit result; in float32, 1e-6 of the largest."""
+    call = make_call(**shape, dtype=dtype)
+    shift = call.offset.float().unflatten(-1, (-1, 2))
+    call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2).to(dtype)
+    expected = call.run("reference", "cpu", torch.float64)
+    for architecture in (800,) if fixed else (800, 900):
+        with_tiles, without = (
+            emulate(libraries[architecture], call, dtype, fixed=fixed, tiles=tiles) for tiles in (True, False)
+        )
+        assert_computes(with_tiles, expected, TOLERANCE[dtype], fixed)
+        errors = [error(results, expected, "grad_value") for results in (with_tiles, without)]
+        assert errors[0] <= (1e-6 if dtype == torch.float32 else errors[1] + torch.finfo(dtype).eps / 2)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_reaches_its_own_pixels(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, bad: float
+) -> None:
+    """Those that the points of its pixel touch, and no others of the tile."""
+    call = make_call(height=12, width=10, offset_amplitude=1.0, dtype=torch.bfloat16)
+    call.cotangent[0, 5, 3, 7] = bad
+    with_tiles, without = (emulate(libraries[900], call, torch.bfloat16, tiles=t)["grad_value"] for t in (True, False))
+    assert not bool(without.isfinite().all())
+    assert torch.equal(with_tiles.isfinite(), without.isfinite())
+    assert torch.equal(with_tiles.isnan(), without.isnan())

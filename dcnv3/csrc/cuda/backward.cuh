@@ -41,6 +41,8 @@ __device__ __forceinline__ void reduce(float* to, const float (&x)[1], bool coun
 
 // Fixed point, in two's complement.
 using Fixed = unsigned long long;
+// Where tiles.cuh adds up the value's gradient, and this kernel does not.
+struct Elsewhere {};
 
 // Add W numbers times `factor` where `counts`. `scale` is that of fixed point.
 template <int W>
@@ -117,7 +119,7 @@ __device__ __forceinline__ void add_dots(const LaneGroup& lanes, const T (&dot)[
   if (lanes.rank < 4) put(0, one);
 }
 
-// `Sum` is what the value's gradient is added up in: float, double or Fixed.
+// `Sum` is what the value's gradient is added up in: float, double, Fixed or Elsewhere.
 template <typename S, int N, int L, typename Sum>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backward_kernel(const Arguments a) {
   using T = Compute<S>;
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
       const int pieces = (left + hop - 1) >> hop_log2;  // of this lane inside the group's channels
       if (here) load<N>(gradient + c, g);
 #pragma unroll
-      for (int i = 0; i < N / W; ++i) {
+      for (int i = 0; i < (kSame<Sum, Elsewhere> ? 0 : N / W); ++i) {
         if (i >= pieces) continue;
         T numbers[W];
         load<W>(gradient + first + piece + i * hop, numbers);
@@ -192,14 +194,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
           }
         }
         const T p = weight[begin + k], top = p * axis.at[0], bottom = p * axis.at[1];
-        // Fixed point, one pixel at a time: its additions would take the registers of a block.
+        if constexpr (!kSame<Sum, Elsewhere>) {
+          // Fixed point, one pixel at a time: its additions would take the registers of a block.
 #pragma unroll kSame<Sum, Fixed> ? 1 : 4
-        for (int i = 0; i < 4; ++i) {
-          const T share = (i < 2 ? top : bottom) * (i % 2 == 0 ? axis.at[2] : axis.at[3]);
-          Sum* to = advance(into, entries[k].pixels.at[i], a.sum_unit);
+          for (int i = 0; i < 4; ++i) {
+            const T share = (i < 2 ? top : bottom) * (i % 2 == 0 ? axis.at[2] : axis.at[3]);
+            Sum* to = advance(into, entries[k].pixels.at[i], a.sum_unit);
 #pragma unroll
-          for (int n = 0; n < N / W; ++n) {
-            add<W>(to + n * hop, out + n * W, share, n < pieces && share != T(0), scale);
+            for (int n = 0; n < N / W; ++n) {
+              add<W>(to + n * hop, out + n * W, share, n < pieces && share != T(0), scale);
+            }
           }
         }
         add_dots(lanes, dot, first == 0, entries[k].dots.at + mine);

@@ -39,6 +39,7 @@ REGISTERS = 65536  # of a multiprocessor, in four quarters
 WARPS, BLOCKS = 64, 32  # of a multiprocessor
 # Bytes of a multiprocessor; each block takes 1 KiB more than it asks for.
 SHARED = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+TILE_BYTES = (16 * 12 + 3 * 9) * 32 * 4  # kTileBytes of launch.h
 GROUP_CHANNELS = (16, 32)  # of the published models
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 TYPES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
@@ -56,14 +57,18 @@ def find(tool: str) -> str | None:
 def kernel_name(mangled: str) -> str | None:
     """forward bfloat16 x8 of 16, or None for a kernel that is not of interest.
 
+    `points` is backward without the value's gradient, which `tiles` then makes (tiles.cuh).
     x8: channels that a lane moves at once; of 16: channels of a group that the kernel is compiled for, with 9 points.
     """
-    found = r"\d+(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)ELi(n?\d)E([dfy]?)E"
+    if tiles := re.search(r"tile_kernelI(f|6__half|13__nv_bfloat16)([fy])E", mangled):
+        return f"tiles {TYPES[tiles[1]]}{' deterministic' if tiles[2] == 'y' else ''}"
+    found = r"\d+(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)ELi(n?\d)E([dfy]|NS0_9ElsewhereE)?E"
     match = re.search(found, mangled)
     if match is None:
         return None
     only = "" if match[4] == "n1" else f" of {int(match[3]) << int(match[4])}"
-    return f"{match[1]} {TYPES[match[2]]} x{match[3]}{only}{' deterministic' if match[5] == 'y' else ''}"
+    direction = "points" if match[5] and "Elsewhere" in match[5] else match[1]
+    return f"{direction} {TYPES[match[2]]} x{match[3]}{only}{' deterministic' if match[5] == 'y' else ''}"
 
 
 def digest() -> str:
@@ -112,12 +117,15 @@ def launch_plans(folder: Path) -> dict[tuple[int, int, int, bool], tuple[int, in
 
 def launches(kernel: str, registers: int, architecture: int, plans: dict[Any, tuple[int, int]]) -> dict[str, Any]:
     """What one kernel is launched with: group channels -> warps, shared memory, occupancy."""
+    if kernel.startswith("tiles"):
+        percent = occupancy(architecture, registers, 1, TILE_BYTES)
+        return {"any channels": {"warps": 1, "shared_bytes": TILE_BYTES, "occupancy_percent": percent}}
     direction, dtype, vector = kernel.split()[:3]
     only = re.search(r" of (\d+)", kernel)
     found = {}
     for channels in (int(only[1]),) if only else GROUP_CHANNELS:
         size = max(SIZES[dtype], 4)  # of the arithmetic
-        warps, shared = plans[channels, size, int(vector[1:]), direction == "backward"]
+        warps, shared = plans[channels, size, int(vector[1:]), direction != "forward"]
         percent = occupancy(architecture, registers, warps, shared)
         found[f"{channels} channels"] = {"warps": warps, "shared_bytes": shared, "occupancy_percent": percent}
     return found
@@ -186,7 +194,10 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
         )
         for mangled, code in functions(listing.stdout).items():
             if kernel := kernel_name(mangled):
-                kernels[kernel]["point_loop"] = point_loop(code)
+                if not kernel.startswith("tiles"):
+                    kernels[kernel]["point_loop"] = point_loop(code)
+                else:
+                    kernels[kernel]["instructions"] = len(code)
         for line in listing.stdout.splitlines():
             if entry := re.search(r"Function : (\w+)", line):
                 current = kernel_name(entry[1])
@@ -222,6 +233,8 @@ def worse(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
             narrow, known = (sum(n for width, n in widths.items() if width != "128") for widths in (now, before))
             if narrow > known:
                 found.append(f"{kernel}: {narrow} {kind} of less than 128 bits, {known} recorded")
+        if "instructions" in have and have["instructions"] > numbers["instructions"]:
+            found.append(f"{kernel}: {have['instructions']} instructions, {numbers['instructions']} recorded")
         if "point_loop" in have:
             loops = have["point_loop"], numbers["point_loop"]
             length, known = (loop["instructions"] / loop["points"] for loop in loops)

@@ -210,12 +210,18 @@ PLAIN = _define("", "Tensor value, Tensor offset, Tensor mask", _GEOMETRY, _forw
 PACKED = _define("packed_", "Tensor value, Tensor packed", f"{_GEOMETRY}, bool center", _packed_definition)
 
 
-def register(key: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+def register(
+    key: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    packed_forward: Callable[..., Any],
+    packed_backward: Callable[..., Any],
+) -> None:
     """Kernels in Python for a dispatch key, over the fallback; the extensions register theirs when they are loaded."""
     _LIBRARY.impl("forward", forward, key)
     _LIBRARY.impl("backward", backward, key)
+    _LIBRARY.impl("packed_forward", packed_forward, key)
+    _LIBRARY.impl("packed_backward", packed_backward, key)
 
 
-register("CompositeExplicitAutograd", _forward, fallback_backward)
-_LIBRARY.impl("packed_forward", packed_forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("packed_backward", packed_backward, "CompositeExplicitAutograd")
+register("CompositeExplicitAutograd", _forward, fallback_backward, packed_forward, packed_backward)

@@ -49,12 +49,18 @@ def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits(resources:
     recorded = json.loads(resources.RESULTS.read_text())["kernels"]
     assert set(recorded) == {"sm_80", "sm_90", "sm_100"}
     for architecture, kernels in recorded.items():
-        assert len(kernels) == 42, architecture
+        assert len(kernels) == 54, architecture
         for kernel, numbers in kernels.items():
+            if kernel.startswith("tiles"):
+                assert numbers["spill_bytes"] == 0 or "deterministic" in kernel, (architecture, kernel)
+                assert numbers["launches"]["any channels"]["occupancy_percent"] >= (
+                    7 if architecture == "sm_80" else 12
+                )
+                continue
             assert numbers["spill_bytes"] == 0, (architecture, kernel)
             if " x1" not in kernel:
                 assert numbers["loads"]["128"] >= 4, (architecture, kernel)
-                assert kernel.startswith("backward") or numbers["stores"] == {"128": 1}, (architecture, kernel)
+                assert not kernel.startswith("forward") or numbers["stores"] == {"128": 1}, (architecture, kernel)
             for launch in numbers["launches"].values():
                 assert launch["occupancy_percent"] >= 25, (architecture, kernel)
     for dtype in ("float32 x4", "bfloat16 x8", "float16 x8"):

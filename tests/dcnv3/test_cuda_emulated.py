@@ -41,7 +41,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL
         loaded = ctypes.CDLL(str(target))
         loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
             ctypes.c_int
-        ] * 3
+        ] * 4
         loaded.message.restype = ctypes.c_char_p
         loaded.divide_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         libraries[architecture] = loaded
@@ -74,6 +74,7 @@ def launch(
     *,
     backward: bool,
     fixed: bool,
+    tiles: bool,
 ) -> int:
     """Run a pass. `results`: output, the output's gradient and the value's. Elements that a lane moves, or an error."""
     everything = [value, *places[:3], *results, *grad_places]
@@ -88,7 +89,8 @@ def launch(
     sizes += [t.stride(2) for t in (value, *places[:3], *grad_places[:3])]
     sizes += [places.center.shape[-1] > 0, grad_places.padding.shape[-1]]
     numbers = (geometry.offset_scale, geometry.remove_center, geometry.activation)
-    return library.run((ctypes.c_int64 * 24)(*sizes), *numbers, pointers, TYPES.index(value.dtype), backward, fixed)
+    how = (TYPES.index(value.dtype), backward, fixed, tiles)
+    return library.run((ctypes.c_int64 * 24)(*sizes), *numbers, pointers, *how)
 
 
 def emulate(
@@ -99,9 +101,12 @@ def emulate(
     wide: bool = True,
     fixed: bool = False,
     gap: int = 0,
+    tiles: bool = False,
     spread: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed.
+    """`tiles`: where they apply; `wide`: aligned to 128 bits, else an element off.
+
+    `gap`: between the pixels of what need not be packed.
 
     `spread`: forward's value, already in `dtype`, its pixels as far from each other as they are there.
     """
@@ -110,7 +115,7 @@ def emulate(
     grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (offset, mask)]
     nothing = [offset[..., :0]] * 2
     places, grad_places = Places(offset, mask, *nothing), Places(*grads, *nothing)
-    results = _emulate(library, call, places, grad_places, wide, fixed, gap, spread)
+    results = _emulate(library, call, places, grad_places, wide, fixed, gap, tiles, spread)
     return results | {"grad_offset": grads[0].double(), "grad_mask": grads[1].double()}
 
 
@@ -123,6 +128,7 @@ def emulate_packed(
     wide: bool = True,
     fixed: bool = False,
     gap: int = 0,
+    tiles: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The operator on `packed` in its dtype; see `emulate`."""
     geometry = make_geometry(**call.options)
@@ -132,7 +138,7 @@ def emulate_packed(
     places = shifted(packed, start, gap + start)
     grad = torch.full(packed.shape, torch.nan, dtype=packed.dtype)
     cut = (Places(*tensor.split(parts, -1)) for tensor in (places, grad))
-    return _emulate(library, call, *cut, wide, fixed, gap) | {"grad_packed": grad.double()}
+    return _emulate(library, call, *cut, wide, fixed, gap, tiles) | {"grad_packed": grad.double()}
 
 
 def _emulate(
@@ -143,6 +149,7 @@ def _emulate(
     wide: bool,
     fixed: bool,
     gap: int,
+    tiles: bool,
     spread: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Both passes: the output and the value's gradient. That of the places is left in `grad_places`."""
@@ -155,7 +162,8 @@ def _emulate(
         if spread is not None and not backward:
             value = spread
         geometry = make_geometry(**call.options)
-        moved = launch(library, geometry, value, places, results, grad_places, backward=backward, fixed=fixed)
+        passing = {"backward": backward, "fixed": fixed, "tiles": tiles}
+        moved = launch(library, geometry, value, places, results, grad_places, **passing)
         assert moved == (16 // dtype.itemsize if wide else 1)
     return {"output": output.double(), "grad_value": grad_value.double()}
 
@@ -224,7 +232,8 @@ def test_the_cuda_kernels_take_16_bit_types_and_slices(
 
 
 PACKED: list[tuple[dict[str, Any], int]] = [  # and columns of padding
-    ({"group_channels": 16}, 2),
+    ({"group_channels": 16, "height": 9, "width": 11}, 2),
+    ({"group_channels": 32, "batch": 1, "height": 6, "width": 9, "offset_amplitude": 12.0}, 4),
     ({"group_channels": 32, "groups": 3}, 5),
     ({"group_channels": 24, "kernel": (7, 7), "padding": (3, 3), "groups": 1, "height": 4}, 0),
     ({"group_channels": 8, "mask_activation": "sigmoid", "dilation": (2, 1), "padding": (2, 1), "groups": 3}, 0),
@@ -258,9 +267,10 @@ def test_the_cuda_kernels_compute_the_packed_definition(
     output = packed_reference(*leaves, geometry, center)
     grads = torch.autograd.grad(output, leaves, call.cotangent.double())
     expected = dict(zip(("output", "grad_value", "grad_packed"), (output.detach(), *grads), strict=True))
-    for wide, gap in ((True, 0), (True, 8), (False, 3)):
+    for wide, gap, tiles in ((True, 0, True), (True, 8, False), (False, 3, False)):
         for architecture in (800, 900) if wide and not fixed else (800,):
-            actual = emulate_packed(libraries[architecture], call, packed, center, wide=wide, fixed=fixed, gap=gap)
+            how = {"wide": wide, "fixed": fixed, "gap": gap, "tiles": tiles}
+            actual = emulate_packed(libraries[architecture], call, packed, center, **how)
             assert_computes(actual, expected, TOLERANCE[dtype], fixed)
 
 
@@ -288,7 +298,7 @@ def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: 
         # no images: nothing is read
         sizes = [0, size, size, 1, 1, 1, 16, size, size, 1, 1, 0, 0, 1, 1, 16, *[2 * size**2, size**2, 0] * 2, 0, 0]
         for backward in (0, 1):
-            done = libraries[800].run((ctypes.c_int64 * 24)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0)
+            done = libraries[800].run((ctypes.c_int64 * 24)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0, 0)
             answers[size, backward] = done
     refused = [key for key, done in answers.items() if done == -1]
     assert refused == [(101, 1), (201, 0), (201, 1)]
@@ -339,3 +349,57 @@ def test_fixed_point_gives_nan_for_a_gradient_that_is_not_finite(
     call = make_call(height=4, width=3)
     call.cotangent[0, 0, 0, 0] = torch.inf
     assert bool(emulate(libraries[800], call, torch.float32, fixed=True)["grad_value"].isnan().all())
+
+
+def error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> float:
+    """The largest, relative to the largest entry."""
+    return float((actual[name] - expected[name]).abs().max() / expected[name].abs().max())
+
+
+TILED = [
+    {"height": 11, "width": 19},
+    {"height": 30, "width": 9, "group_channels": 32, "groups": 1, "batch": 1},
+    {"height": 6, "width": 6, "padding": (0, 2)},
+    {"height": 14, "width": 14, "offset_amplitude": 12.0, "mask_activation": "sigmoid"},
+    {"height": 9, "width": 16, "mask_activation": "none", "offset_scale": 0.5},
+    {"height": 12, "width": 8, "offset_amplitude": 0.0},
+]
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["atomic", "deterministic"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", TILED, ids=str)
+def test_sums_of_tiles_are_the_gradient_of_the_value(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, shape: dict[str, Any], dtype: torch.dtype, fixed: bool
+) -> None:
+    """As near to float64 as without tiles: within the rounding of a 16-bit result; in float32, 1e-6 of the largest."""
+    call = make_call(**shape, dtype=dtype)
+    shift = call.offset.float().unflatten(-1, (-1, 2))
+    call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2).to(dtype)
+    expected = call.run("reference", "cpu", torch.float64)
+    for architecture in (800,) if fixed else (800, 900):
+        with_tiles, without = (
+            emulate(libraries[architecture], call, dtype, fixed=fixed, tiles=tiles) for tiles in (True, False)
+        )
+        assert_computes(with_tiles, expected, TOLERANCE[dtype], fixed)
+        errors = [error(results, expected, "grad_value") for results in (with_tiles, without)]
+        assert errors[0] <= (1e-6 if dtype == torch.float32 else errors[1] + torch.finfo(dtype).eps / 2)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_reaches_its_own_pixels(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, bad: float
+) -> None:
+    """Those that the points of its pixel touch, and no others of the tile."""
+    call = make_call(height=12, width=10, offset_amplitude=1.0, dtype=torch.bfloat16)
+    call.cotangent[0, 5, 3, 7] = bad
+    geometry = make_geometry(**call.options)
+    packed = torch.cat([call.offset, call.mask, call.mask[..., : geometry.groups]], -1)
+    library, dtype = libraries[900], torch.bfloat16
+    for with_tiles, without in (
+        (emulate(library, call, dtype, tiles=tiles)["grad_value"] for tiles in (True, False)),
+        (emulate_packed(library, call, packed, True, tiles=tiles)["grad_value"] for tiles in (True, False)),
+    ):
+        assert not bool(without.isfinite().all())
+        assert torch.equal(with_tiles.isfinite(), without.isfinite())
+        assert torch.equal(with_tiles.isnan(), without.isnan())

@@ -41,6 +41,8 @@ __device__ __forceinline__ void reduce(float* to, const float (&x)[1], bool coun
 
 // Fixed point, in two's complement.
 using Fixed = unsigned long long;
+// Where tiles.cuh adds up the value's gradient, and this kernel does not.
+struct Elsewhere {};
 
 // Add W numbers times `factor` where `counts`. `scale` is that of fixed point.
 template <int W>
@@ -145,14 +147,14 @@ __device__ __forceinline__ void center_gradients(const Arguments& a, const LaneG
     load<W>(gradient + c, g), load<W>(value + c, v);
 #pragma unroll
     for (int w = 0; w < W; ++w) product += g[w] * v[w];
-    add<W>(to + c, g, share, lanes.active && share != T(0), scale);
+    if constexpr (!kSame<Sum, Elsewhere>) add<W>(to + c, g, share, lanes.active && share != T(0), scale);
   }
   product = lanes.sum(product);
   S* to_center = static_cast<S*>(a.t.grad_center) + lanes.pixel * a.q.grad_center_stride + lanes.group;
   if (lanes.active && lanes.rank == 0) narrow(*to_center, share * ((T(1) - share) * product - mean));
 }
 
-// `Sum` is what the value's gradient is added up in: float, double or Fixed.
+// `Sum` is what the value's gradient is added up in: float, double, Fixed or Elsewhere.
 template <typename S, int N, int L, typename Sum>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backward_kernel(const Arguments a) {
   using T = Compute<S>;
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
       const int pieces = !lanes.active ? 0 : L != kAny ? N / W : (channels - first - piece + hop - 1) >> hop_log2;
       if (here) load<N>(gradient + c, g);
 #pragma unroll
-      for (int i = 0; i < N / W; ++i) {
+      for (int i = 0; i < (kSame<Sum, Elsewhere> ? 0 : N / W); ++i) {
         if (i >= pieces) continue;
         T numbers[W];
         load<W>(gradient + first + piece + i * hop, numbers);
@@ -231,14 +233,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
           }
         }
         const T p = weight[begin + k], top = p * axis.at[0], bottom = p * axis.at[1];
-        // Fixed point, one pixel at a time: its additions would take the registers of a block.
+        if constexpr (!kSame<Sum, Elsewhere>) {
+          // Fixed point, one pixel at a time: its additions would take the registers of a block.
 #pragma unroll kSame<Sum, Fixed> ? 1 : 4
-        for (int i = 0; i < 4; ++i) {
-          const T share = (i < 2 ? top : bottom) * (i % 2 == 0 ? axis.at[2] : axis.at[3]);
-          Sum* to = advance(into, entry->pixels.at[i], a.sum_unit);
+          for (int i = 0; i < 4; ++i) {
+            const T share = (i < 2 ? top : bottom) * (i % 2 == 0 ? axis.at[2] : axis.at[3]);
+            Sum* to = advance(into, entry->pixels.at[i], a.sum_unit);
 #pragma unroll
-          for (int n = 0; n < N / W; ++n) {
-            add<W>(to + n * hop, out + n * W, share, n < pieces && share != T(0), scale);
+            for (int n = 0; n < N / W; ++n) {
+              add<W>(to + n * hop, out + n * W, share, n < pieces && share != T(0), scale);
+            }
           }
         }
         add_dots(lanes, dot, first == 0, to_dots);
@@ -264,7 +268,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks<S, N, L, Sum>) backw
     for (int k = lanes.rank; k < points; k += lanes.size) mean += weight[k] * to_weight[k];
     mean = lanes.sum(mean);
   }
-  if (a.q.center) center_gradients<S, W, Sum>(a, lanes, channels, mean, scale);
+  if (a.q.center) center_gradients<S, kSame<Sum, Elsewhere> ? N : W, Sum>(a, lanes, channels, mean, scale);
   if (!lanes.active) return;
   if (lanes.group == a.by_groups.number - 1) {
     S* to_padding = static_cast<S*>(a.t.grad_padding) + lanes.pixel * a.q.grad_offset_stride;

@@ -40,6 +40,10 @@ __device__ __forceinline__ float exponential(float x) { return __expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.0f, x); }
 __device__ __forceinline__ double reciprocal(double x) { return 1.0 / x; }
+template <typename T>
+__device__ __forceinline__ T sigmoid(T x) {
+  return reciprocal(T(1) + exponential(-x));
+}
 
 template <typename A, typename B>
 constexpr bool kSame = false;
@@ -135,7 +139,7 @@ __device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const La
 #pragma unroll 1
     for (int k = lanes.rank; k < points; k += lanes.size) {
       const T x = widen(logits[k]);
-      weight[k] = activation == kSigmoid ? reciprocal(T(1) + exponential(-x)) : x;
+      weight[k] = activation == kSigmoid ? sigmoid(x) : x;
     }
     return T(1);
   }
@@ -158,7 +162,7 @@ __device__ __forceinline__ Compute<S> point_weights(const Arguments& a, const La
 template <typename S>
 __device__ __forceinline__ Compute<S> center_share(const Arguments& a, const LaneGroup& lanes) {
   const S* logits = static_cast<const S*>(a.t.center) + lanes.pixel * a.q.center_stride;
-  return reciprocal(Compute<S>(1) + exponential(-widen(logits[lanes.group])));
+  return sigmoid(widen(logits[lanes.group]));
 }
 // That value: of an output as large as the value, a pixel's number is the same in both.
 template <typename S>

@@ -158,6 +158,46 @@ int for_images(Arguments a, const Plan& plan, const F& launch, int64_t most = kM
   return 0;
 }
 
+// The value's gradient by tiles (tiles.cuh): of kTileWidth by kTileHeight output pixels, one a lane of a warp, with a window
+// of so many pixels of the value around them, and kSlice channels. A window's pixels times a warp's lanes are shares in
+// shared memory, and three numbers a point.
+constexpr int kTileWidth = 8, kTileHeight = 4, kHalo = 4, kSlice = 16;
+constexpr int kWindowWidth = kTileWidth + 2 * kHalo, kWindowHeight = kTileHeight + 2 * kHalo;
+constexpr int kWindow = kWindowWidth * kWindowHeight;
+constexpr int kTileBytes = (kWindow + 3 * 9) * kWarp * 4;
+constexpr int kMostSteps = 5;  // of a warp: more would leave multiprocessors without work, fewer flush their window more often
+
+struct TileArguments {
+  Arguments a;
+  uint32_t slices, strips, segments;  // of an image: slices of its channels, strips of columns, segments of rows
+  int steps;                          // of a segment, kTileHeight rows each
+};
+
+// Whether tiles are used: for the published models' shapes, where neighbouring pixels' points meet, in types whose
+// arithmetic is in float and whose pairs of offsets can be loaded as one.
+inline bool tiles_apply(const Problem& q, Type type, const void* offset) {
+  const int64_t size = type == Type::kFloat ? 4 : 2;
+  return type != Type::kDouble && q.kernel_h == 3 && q.kernel_w == 3 && !q.remove_center && q.stride_h == 1 && q.stride_w == 1 &&
+         q.dilation_h == 1 && q.dilation_w == 1 && (q.group_channels == 16 || q.group_channels == 32) &&
+         q.offset_stride % 2 == 0 && reinterpret_cast<uintptr_t>(offset) % (2 * size) == 0 && q.out_width >= 6 &&
+         q.out_height >= 4;
+}
+
+inline TileArguments make_tile_arguments(const Arguments& a) {
+  const Problem& q = a.q;
+  const auto over = [](int64_t n, int64_t d) { return static_cast<uint32_t>((n + d - 1) / d); };
+  const uint32_t steps = over(q.out_height, kTileHeight), segments = over(steps, kMostSteps);
+  return {a, static_cast<uint32_t>(q.channels() / kSlice), over(q.out_width, kTileWidth), segments,
+          static_cast<int>(over(steps, segments))};
+}
+
+// Warps for all images of `tiles.a`.
+inline unsigned tile_warps(const TileArguments& tiles) {
+  const Problem& q = tiles.a.q;
+  const uint32_t images = static_cast<uint32_t>(tiles.a.pairs / (q.pixels() * q.groups));
+  return images * tiles.segments * tiles.strips * tiles.slices;
+}
+
 // `stream` is a cudaStream_t.
 Status launch_forward(Type, const PackedProblem&, const PackedTensors&, void* stream);
 Status launch_backward(Type, const PackedProblem&, const PackedTensors&, bool deterministic, float* bound, void* stream);

@@ -100,6 +100,34 @@ T __shfl_xor_sync(unsigned, T x, int step) {
   return x;
 }
 
+inline bool __any_sync(unsigned, bool x) {
+  for (int step = 1; step < emulation::kLanes; step *= 2) x = __shfl_xor_sync(0u, x, step) || x;
+  return x;
+}
+
+// The product of tensor cores that tiles.cuh uses, in TF32: the lower 13 bits of a factor do not count.
+inline void multiply_add(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  static float all_a[emulation::kLanes][4], all_b[emulation::kLanes][2];
+  const auto tf32 = [](float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    bits &= 0xffffe000u;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
+  };
+  const int lane = emulation::current, row = lane / 4, quad = lane % 4;
+  for (int i = 0; i < 4; ++i) all_a[lane][i] = tf32(a[i]);
+  for (int i = 0; i < 2; ++i) all_b[lane][i] = tf32(b[i]);
+  emulation::yield();
+  for (int i = 0; i < 4; ++i) {
+    const int half = i / 2, column = 2 * quad + i % 2;
+    for (int k = 0; k < 8; ++k) {
+      c[i] += all_a[4 * row + k % 4][half + 2 * (k / 4)] * all_b[4 * column + k % 4][k / 4];
+    }
+  }
+  emulation::yield();
+}
+
 template <typename T>
 void atomicAdd(T* to, T x) {
   *to += x;

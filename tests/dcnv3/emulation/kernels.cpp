@@ -2,6 +2,7 @@
 #include "cuda/backward.cuh"
 #include "cuda/dispatch.cuh"
 #include "cuda/forward.cuh"
+#include "cuda/tiles.cuh"
 
 namespace dcnv3 {
 namespace gpu {
@@ -13,15 +14,25 @@ namespace {
 constexpr int64_t kMostPairsHere = DCNV3_EMULATION >= 900 ? 1 : kMostPairs;  // 1: a launch for each image
 
 template <typename S, int N, typename Sum>
-void add_up(const PackedProblem& q, PackedTensors t, const Plan& plan, int64_t elements, const float* bound) {
+void add_up(const PackedProblem& q, PackedTensors t, const Plan& plan, int64_t elements, const float* bound, bool tiled) {
   std::vector<Sum> sum(elements, Sum(0));
   t.sum = sum.data();
   Arguments a = make_arguments(q, t, plan, sizeof(S), sizeof(Sum));
   a.bound = bound;
   a.room_log2 = room_log2(q);
   with_lanes<N>(q, plan, [&](auto lanes) {
+    constexpr int L = decltype(lanes)::value;
     const auto launch = [&](const Arguments& some, unsigned blocks) {
-      emulation::launch(blocks, plan.warps, [=] { backward_kernel<S, N, decltype(lanes)::value, Sum>(some); });
+      if constexpr (L != kAny) {
+        if (tiled) {
+          emulation::launch(blocks, plan.warps, [=] { backward_kernel<S, N, L, Elsewhere>(some); });
+          std::fill(shared_memory, shared_memory + kSharedBytes, 0xff);
+          const TileArguments tiles = make_tile_arguments(some);
+          emulation::launch(tile_warps(tiles), 1, [=] { tile_kernel<S, Sum>(tiles); });
+          return 0;
+        }
+      }
+      emulation::launch(blocks, plan.warps, [=] { backward_kernel<S, N, L, Sum>(some); });
       return 0;
     };
     return for_images<S, Sum>(a, plan, launch, kMostPairsHere);
@@ -30,7 +41,7 @@ void add_up(const PackedProblem& q, PackedTensors t, const Plan& plan, int64_t e
 }
 
 template <typename S, int N>
-int run(const PackedProblem& q, const PackedTensors& t, bool backward, bool deterministic) {
+int run(const PackedProblem& q, const PackedTensors& t, bool backward, bool deterministic, bool tiled) {
   const Plan plan = make_plan(q, sizeof(Compute<S>), N, backward);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
   // what a kernel reads before it writes must not pass for zeros
@@ -48,7 +59,7 @@ int run(const PackedProblem& q, const PackedTensors& t, bool backward, bool dete
   }
   const int64_t elements = q.batch * q.height * q.width * q.channels();
   if (!deterministic) {
-    add_up<S, N, Compute<S>>(q, t, plan, elements, nullptr);
+    add_up<S, N, Compute<S>>(q, t, plan, elements, nullptr, tiled);
     return N;
   }
   float bound[2] = {0, 0};
@@ -59,7 +70,7 @@ int run(const PackedProblem& q, const PackedTensors& t, bool backward, bool dete
   emulation::launch(2, 2, [&] {
     bound_kernel<S>(static_cast<const S*>(t.mask), pixels, points, q.mask_stride, bound + 1);
   });
-  add_up<S, N, Fixed>(q, t, plan, elements, bound);
+  add_up<S, N, Fixed>(q, t, plan, elements, bound, tiled);
   return N;
 }
 
@@ -90,9 +101,9 @@ extern "C" const char* message(int before, int own) {
 // whether there is a center, and the elements of padding after a pixel's gradients.
 // pointers: value, offset, mask, center, output, grad_output, grad_value, grad_offset, grad_mask, grad_center, grad_padding;
 // output, grad_output and grad_value have no gaps between their pixels.
-// Returns the elements that a lane moves at once, or the launcher's error.
+// tiles: 1 to use them where they apply. Returns the elements that a lane moves at once, or the launcher's error.
 extern "C" int run(const int64_t* sizes, double offset_scale, int remove_center, int activation, void* const* pointers,
-                   int type, int backward, int deterministic) {
+                   int type, int backward, int deterministic, int tiles) {
   dcnv3::PackedProblem q{};
   q.batch = sizes[0], q.height = sizes[1], q.width = sizes[2], q.out_height = sizes[3], q.out_width = sizes[4];
   q.groups = sizes[5], q.group_channels = sizes[6];
@@ -107,8 +118,9 @@ extern "C" int run(const int64_t* sizes, double offset_scale, int remove_center,
   t.value = pointers[0], t.offset = pointers[1], t.mask = pointers[2], t.center = pointers[3], t.output = pointers[4];
   t.grad_output = pointers[5], t.grad_value = pointers[6], t.grad_offset = pointers[7], t.grad_mask = pointers[8];
   t.grad_center = pointers[9], t.grad_padding = pointers[10];
+  const bool tiled = tiles != 0 && dcnv3::gpu::tiles_apply(q, static_cast<dcnv3::Type>(type), t.offset);
   return dcnv3::gpu::with_type(static_cast<dcnv3::Type>(type), q, t.value, backward ? t.grad_output : t.output,
                                [&](auto s, auto width) -> int {
-                                 return dcnv3::gpu::run<decltype(s), width.value>(q, t, backward != 0, deterministic != 0);
+                                 return dcnv3::gpu::run<decltype(s), width.value>(q, t, backward != 0, deterministic != 0, tiled);
                                });
 }

@@ -21,11 +21,13 @@ int log2_above(int64_t n) {
   return bits;
 }
 
-// DCNV3_CUDA_TILES=0 leaves them out, so that they can be measured; read once.
+// Whether the device's tensor cores have TF32, and tiles are not left out to be measured (DCNV3_CUDA_TILES=0, read once).
 bool tiles_wanted() {
-  static const char* text = std::getenv("DCNV3_CUDA_TILES");
-  static const bool wanted = text == nullptr || text[0] != '0';
-  return wanted;
+  static const char* const text = std::getenv("DCNV3_CUDA_TILES");
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 8 && (text == nullptr || text[0] != '0');
 }
 
 // `Sum` is float or double (t.sum may be the gradient itself), or Fixed.

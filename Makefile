@@ -1,11 +1,16 @@
 # Everything runs in a virtual environment that this file makes. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
+# `make wheelhouse` alone reads a bare version, such as PYTHON=3.12, as the Python of the machine it packs for.
+ifneq ($(filter wheelhouse,$(MAKECMDGOALS)),)
+  TARGET_PYTHON := $(filter 3.%,$(PYTHON))
+  override PYTHON := $(or $(filter-out 3.%,$(PYTHON)),python3)
+endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*.h dcnv3/csrc/*/*)
 
-.PHONY: demo test test-slow lint benchmark-operator clean
+.PHONY: demo test test-slow lint wheelhouse clean
 
 ## demo: install, build, and walk the whole way on the embedded set (about ten minutes on two CPU cores)
 demo: $(VENV)/.installed
@@ -23,6 +28,11 @@ test-slow: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## wheelhouse: wheels for a machine without a network, PYTHON=3.12 TORCH=2.11 there (docs/offline.md)
+wheelhouse: $(VENV)/.installed
+	$(BIN)/python -m launch.wheelhouse $(if $(TARGET_PYTHON),--python $(TARGET_PYTHON)) \
+	  $(if $(TORCH),--torch $(TORCH)) $(if $(ASSUMED),--assumed $(ASSUMED))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

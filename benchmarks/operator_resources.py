@@ -1,11 +1,17 @@
-"""What the compiler makes of the CUDA kernels, without a GPU: registers, spills, occupancy, widths of memory accesses.
+"""What the compiler makes of the CUDA kernels, without a GPU: registers, spills, occupancy, accesses, lengths of loops.
 
-    python benchmarks/operator_resources.py            # compiles for sm_80 and sm_90, writes results/
+    python benchmarks/operator_resources.py            # compiles for sm_80, sm_90 and sm_100, writes results/
     python benchmarks/operator_resources.py --check    # compares with the recorded numbers, fails where worse
 
 Needs nvcc with its C++ compiler, and a disassembler (cuobjdump and nvdisasm: from the toolkit, or those that Triton
 carries). Occupancy is that of the launches: their warps and shared memory (launch.h) beside the registers, for 3 by 3
 kernels. The record holds a digest of the kernels' code, so that a test tells when it is of other kernels.
+
+The loop over the points is counted in the disassembly. A loop is the code from the target of a backward branch to the
+branch. The loop over the points is the innermost that reads the table of the points (LDS.128) and reads global memory
+four or more times; where the compiler has unrolled it and kept a remainder, the one with fewer instructions a point.
+`instructions` are all in it, branches that a launch never takes included; `points` are its global loads by
+four, the pixels around a point. A loop inside, as over the four pixels in the deterministic mode, counts once.
 Results: benchmarks/results/operator_resources.json.
 """
 
@@ -31,7 +37,9 @@ SOURCES = CSRC / "cuda"
 RESULTS = HERE / "results" / "operator_resources.json"
 REGISTERS = 65536  # of a multiprocessor, in four quarters
 WARPS, BLOCKS = 64, 32  # of a multiprocessor
-SHARED = {80: 164 << 10, 90: 228 << 10}  # bytes of a multiprocessor; each block takes 1 KiB more than it asks for
+# Bytes of a multiprocessor; each block takes 1 KiB more than it asks for.
+SHARED = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+TILE_BYTES = (16 * 12 + 3 * 9) * 32 * 4  # kTileBytes of launch.h
 GROUP_CHANNELS = (16, 32)  # of the published models
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 TYPES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
@@ -47,18 +55,27 @@ def find(tool: str) -> str | None:
 
 
 def kernel_name(mangled: str) -> str | None:
-    """forward bfloat16 x8, or None for a kernel that is not of interest."""
-    match = re.search(r"\d+(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)E([dfy]?)E", mangled)
+    """forward bfloat16 x8 of 16, or None for a kernel that is not of interest.
+
+    `points` is backward without the value's gradient, which `tiles` then makes (tiles.cuh).
+    x8: channels that a lane moves at once; of 16: channels of a group that the kernel is compiled for, with 9 points.
+    """
+    if tiles := re.search(r"tile_kernelI(f|6__half|13__nv_bfloat16)([fy])E", mangled):
+        return f"tiles {TYPES[tiles[1]]}{' deterministic' if tiles[2] == 'y' else ''}"
+    found = r"\d+(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)ELi(n?\d)E([dfy]|NS0_9ElsewhereE)?E"
+    match = re.search(found, mangled)
     if match is None:
         return None
-    fixed = " deterministic" if match[4] == "y" else ""
-    return f"{match[1]} {TYPES[match[2]]} x{match[3]}{fixed}"
+    only = "" if match[4] == "n1" else f" of {int(match[3]) << int(match[4])}"
+    direction = "points" if match[5] and "Elsewhere" in match[5] else match[1]
+    return f"{direction} {TYPES[match[2]]} x{match[3]}{only}{' deterministic' if match[5] == 'y' else ''}"
 
 
 def digest() -> str:
     """Of the kernels' code, without its comments and line breaks."""
     files = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
-    code = [re.sub(r"//[^\n]*", "", path.read_text()) for path in (*files, CSRC / "problem.h", CSRC / "sampling.h")]
+    files += [CSRC / name for name in ("packed.h", "problem.h", "sampling.h")]
+    code = [re.sub(r"//[^\n]*", "", path.read_text()) for path in files]
     return hashlib.sha256(" ".join("\n".join(code).split()).encode()).hexdigest()
 
 
@@ -100,14 +117,46 @@ def launch_plans(folder: Path) -> dict[tuple[int, int, int, bool], tuple[int, in
 
 def launches(kernel: str, registers: int, architecture: int, plans: dict[Any, tuple[int, int]]) -> dict[str, Any]:
     """What one kernel is launched with: group channels -> warps, shared memory, occupancy."""
+    if kernel.startswith("tiles"):
+        percent = occupancy(architecture, registers, 1, TILE_BYTES)
+        return {"any channels": {"warps": 1, "shared_bytes": TILE_BYTES, "occupancy_percent": percent}}
     direction, dtype, vector = kernel.split()[:3]
+    only = re.search(r" of (\d+)", kernel)
     found = {}
-    for channels in GROUP_CHANNELS:
+    for channels in (int(only[1]),) if only else GROUP_CHANNELS:
         size = max(SIZES[dtype], 4)  # of the arithmetic
-        warps, shared = plans[channels, size, int(vector[1:]), direction == "backward"]
+        warps, shared = plans[channels, size, int(vector[1:]), direction != "forward"]
         percent = occupancy(architecture, registers, warps, shared)
         found[f"{channels} channels"] = {"warps": warps, "shared_bytes": shared, "occupancy_percent": percent}
     return found
+
+
+def functions(listing: str) -> dict[str, list[tuple[int, str]]]:
+    """From cuobjdump's listing: a function's name -> its instructions, each with its address."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    code: list[tuple[int, str]] = []
+    for line in listing.splitlines():
+        if entry := re.search(r"Function : (\w+)", line):
+            code = found.setdefault(entry[1], [])
+        elif instruction := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", line):
+            code.append((int(instruction[1], 16), instruction[2].strip()))
+    return found
+
+
+def point_loop(code: list[tuple[int, str]]) -> dict[str, int]:
+    """Instructions and points of one round of the loop over the points (see above)."""
+    loops: list[tuple[int, int, dict[str, int]]] = []
+    for end, text in code:
+        branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        start = int(branch[1], 16) if branch else end + 1
+        if start > end:
+            continue
+        body = [inside for at, inside in code if start <= at <= end]
+        loads = sum(1 for inside in body if re.search(r"\bLDG\b", inside))
+        outer = any(start <= other[0] and other[1] <= end for other in loops)
+        if loads >= 4 and not outer and any(re.search(r"\bLDS\.128\b", inside) for inside in body):
+            loops.append((start, end, {"instructions": len(body), "points": loads // 4}))
+    return min((loop for _, _, loop in loops), key=lambda loop: loop["instructions"] / loop["points"])
 
 
 def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]]:
@@ -143,6 +192,12 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
         listing = subprocess.run(
             [cuobjdump, "-sass", str(built)], capture_output=True, text=True, check=True, env=environment, timeout=120
         )
+        for mangled, code in functions(listing.stdout).items():
+            if kernel := kernel_name(mangled):
+                if not kernel.startswith("tiles"):
+                    kernels[kernel]["point_loop"] = point_loop(code)
+                else:
+                    kernels[kernel]["instructions"] = len(code)
         for line in listing.stdout.splitlines():
             if entry := re.search(r"Function : (\w+)", line):
                 current = kernel_name(entry[1])
@@ -178,6 +233,13 @@ def worse(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
             narrow, known = (sum(n for width, n in widths.items() if width != "128") for widths in (now, before))
             if narrow > known:
                 found.append(f"{kernel}: {narrow} {kind} of less than 128 bits, {known} recorded")
+        if "instructions" in have and have["instructions"] > numbers["instructions"]:
+            found.append(f"{kernel}: {have['instructions']} instructions, {numbers['instructions']} recorded")
+        if "point_loop" in have:
+            loops = have["point_loop"], numbers["point_loop"]
+            length, known = (loop["instructions"] / loop["points"] for loop in loops)
+            if length > known:
+                found.append(f"{kernel}: {length:.0f} instructions a point, {known:.0f} recorded")
     return found
 
 

@@ -36,7 +36,7 @@ from machine import machine
 from data_pipeline.errors import STOPPED
 from data_pipeline.preparation.sources.openmoji import build_openmoji
 from pretrain.configuration import load_config
-from pretrain.training.checkpoint.disk import describe, find_checkpoint
+from pretrain.training.checkpoint.disk import describe_checkpoint, find_checkpoint
 from pretrain.training.logging.record import environment
 
 CONFIG, RANKS = "internimage_h_m3i_427m", 2
@@ -215,7 +215,7 @@ def main() -> None:
                 break
         result = {"stopped_and_saved": halves[0], "resumed": halves[1] if len(halves) > 1 else None}
         if len(halves) > 1 and halves[1]["exit_code"] == STOPPED:
-            found = describe(run)
+            found = describe_checkpoint(run)
             result["checkpoint"] = {k: found[k] for k in ("step", "parameters", "averaged", "tensors", "bytes")}
             result["checkpoint"]["adam_steps"] = find_checkpoint(run).state["adam_steps"]
         if chosen.unbroken and halves[-1]["exit_code"] == STOPPED:

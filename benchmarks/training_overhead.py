@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from machine import machine
 
-from data_pipeline.reading import Batch, ImageTextTargets
+from data_pipeline.reading import Batch, ImageTextTargets, Targets
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import FaultLog
 from pretrain.configuration import RunConfig, load_config
@@ -42,7 +42,7 @@ from pretrain.training.zero.engine import Engine, settings_for
 CLASSES, WARM_BLOCKS = 9, 2
 
 
-def made_up_batch(config: RunConfig, world_size: int) -> Batch[ImageTextTargets]:
+def made_up_batch(config: RunConfig, world_size: int) -> Batch[Targets]:
     rows = config.training.batch_size // config.training.accumulation // world_size
     size, views = config.data.image_size, config.data.views
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ class Interleaving:
         self.ours: list[float] = []
         self.theirs: list[float] = []
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Iterator[Batch[Targets]]:
         step, mark = start, None
         while True:
             if (step + self.lead) % self.steps == 0:
@@ -134,6 +134,9 @@ class Interleaving:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.processes.barrier()
+
+    def has_labels(self) -> bool:
+        return True
 
     def progress(self, step: int) -> dict[str, dict[str, float]]:
         return {}

@@ -1,1 +1,1 @@
-"""Image-text data: shards are prepared (`preparation`), described (`format`) and read (`reading`)."""
+"""Image-text data: `preparation` makes shards, `format` describes them, `reading` turns them into batches."""

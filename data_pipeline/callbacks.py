@@ -1,4 +1,4 @@
-"""What long work calls while it goes on. One name for each, for every package."""
+"""The functions that a long operation calls while it runs. Every package uses these names."""
 
 from collections.abc import Callable
 from typing import Any

@@ -32,7 +32,7 @@ def file_sha256(path: Path) -> str:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` grows until it is whole: same folder (so that the rename is atomic), one name a process."""
+    """Returns where `path` grows until it is whole: same folder (for an atomic rename), one name a process."""
     return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
 
 
@@ -63,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yields a file to write; it takes the name `path` when the block ends without an error, and vanishes otherwise."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb", buffering=1 << 20) as file:
         yield file
 
 
@@ -83,7 +83,7 @@ def remove_leftovers(folder: Path) -> int:
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = True, heartbeat: Heartbeat | None = None) -> Iterator[bool]:
-    """Whether the lock was taken: always where `wait`. Held until the block ends or the process does.
+    """Yields whether the lock was taken, which is always so with `wait`; holds it until the block or the process ends.
 
     Where the file system has no flock, the holder makes LOCK.held and touches it every 15 s; one that is untouched for
     five minutes is taken over. `heartbeat` is called while this waits. Raises OSError where `path` cannot be written.
@@ -105,7 +105,7 @@ def file_lock(path: Path, *, wait: bool = True, heartbeat: Heartbeat | None = No
 
 
 def _try_lock(file: int, path: Path) -> Callable[[], None] | None:
-    """What releases the lock, where it could be taken."""
+    """Returns the function that releases the lock, None where another process has the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -115,7 +115,7 @@ def _try_lock(file: int, path: Path) -> Callable[[], None] | None:
             raise
         held = path.with_name(f"{path.name}.held")
         return _hold(held) or (_hold(held) if _removed_abandoned(held) else None)
-    return lambda: fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a fork has copied the descriptor
+    return lambda: fcntl.flock(file, fcntl.LOCK_UN)  # closing does not unlock a descriptor that a fork copied
 
 
 def _hold(held: Path) -> Callable[[], None] | None:
@@ -134,7 +134,7 @@ def _hold(held: Path) -> Callable[[], None] | None:
     def release() -> None:
         ended.set()
         with suppress(FileNotFoundError):
-            if held.read_text() == mine:  # else it was taken over
+            if held.read_text() == mine:  # another process may have taken the lock over
                 held.unlink()
 
     threading.Thread(target=touch, name="lock", daemon=True).start()
@@ -151,7 +151,7 @@ def _removed_abandoned(held: Path) -> bool:
             aside.unlink()
             return False
         os.rename(held, aside)
-        if aside.stat().st_mtime_ns != found.st_mtime_ns:  # another process has taken it over in between
+        if aside.stat().st_mtime_ns != found.st_mtime_ns:  # another process has just taken the lock over
             os.rename(aside, held)
             return False
         aside.unlink()

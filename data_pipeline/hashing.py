@@ -1,4 +1,4 @@
-"""Randomness by counting instead of by state: every number is a hash of what it is for, so nothing need be replayed.
+"""Random numbers without state: every number is a hash of its purpose, so that no earlier draw need be replayed.
 
 The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014). It is written
 out here because library generators may change their streams between versions, and the order of a run must not.
@@ -33,7 +33,7 @@ def _mix(x: Bits) -> Bits:
 
 
 def key(*parts: int) -> int:
-    """One 64-bit key from integers: key(seed, purpose, epoch, ...). Order matters, and so does every part."""
+    """Hashes integers to one 64-bit key: key(seed, purpose, epoch, ...). Order matters, and so does every part."""
     folded = GOLDEN
     for part in parts:
         folded = _mix_integer((folded ^ _mix_integer((int(part) + GOLDEN) & _MASK)) + GOLDEN & _MASK)
@@ -41,41 +41,41 @@ def key(*parts: int) -> int:
 
 
 def bits(stream: int, count: int) -> Bits:
-    """The first `count` 64-bit numbers of a stream: uint64 [count]."""
+    """Returns the first `count` 64-bit numbers of a stream: uint64 [count]."""
     return _mix(np.uint64(stream) + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN64)
 
 
 def permutation(stream: int, count: int) -> NDArray[np.int32]:
-    """A permutation of 0 .. count - 1, int32 [count]; memory and time grow with `count` alone."""
+    """Permutes 0 .. count - 1: int32 [count]; memory and time grow with `count` alone."""
     return np.argsort(bits(stream, count), kind="stable").astype(np.int32)
 
 
 def uniforms(stream: int, positions: Integers, count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) for each position, whatever other positions are asked: float64 [positions, count]."""
+    """Hashes each position, whatever the others, to `count` numbers in [0, 1): float64 [positions, count]."""
     own = _mix(np.uint64(stream) ^ _mix(positions.astype(np.uint64) + _GOLDEN64))
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN64
     return np.asarray((_mix(own[:, None] + steps[None, :]) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 def uniforms_at(stream: int, position: int, count: int) -> list[float]:
-    """What `uniforms` gives for one position, without arrays, which take longer for so few numbers."""
+    """Does what `uniforms` does, for one position, without arrays, which take longer for so few numbers."""
     own = _mix_integer((stream ^ _mix_integer((position + GOLDEN) & _MASK)) & _MASK)
     return [(_mix_integer((own + n * GOLDEN) & _MASK) >> 11) * 2.0**-53 for n in range(1, count + 1)]
 
 
 def signed(value: int) -> int:
-    """The int64 that has the bits of `value` modulo 2^64."""
+    """Returns the int64 that has the bits of `value` modulo 2^64."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
 
 def mix_tensor(z: "Tensor") -> "Tensor":
-    """SplitMix64's finalizer of int64 values, the same bits on every device: int64 arithmetic wraps around."""
+    """Applies SplitMix64's finalizer to int64 values; arithmetic wraps around, so every device gives equal bits."""
     z = (z ^ shift_right(z, 30)) * signed(_FIRST)
     z = (z ^ shift_right(z, 27)) * signed(_SECOND)
     return z ^ shift_right(z, 31)
 
 
 def shift_right(z: "Tensor", bits: int) -> "Tensor":
-    """Logical shift of int64 values: torch's own keeps the sign."""
+    """Shifts int64 values logically; torch's own shift keeps the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

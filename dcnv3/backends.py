@@ -56,7 +56,8 @@ def _triton_reason() -> str | None:
     kernels, error = _load("triton_kernels")
     if kernels is None:
         return f"Triton cannot be imported ({error}); pip install triton"
-    registration.register("CUDA", kernels.forward, kernels.backward)
+    its = kernels.forward, kernels.backward, kernels.packed_forward, kernels.packed_backward
+    registration.register("CUDA", *its)
     return None
 
 

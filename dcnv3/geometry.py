@@ -44,6 +44,10 @@ class Geometry(NamedTuple):
         """K, the sampling points of one pixel and group."""
         return self.kernel_h * self.kernel_w - int(self.remove_center)
 
+    def places(self, center: bool) -> int:
+        """Numbers that a pixel is sampled by: offsets, logits and, with `center`, the centre's logit of each group."""
+        return self.groups * (3 * self.points + int(center))
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the output for an input of `height` by `width`."""
         span_h = self.dilation_h * (self.kernel_h - 1) + 1

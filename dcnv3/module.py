@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from dcnv3.geometry import Geometry, check_backend, integer, make_geometry
-from dcnv3.operator import dcnv3
-from dcnv3.reference import activate
+from dcnv3.operator import dcnv3, packed_dcnv3
+from dcnv3.reference import activate, unpack
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # F.linear(x, weight, bias)
+ALIGNED = 8  # a GPU's matrix units are slow, or not used, for another number of columns
+
+
+class Places(nn.Linear):
+    """Some columns of one matrix product, whose others belong to further layers of this kind.
+
+    Each layer keeps its parameters, and is called before they are read: who moves or gathers parameters does so in the
+    hooks of the layer's call.
+    """
+
+    def __init__(self, channels: int, columns: int, product: Product) -> None:
+        super().__init__(channels, columns)
+        self.product = product
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *others: Places,
+        weights: tuple[torch.Tensor, ...] = (),
+        biases: tuple[torch.Tensor, ...] = (),
+    ) -> torch.Tensor:
+        """x: [..., C] -> [..., P]: columns of `weights`, this layer's, those of `others`, padding to a whole `ALIGNED`.
+
+        The padding repeats the first columns, which costs no tensor of zeros; no gradient comes from there.
+        """
+        weights, biases = (*weights, self.weight), (*biases, self.bias)
+        if others:
+            following, *rest = others
+            return following(x, *rest, weights=weights, biases=biases)
+        missing = -sum(weight.shape[0] for weight in weights) % ALIGNED
+        if missing:
+            weights = (*weights, weights[0].detach()[:missing])
+            biases = (*biases, biases[0].detach()[:missing])
+        if len(weights) == 1:
+            return self.product(x, self.weight, self.bias)
+        return self.product(x, torch.cat(weights), torch.cat(biases))
 
 
 class DCNv3(nn.Module):
@@ -16,10 +56,12 @@ class DCNv3(nn.Module):
 
         x  = input_proj(input)
         x1 = GELU(norm(depthwise(input)))                    what the points are chosen from
-        offset, logits = offset_mask(x1)                     one matrix product for both
+        offset, logits = offset_mask(x1)
         out = dcnv3(x, offset, logits)
         out = out * (1 - s) + x * s,  s = sigmoid(center_scale(x1))        with center_feature_scale; s is one per group
         return output_proj(out)
+
+    offset_mask and center_scale are one matrix product, which the operator takes as it is.
 
     Source: InternImage (Wang et al., CVPR 2023), section 3.1 and figure 4; the centre scale is of its H and G models.
     """
@@ -40,6 +82,7 @@ class DCNv3(nn.Module):
         mask_activation: str = "softmax",
         share_weights: bool = True,
         backend: str | None = None,
+        product: Product = F.linear,
     ) -> None:
         """Build with InternImage's initial values (every offset 0, every point weighted alike).
 
@@ -51,6 +94,7 @@ class DCNv3(nn.Module):
             center_feature_scale: mix the projected input back in by a learnt share a group.
             share_weights: False gives each point a projection of its own (the paper's ablation, table 5):
                 `output_proj` then takes K*C features.
+            product: what multiplies x [..., C] by a weight [P, C] and adds a bias [P], in place of `F.linear`.
 
         Raises:
             ValueError: a wrong option, or sizes that do not fit together; names the argument and what was expected.
@@ -102,8 +146,8 @@ class DCNv3(nn.Module):
             channels, channels, depthwise_size, stride=stride, padding=depthwise_padding, groups=channels
         )
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.offset_mask = nn.Linear(channels, groups * points * 3)
-        self.center_scale = nn.Linear(channels, groups) if center_feature_scale else None
+        self.offset_mask = Places(channels, groups * points * 3, product)
+        self.center_scale = Places(channels, groups, product) if center_feature_scale else None
         self.output_proj = nn.Linear(channels if share_weights else channels * points, channels)
         self.reset_parameters()
 
@@ -111,10 +155,10 @@ class DCNv3(nn.Module):
         """InternImage's initial values; the depthwise convolution keeps PyTorch's."""
         self.depthwise.reset_parameters()
         self.norm.reset_parameters()
-        for linear in (self.offset_mask, self.center_scale):
-            if linear is not None:
-                nn.init.zeros_(linear.weight)
-                nn.init.zeros_(linear.bias)
+        for places in (self.offset_mask, self.center_scale):
+            if places is not None:
+                nn.init.zeros_(places.weight)
+                nn.init.zeros_(places.bias)
         for linear in (self.input_proj, self.output_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -128,38 +172,18 @@ class DCNv3(nn.Module):
         x = self.input_proj(inputs)
         x1 = self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x1 = F.gelu(self.norm(x1))
-        places = self.groups * self.geometry.points
-        offset, mask = self.offset_mask(x1).split((2 * places, places), dim=-1)
-        sampled = self._shared(x, offset, mask) if self.share_weights else self._unshared(x, offset, mask)
-        if self.center_scale is not None:
-            # one share a group, spread over its channels by broadcasting: [N, Ho, Wo, K or 1, G, C']
-            copies = 1 if self.share_weights else self.geometry.points
-            split = (copies, self.groups, self.channels // self.groups)
-            share = self.center_scale(x1).sigmoid()[..., None, :, None]
-            # a K-th of the centre to each point where weights are apart: equal projections give the shared form
-            centre = x.unflatten(-1, (1, *split[1:])) if copies == 1 else x.unflatten(-1, (1, *split[1:])) / copies
-            sampled = torch.lerp(sampled.unflatten(-1, split), centre, share).flatten(-3)
+        center = self.center_scale is not None
+        packed = self.offset_mask(x1, self.center_scale) if center else self.offset_mask(x1)
+        if self.share_weights:
+            sampled = packed_dcnv3(x, packed, self.geometry, center=center, backend=self.backend)
+        else:
+            sampled = self._unshared(x, packed)
         return self.output_proj(sampled)
 
-    def _shared(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return dcnv3(
-            x,
-            offset,
-            mask,
-            groups=self.groups,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            offset_scale=self.offset_scale,
-            remove_center=self.remove_center,
-            mask_activation=self.mask_activation,
-            backend=self.backend,
-        )
-
-    def _unshared(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _unshared(self, x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         """[N, Ho, Wo, K*C]: each point's samples apart, by K calls of a one-point kernel."""
         g = self.geometry
+        offset, mask, share = unpack(packed, g, self.center_scale is not None)
         radius = (g.dilation_w * (g.kernel_w - 1)) >> 1  # the module's kernels are square
         dtype = x.dtype
         # A point's place in the kernel moves into its offset, which bfloat16 would round: float32 for this variant.
@@ -194,7 +218,16 @@ class DCNv3(nn.Module):
                     backend=self.backend,
                 )[:, :out_h, :out_w]
             )
-        return torch.cat(outputs, dim=-1).to(dtype)
+        sampled = torch.cat(outputs, dim=-1).to(dtype)
+        if share is None:
+            return sampled
+        # one share a group, spread over its channels by broadcasting: [N, Ho, Wo, K, G, C']; a K-th of the centre to
+        # each point, so that equal projections give the shared form
+        split = (self.groups, self.channels // self.groups)
+        centre = x.unflatten(-1, (1, *split)) / g.points
+        return torch.lerp(
+            sampled.unflatten(-1, (g.points, *split)), centre, share.sigmoid()[..., None, :, None]
+        ).flatten(-3)
 
     def extra_repr(self) -> str:
         return (

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from dcnv3.backends import choose
-from dcnv3.geometry import check_tensors, make_geometry
-from dcnv3.reference import dcnv3_reference
-from dcnv3.registration import autocast
+from dcnv3.geometry import Geometry, check_tensors, make_geometry
+from dcnv3.reference import dcnv3_reference, packed_reference
+from dcnv3.registration import PACKED, PLAIN, autocast
 
 
 def dcnv3(
@@ -63,4 +63,23 @@ def dcnv3(
     check_tensors(value, offset, mask, geometry)
     if choose(backend, value.device.type) == "reference":
         return dcnv3_reference(value, offset, mask, geometry)
-    return torch.ops.dcnv3.forward(value, offset, mask, *geometry)
+    return PLAIN.forward(value, offset, mask, *geometry)
+
+
+def packed_dcnv3(
+    value: torch.Tensor, packed: torch.Tensor, geometry: Geometry, *, center: bool, backend: str | None
+) -> torch.Tensor:
+    """The operator as the layer calls it: nothing is checked that the layer has made itself.
+
+    Args:
+        value: [N, H, W, G*C'].
+        packed: [N, Ho, Wo, P], a pixel's offsets, logits and, with `center`, a logit s a group
+            (see `dcnv3.reference.unpack`).
+        center: mix the value back in: sampled * (1 - sigmoid(s)) + value * sigmoid(s). Ho, Wo are then H, W.
+
+    Returns:
+        [N, Ho, Wo, G*C'].
+    """
+    if choose(backend, value.device.type) == "reference":
+        return packed_reference(value, packed, geometry, center)
+    return PACKED.forward(value, packed, *geometry, center)

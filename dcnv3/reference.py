@@ -18,6 +18,32 @@ def activate(mask: torch.Tensor, activation: int) -> torch.Tensor:
     return mask.sigmoid() if activation == 1 else mask
 
 
+def unpack(
+    packed: torch.Tensor, geometry: Geometry, center: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Views of packed [..., P]: offset [..., G*K*2], mask [..., G*K], and with `center` the centre's logits [..., G].
+
+    P may be larger than they need: the rest is padding, which nothing reads.
+    """
+    places = geometry.groups * geometry.points
+    share = packed[..., 3 * places : geometry.places(center)] if center else None
+    return packed[..., : 2 * places], packed[..., 2 * places : 3 * places], share
+
+
+def mix(sampled: torch.Tensor, center: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """sampled, center: [..., G*C'], share: [..., G] -> sampled * (1 - s) + center * s, s = sigmoid(share)."""
+    groups = (share.shape[-1], -1)
+    mixed = torch.lerp(sampled.unflatten(-1, groups), center.unflatten(-1, groups), share.sigmoid().unsqueeze(-1))
+    return mixed.flatten(-2)
+
+
+def packed_reference(value: torch.Tensor, packed: torch.Tensor, geometry: Geometry, center: bool) -> torch.Tensor:
+    """`dcnv3_reference` of the parts of packed [N, Ho, Wo, P] (see `unpack`), with `center` mixed with the value."""
+    offset, mask, share = unpack(packed, geometry, center)
+    sampled = dcnv3_reference(value, offset, mask, geometry)
+    return sampled if share is None else mix(sampled, value, share)
+
+
 def dcnv3_reference(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """[N, H, W, G*C'] sampled at offset [N, Ho, Wo, G*K*2], weighted by mask [N, Ho, Wo, G*K] -> [N, Ho, Wo, G*C'].
 

@@ -1,4 +1,4 @@
-"""The same work on many items in several processes, results in the order of the items, memory bounded."""
+"""Maps a function over many items in several processes: results in the order of the items, memory bounded."""
 
 import itertools
 import multiprocessing
@@ -16,12 +16,12 @@ _CHUNK = 16  # items a message: enough to hide the pipe, few enough to share the
 
 
 def available() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Counts the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
-    """`map` over `workers` processes (in this one where there is one); at most 4 chunks a process are under way.
+    """Maps over `workers` processes (one: this process); at most 4 chunks a process are under way.
 
     Fresh processes are started, not forks: a caller that trains has threads already, and a fork copies half of them.
     (So a script that calls this needs its `if __name__ == "__main__":`.)

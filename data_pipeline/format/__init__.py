@@ -17,17 +17,6 @@ from data_pipeline.format.sidecar import count_reasons, packed_rows, read_sideca
 from data_pipeline.format.writer import Place, ShardWriter
 
 __all__ = [
-    "Manifest",
-    "Place",
-    "ShardEntry",
-    "ShardWriter",
-    "count_reasons",
-    "index_set",
-    "index_shard",
-    "open_set",
-    "packed_rows",
-    "read_manifest",
-    "read_sidecar",
-    "write_manifest",
-    "write_sidecar",
-]
+    "Manifest", "Place", "ShardEntry", "ShardWriter", "count_reasons", "index_set", "index_shard", "open_set",
+    "packed_rows", "read_manifest", "read_sidecar", "write_manifest", "write_sidecar",
+]  # fmt: skip

@@ -1,6 +1,7 @@
-"""What an image's first bytes say: format and size, without decoding. Used for pixel caps and for indexing."""
+"""Reads format and size from an image's first bytes, without decoding: for pixel caps and for indexing."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 
 class ImageHeader(NamedTuple):
@@ -12,7 +13,7 @@ class ImageHeader(NamedTuple):
 
 
 def read_image_header(data: bytes) -> ImageHeader | None:
-    """Header of a JPEG, PNG, WebP, GIF, BMP or TIFF image; None where `data` is none of these or too short to tell."""
+    """Reads the header of a JPEG, PNG, WebP, GIF, BMP or TIFF image; None where `data` is none or too short."""
     for signature, read in _READERS:
         if data.startswith(signature):
             try:
@@ -24,7 +25,7 @@ def read_image_header(data: bytes) -> ImageHeader | None:
 
 
 def is_image(data: bytes | bytearray) -> bool:
-    """Whether `data` (16 bytes are enough) begins as an image of these formats does."""
+    """Tells whether `data` (16 bytes are enough) begins as an image of these formats does."""
     return any(data.startswith(signature) for signature, _ in _READERS) and (
         data[:4] != b"RIFF" or data[8:12] == b"WEBP"
     )
@@ -92,27 +93,15 @@ def _tiff(data: bytes) -> ImageHeader | None:
     return ImageHeader("tiff", found[256], found[257]) if len(found) == 2 else None
 
 
-def _big(data: bytes, position: int, size: int) -> int:
-    return _integer(data, position, size, "big")
-
-
-def _little(data: bytes, position: int, size: int) -> int:
-    return _integer(data, position, size, "little")
-
-
-def _integer(data: bytes, position: int, size: int, order: str) -> int:
+def _integer(data: bytes, position: int, size: int, *, order: Literal["big", "little"]) -> int:
     field = data[position : position + size]
     if len(field) < size:
         raise IndexError("header cut")
-    return int.from_bytes(field, "big" if order == "big" else "little")
+    return int.from_bytes(field, order)
 
 
+_big, _little = partial(_integer, order="big"), partial(_integer, order="little")
 _READERS = (
-    (b"\xff\xd8\xff", _jpeg),
-    (b"\x89PNG\r\n\x1a\n", _png),
-    (b"RIFF", _webp),
-    (b"GIF8", _gif),
-    (b"BM", _bmp),
-    (b"II*\0", _tiff),
-    (b"MM\0*", _tiff),
-)
+    (b"\xff\xd8\xff", _jpeg), (b"\x89PNG\r\n\x1a\n", _png), (b"RIFF", _webp), (b"GIF8", _gif), (b"BM", _bmp),
+    (b"II*\0", _tiff), (b"MM\0*", _tiff),
+)  # fmt: skip

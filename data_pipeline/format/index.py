@@ -51,7 +51,7 @@ class _Sample:
     duplicate: bool = False
 
     def image(self) -> TarMember | None:
-        """The image member: `KEY.jpg` first, else the only `KEY.something.jpg`."""
+        """Returns the image member: `KEY.jpg` first, else the only `KEY.something.jpg`."""
         for extension in IMAGE_EXTENSIONS:
             if extension in self.members:
                 return self.members[extension]
@@ -60,7 +60,7 @@ class _Sample:
 
 
 def index_shard(path: Path) -> pa.Table:
-    """Rows of `sidecar.SIDECAR_SCHEMA` for a WebDataset tar; `row` counts its samples from 0.
+    """Returns rows of `sidecar.SIDECAR_SCHEMA` for a WebDataset tar; `row` counts the shard's samples from 0.
 
     Raises UserError where the file cannot be opened. Whatever is wrong inside it is recorded, never raised.
     """
@@ -90,7 +90,7 @@ def _rows(buffer: mmap.mmap) -> Iterator[dict[str, Any]]:
 
 
 def _gather(buffer: mmap.mmap) -> tuple[list[_Sample], list[str]]:
-    """Members by sample, in order of first appearance, and the damage that belongs to none of them."""
+    """Returns members by sample, in order of first appearance, and the damage that belongs to no sample."""
     samples: list[_Sample] = []
     by_key: dict[str, _Sample] = {}
     lost: list[tuple[str, int]] = []  # damage without a name, and how many samples stood before it
@@ -167,7 +167,7 @@ def _describe(sample: _Sample, buffer: mmap.mmap) -> dict[str, Any]:
 
 
 def _caption(text: TarMember | None, buffer: mmap.mmap) -> tuple[str | None, str]:
-    """The caption, and what is wrong with it."""
+    """Returns the caption, and the reason where the caption is bad."""
     if text is None:
         return None, ""
     try:
@@ -178,7 +178,7 @@ def _caption(text: TarMember | None, buffer: mmap.mmap) -> tuple[str | None, str
 
 
 def _label(fields: dict[str, Any], member: TarMember | None, buffer: mmap.mmap) -> int | None:
-    """The category number, from the JSON's `label` or from WebDataset's `KEY.cls`."""
+    """Returns the category number, from the JSON's `label` or from WebDataset's `KEY.cls`."""
     label = fields.get("label")
     if label is None and member is not None:
         try:
@@ -189,7 +189,7 @@ def _label(fields: dict[str, Any], member: TarMember | None, buffer: mmap.mmap) 
 
 
 def _clean(text: str) -> str:
-    """Parquet strings are UTF-8; file names and escaped JSON need not be."""
+    """Makes text valid UTF-8, as Parquet needs; file names and escaped JSON may be anything."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""A set is a folder with `manifest.json`, written last: what it does not name does not exist.
+"""A set is a folder with `manifest.json`, written last: a shard that the manifest does not name does not exist.
 
 SET/manifest.json     {"schema": 1, "name", "samples", "classes"?, "about"?, "shards": [...]}
     00000.tar         members KEY.jpg|png|webp, KEY.txt, KEY.json
@@ -56,7 +56,7 @@ def write_manifest(
     classes: Sequence[str] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Writes `folder/manifest.json`. To be called last, when every shard and sidecar is in place."""
+    """Writes `folder/manifest.json`. Call this last, when every shard and sidecar is in place."""
     content: dict[str, Any] = {"schema": VERSION, "name": name, "samples": sum(shard.samples for shard in shards)}
     if classes is not None:
         content["classes"] = list(classes)
@@ -68,7 +68,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """The set in `folder`. Raises UserError where there is none, BadDataError where its manifest is damaged."""
+    """Reads the set in `folder`. Raises UserError where there is none, BadDataError where its manifest is damaged."""
     folder = Path(folder)
     path = folder / SET_MANIFEST
     try:
@@ -82,7 +82,7 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def parse_manifest(text: bytes, folder: Path, *, where: str, index_folder: Path | None = None) -> Manifest:
-    """A manifest's bytes, for shards in `folder` and sidecars in `index_folder` (default: `folder`)."""
+    """Parses a manifest, for shards in `folder` and sidecars in `index_folder` (default: `folder`)."""
     remedy = "make it anew with `internimage shards index --force`"
     try:
         content = json.loads(text)
@@ -121,7 +121,7 @@ def parse_manifest(text: bytes, folder: Path, *, where: str, index_folder: Path 
 
 
 def _plain(name: str) -> str:
-    """A file name without folders: a manifest from elsewhere must not lead out of its folder."""
+    """Checks that a name has no folders: a manifest from elsewhere must not lead out of its folder."""
     if not name or "/" in name or name in (".", ".."):  # Path would take half a second for 42,700 shards
         raise ValueError(f"{name!r} is not a plain file name")
     return name

@@ -30,7 +30,7 @@ _ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry
 def open_set(
     folder: Path | str, index_folder: Path | str | None = None, *, heartbeat: Heartbeat | None = None
 ) -> Manifest:
-    """The set in `folder`: its manifest if it has one, else its `*.tar` shards, indexed on first use.
+    """Opens the set in `folder`: its manifest if it has one, else its `*.tar` shards, indexed on first use.
 
     The index of foreign shards goes to `index_folder` (default: beside the shards), unless a current one lies beside
     them. It is made once: processes that come at the same time wait for the first, and one that was killed goes on
@@ -43,7 +43,7 @@ def open_set(
     if (folder / SET_MANIFEST).exists():
         found = read_manifest(folder)
         if not any(entry.sidecar.endswith(SHARD_INDEX_SUFFIX) for entry in found.shards):
-            return found  # packed here: nothing but `shards index --force` may touch it
+            return found  # this program packed the set: only `shards index --force` may change it
         if index_folder is not None and _covers(found, _shards(folder)):
             return found
     return index_set(folder, folder if index_folder is None else Path(index_folder), heartbeat=heartbeat)
@@ -66,7 +66,7 @@ def index_set(
         raise UserError(f"folder {folder} holds no manifest.json and no .tar shard; check the path")
     former = None if force else _former(folder, index_folder)
     if former is not None and _covers(former, shards):
-        return former  # without the lock: a set that is indexed already must open from a read-only disk
+        return former  # takes no lock: an indexed set must open from a read-only disk
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
         with file_lock(index_folder / ".index.lock", heartbeat=heartbeat):
@@ -90,7 +90,7 @@ def write_index(path: Path, shard: str, rows: pa.Table, size: int, digest: str, 
 
 
 def kept_entry(path: Path) -> tuple[ShardEntry, dict[int, str]] | None:
-    """What `write_index` was told; None where there is no such file, or another one."""
+    """Returns what `write_index` was given; None where there is no such file, or some other file."""
     with suppress(OSError, ValueError, KeyError, TypeError):  # pyarrow's own errors are ValueErrors and OSErrors
         about = json.loads((pq.read_schema(path).metadata or {})[_ABOUT])
         return ShardEntry(**about["entry"]), {int(label): str(name) for label, name in about["names"].items()}
@@ -138,7 +138,7 @@ def _index(
 
 
 def _former(folder: Path, index_folder: Path) -> Manifest | None:
-    """An earlier index; None where there is none, or none that can be read."""
+    """Reads an earlier index; None where there is none, or none that can be read."""
     try:
         return _read(folder, index_folder)
     except (UserError, OSError):
@@ -146,14 +146,14 @@ def _former(folder: Path, index_folder: Path) -> Manifest | None:
 
 
 def _covers(former: Manifest, shards: list[Path]) -> bool:
-    """Whether an earlier index describes exactly these shards as they are now."""
+    """Tells whether an earlier index describes exactly these shards as they are now."""
     return [path.name for path in shards] == [entry.name for entry in former.shards] and all(
         _current(entry, former.shard_path(entry), former.sidecar_path(entry)) for entry in former.shards
     )
 
 
 def _label_names(shard: Path, packed: pa.Table, known: dict[int, str]) -> dict[int, str]:
-    """Names of the labels that are not known yet, from the JSON of one sample each: shards outlive their manifest."""
+    """Reads the names of labels not known yet from the JSON of one sample each: shards outlive their manifest."""
     found: dict[int, str] = {}
     with open(shard, "rb") as file:
         for row in packed.select(["label", "json_offset", "json_size"]).to_pylist():
@@ -173,7 +173,7 @@ def _read(folder: Path, index_folder: Path) -> Manifest:
 
 
 def _current(entry: ShardEntry, shard: Path, index: Path) -> bool:
-    """Whether `index` still describes `shard`; the digest is only computed where the shard is the newer file."""
+    """Tells whether `index` still describes `shard`; computes the digest only where the shard is the newer file."""
     try:
         if entry.bytes != shard.stat().st_size:
             return False

@@ -19,9 +19,7 @@ SIDECAR_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),  # number of the input row; in a foreign shard, of the sample in it
         pa.field("status", pa.string(), nullable=False),  # packed | rejected
-        pa.field(
-            "reason", pa.string(), nullable=False
-        ),  # why rejected, or what a packed sample lacks; "" where all is well
+        pa.field("reason", pa.string(), nullable=False),  # why rejected, or what a packed sample lacks; else ""
         pa.field("key", pa.string(), nullable=False),
         pa.field("url", pa.string()),
         pa.field("sha256", pa.string()),  # of the image bytes as they stand in the shard
@@ -41,7 +39,7 @@ SIDECAR_SCHEMA = pa.schema(
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows as dictionaries (missing entries are null) to a table of `SIDECAR_SCHEMA`."""
+    """Makes a table of `SIDECAR_SCHEMA` from dictionaries; missing entries are null."""
     return pa.Table.from_pylist([dict(row) for row in rows], schema=SIDECAR_SCHEMA)
 
 
@@ -52,7 +50,7 @@ def write_sidecar(path: Path, rows: pa.Table) -> None:
 
 
 def read_sidecar(path: Path) -> pa.Table:
-    """The rows of one sidecar. Raises BadDataError where it is missing, is no Parquet file or lacks columns."""
+    """Reads the rows of one sidecar. Raises BadDataError where it is missing, is no Parquet file or lacks columns."""
     remedy = f"make it anew with `internimage shards index {path.parent}`"
     try:
         rows = pq.ParquetFile(path, memory_map=False).read()
@@ -70,11 +68,11 @@ def read_sidecar(path: Path) -> pa.Table:
 
 
 def packed_rows(rows: pa.Table) -> pa.Table:
-    """Only the rows that stand in the shard, in shard order."""
+    """Returns the rows that stand in the shard, in shard order."""
     return rows.filter(pc.equal(rows["status"], PACKED))
 
 
 def count_reasons(rows: pa.Table) -> dict[str, int]:
-    """Rejected rows by reason, most frequent first."""
+    """Counts the rejected rows by reason, most frequent first."""
     rejected = rows.filter(pc.equal(rows["status"], REJECTED))["reason"].to_pylist()
     return dict(sorted(Counter(rejected).items(), key=lambda item: (-item[1], item[0])))

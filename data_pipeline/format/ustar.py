@@ -41,7 +41,7 @@ class Damage(NamedTuple):
 
 
 def encode_header(name: str, size: int) -> bytes:
-    """The 512 header bytes of a regular member: mode 0644, owner 0, mtime 0, so that equal content is equal bytes.
+    """Encodes a regular member's 512-byte header: mode 0644, owner 0, mtime 0, so that equal content is equal bytes.
 
     Raises ValueError for a name that ustar cannot hold (not ASCII, over 100 bytes) or a size of 8 GiB and more.
     """
@@ -63,12 +63,12 @@ def encode_header(name: str, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """Zero bytes that bring `size` to a whole number of blocks."""
+    """Returns the zero bytes that bring `size` to a whole number of blocks."""
     return bytes(-size % BLOCK_BYTES)
 
 
 def walk(buffer: bytes | mmap) -> Iterator[TarMember | Damage]:
-    """Every member of the archive in `buffer` in file order, and every damage, each where it stands."""
+    """Yields every member of the archive in `buffer` in file order, and every damage at its place."""
     position, length = 0, len(buffer)
     overrides: dict[str, str] = {}  # from pax and GNU headers, for the next member
     while position < length:
@@ -127,7 +127,7 @@ def walk(buffer: bytes | mmap) -> Iterator[TarMember | Damage]:
 
 
 def _parse(block: bytes) -> tuple[str, int, bytes] | None:
-    """Name, size and type flag of a header, or None where its checksum or its numbers are wrong."""
+    """Returns name, size and type flag of a header, None where its checksum or its numbers are wrong."""
     try:
         expected = _number(block[148:156])
         size = _number(block[124:136])
@@ -141,7 +141,7 @@ def _parse(block: bytes) -> tuple[str, int, bytes] | None:
     kind = block[156:157]
     if kind == b"\0" or kind == b"7":
         kind = b"5" if kind == b"\0" and name.endswith(b"/") else b"0"
-    if block[257:263] == b"ustar\0" and kind not in b"LK":  # in GNU's own format ("ustar  ") this field is other things
+    if block[257:263] == b"ustar\0" and kind not in b"LK":  # GNU's own format ("ustar  ") uses this field otherwise
         prefix = block[345:500].split(b"\0", 1)[0]
         if prefix:
             name = prefix + b"/" + name
@@ -149,7 +149,7 @@ def _parse(block: bytes) -> tuple[str, int, bytes] | None:
 
 
 def _number(field: bytes) -> int:
-    """An octal field, or GNU's base-256 form for what octal cannot hold."""
+    """Reads an octal field, or GNU's base-256 form of numbers too large for octal."""
     if field[0] in (0x80, 0xFF):
         value = int.from_bytes(field[1:], "big")
         return value - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
@@ -157,7 +157,7 @@ def _number(field: bytes) -> int:
 
 
 def _pax_records(data: bytes) -> dict[str, str] | None:
-    """`LENGTH KEY=VALUE\\n` records; None where they do not add up."""
+    """Reads `LENGTH KEY=VALUE\\n` records; None where their lengths do not add up."""
     records: dict[str, str] = {}
     while data.strip(b"\0"):
         digits, blank, _ = data.partition(b" ")
@@ -174,7 +174,7 @@ def _pax_records(data: bytes) -> dict[str, str] | None:
 
 
 def _after_zeros(buffer: bytes | mmap, position: int) -> int:
-    """First block at or behind `position` that holds anything but zeros; the length if none does."""
+    """Finds the first block at or behind `position` that holds anything but zeros; the length if none does."""
     step = 64 * BLOCK_BYTES
     zeros = bytes(step)
     while position < len(buffer):
@@ -187,7 +187,7 @@ def _after_zeros(buffer: bytes | mmap, position: int) -> int:
 
 
 def _next_header(buffer: bytes | mmap, position: int) -> int:
-    """First block at or behind `position` that is a sound ustar header; the end of the file if none is."""
+    """Finds the first sound ustar header at or behind `position`; the end of the file if there is none."""
     while (magic := buffer.find(b"ustar", position + 257)) >= 0:
         position = magic - 257
         if position % BLOCK_BYTES == 0 and _parse(bytes(buffer[position : position + BLOCK_BYTES])) is not None:

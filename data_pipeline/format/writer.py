@@ -1,14 +1,13 @@
 """Writes one shard. Equal samples in equal order give equal bytes; a killed writer leaves no shard."""
 
 import hashlib
-import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from data_pipeline.durable import sync_folder, temporary_path
+from data_pipeline.durable import atomic_file
 from data_pipeline.format import ustar
 
 
@@ -32,8 +31,8 @@ class ShardWriter:
         self.bytes = 0
         self.sha256 = ""
         self._digest = hashlib.sha256()
-        self._temporary = temporary_path(path)
-        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by close() or abort()
+        self._scope = ExitStack()
+        self._file = self._scope.enter_context(atomic_file(path))
 
     def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, Place]:
         """Appends a sample's members in the order given; returns where each one's data lies.
@@ -51,22 +50,6 @@ class ShardWriter:
         self.samples += 1
         return places
 
-    def close(self) -> None:
-        """Ends the archive and gives it its name."""
-        self._write(ustar.END)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
-        self.sha256 = self._digest.hexdigest()
-
-    def abort(self) -> None:
-        """Leaves nothing behind."""
-        self._file.close()
-        with suppress(FileNotFoundError):
-            self._temporary.unlink()
-
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
@@ -79,6 +62,6 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self.close()
-        else:
-            self.abort()
+            self._write(ustar.END)
+            self.sha256 = self._digest.hexdigest()
+        self._scope.__exit__(kind, error, trace)

@@ -1,9 +1,9 @@
-"""From URL lists, folders and tables to shards. Never imports torch.
+"""Makes shards from URL lists, folders and tables. Never imports torch.
 
-pack      local images and captions            packing, rows, images
-index, verify, stats                           inspection
-openmoji  the embedded set                     openmoji, emoji_drawings, emoji_concepts
-samples   a shard on disk as one act           plan: one run at a time, resumed only with the plan it began with
+sources/     folders, tables, the embedded set
+fetching/    URLs to images: limits, robots.txt, retries
+packing/     images to shards; one run at a time, resumed only with the plan it began with
+inspection   index, verify, stats
 """
 
 from data_pipeline.preparation.fetching.fetch import FetchSummary, fetch
@@ -14,17 +14,6 @@ from data_pipeline.preparation.packing.pack import PackSummary, pack
 from data_pipeline.preparation.sources.rows import Columns
 
 __all__ = [
-    "Columns",
-    "FetchSummary",
-    "ImageRules",
-    "IndexSummary",
-    "PackSummary",
-    "Stats",
-    "VerifySummary",
-    "WebRules",
-    "fetch",
-    "index",
-    "pack",
-    "stats",
-    "verify",
-]
+    "Columns", "FetchSummary", "ImageRules", "IndexSummary", "PackSummary", "Stats", "VerifySummary", "WebRules",
+    "fetch", "index", "pack", "stats", "verify",
+]  # fmt: skip

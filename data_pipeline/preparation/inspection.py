@@ -1,8 +1,8 @@
-"""`internimage shards index`, `verify` and `stats`: what is in a set, whether it is what its manifest says."""
+"""`internimage shards index`, `verify` and `stats`: list what is in a set and compare it with its manifest."""
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from data_pipeline.format import (
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What a look at foreign shards found."""
+    """Result of indexing foreign shards."""
 
     folder: Path
     manifest: Path
@@ -41,7 +41,7 @@ class IndexSummary:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in a set that is not as its manifest or sidecar says. `key` is empty where it concerns the shard."""
+    """A difference between a set and its manifest or sidecar. `key` is empty where the whole shard differs."""
 
     shard: str
     key: str
@@ -62,7 +62,7 @@ class VerifySummary:
 
 @dataclass(frozen=True)
 class Spread:
-    """Five numbers of a distribution; zeros where there is nothing."""
+    """Five numbers of a distribution; zeros for no values."""
 
     smallest: float
     p10: float
@@ -141,7 +141,7 @@ def verify(
 
 
 def stats(folder: Path, *, index_folder: Path | None = None, progress: ProgressCallback | None = None) -> Stats:
-    """Counts, sizes, caption lengths and labels of a set, from its sidecars alone; foreign shards are indexed first."""
+    """Counts samples, sizes, caption lengths and labels from the sidecars alone; foreign shards are indexed first."""
     found = open_set(folder, index_folder)
     tables = []
     for done, (_, rows) in enumerate(_sidecars(found)):
@@ -152,6 +152,7 @@ def stats(folder: Path, *, index_folder: Path | None = None, progress: ProgressC
     packed = packed_rows(rows)
     captions = [caption for caption in packed["caption"].to_pylist() if caption is not None]
     labels = Counter(label for label in packed["label"].to_pylist() if label is not None)
+    names = dict(enumerate(found.classes or ()))
     digests = packed["sha256"].drop_null()
     return Stats(
         folder=found.folder,
@@ -170,7 +171,7 @@ def stats(folder: Path, *, index_folder: Path | None = None, progress: ProgressC
         caption_characters=_spread(np.array([len(caption) for caption in captions])),
         caption_words=_spread(np.array([len(caption.split()) for caption in captions])),
         labelled=sum(labels.values()),
-        labels={_class_name(found.classes, label): count for label, count in sorted(labels.items())},
+        labels={names.get(label, str(label)): count for label, count in sorted(labels.items())},
         duplicate_images=len(digests) - len(digests.unique()),
     )
 
@@ -185,10 +186,6 @@ def _sidecars(found: Manifest) -> Iterator[tuple[ShardEntry, pa.Table]]:
 
 def _notes(rows: pa.Table) -> dict[str, int]:
     return dict(Counter(reason for reason in packed_rows(rows)["reason"].to_pylist() if reason).most_common())
-
-
-def _class_name(classes: Sequence[str] | None, label: int) -> str:
-    return str(label) if classes is None or label >= len(classes) else classes[label]
 
 
 def _spread(values: np.ndarray[Any, Any]) -> Spread:
@@ -222,7 +219,7 @@ def _problems(found: Manifest, entry: ShardEntry, decode: bool) -> Iterator[Prob
 
 
 def _members(path: Path, shard: str, packed: pa.Table) -> Iterator[Problem]:
-    """Every packed row against the archive's own headers, and every sample of the archive against the rows."""
+    """Compares every packed row with the archive's headers, and every sample of the archive with the rows."""
     there = {row["key"]: row for row in packed_rows(index_shard(path)).to_pylist()}
     places = [f"{part}_{what}" for part in ("image", "text", "json") for what in ("offset", "size")]
     for row in packed.to_pylist():
@@ -248,5 +245,5 @@ def _undecodable(path: Path, shard: str, packed: pa.Table) -> Iterator[Problem]:
             try:
                 with Image.open(io.BytesIO(file.read(row["image_size"]))) as image:
                     image.load()
-            except Exception as error:  # decoders raise many kinds on damaged bytes; all of them are the finding
+            except Exception as error:  # decoders raise many kinds of errors on damaged bytes; each is a finding
                 yield Problem(shard, row["key"], f"image cannot be decoded: {error}")

@@ -1,13 +1,11 @@
 """From shards to batches: order -> read -> decode -> views and typed targets -> batch.
 
-hashing       every random number is a hash of what it is for
-order         (seed, epoch, position) -> sample          mixture    position -> source
-shards        reads by offset, says what is wrong        sources    opens the configured sets
-decode        bytes -> pixels                            views      crops and antialiased resize
-augmentation  colours, RandAugment, erasing
-targets       what a task wants besides views            image_text captions and labels
-builder       positions -> arrays of a batch             pool       worker processes
-reader        Reader: the batches of one rank            evaluation whole sets, centre crops
+order/       (seed, epoch, position) -> source, shard, row; which positions a rank reads
+storage/     opens the configured sets, reads samples by offset, fetches remote shards ahead of need
+decode/      bytes -> pixels -> crops, antialiased resize, augmentation
+targets      what a task wants of a sample besides its views        image_text   captions and labels
+workers/     positions -> a batch's arrays, in processes, with bad samples replaced
+reader       Reader: the batches of one rank                        evaluation   whole sets, centre crops
 """
 
 from importlib import import_module
@@ -22,32 +20,19 @@ if TYPE_CHECKING:
     from data_pipeline.reading.targets import Targets, TargetSource, TargetSpec
 
 __all__ = [
-    "Batch",
-    "DataConfig",
-    "ImageText",
-    "ImageTextTargets",
-    "Reader",
-    "SampleRef",
-    "TargetSource",
-    "TargetSpec",
-    "Targets",
-    "evaluation_batches",
-    "normalize",
-]
+    "Batch", "DataConfig", "ImageText", "ImageTextTargets", "Reader", "SampleRef", "TargetSource", "TargetSpec",
+    "Targets", "evaluation_batches", "normalize",
+]  # fmt: skip
 
-_HOMES = {
-    "Batch": "batch",
-    "SampleRef": "batch",
-    "normalize": "batch",
-    "DataConfig": "config",
-    "ImageText": "image_text",
-    "ImageTextTargets": "image_text",
-    "TargetSource": "targets",
-    "TargetSpec": "targets",
-    "Targets": "targets",
-    "evaluation_batches": "evaluation",
-    "Reader": "reader",
+_MODULES = {
+    "batch": ("Batch", "SampleRef", "normalize"),
+    "config": ("DataConfig",),
+    "evaluation": ("evaluation_batches",),
+    "image_text": ("ImageText", "ImageTextTargets"),
+    "reader": ("Reader",),
+    "targets": ("TargetSource", "TargetSpec", "Targets"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,13 @@
-"""How many workers a run needs: what one core reads a second, measured on the run's own shards."""
+"""Recommends `data.workers`, from what one core reads a second of the run's own shards."""
 
 import math
-import os
 import time
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
+from data_pipeline.executors.processes import available
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.reader import Reader
 from data_pipeline.reading.streaming import check_streams
@@ -44,11 +44,7 @@ def recommend_workers(
             count += _CHUNK
             reader.at(np.arange(count, count + _CHUNK, dtype=np.int64))
     rate = count / spent
-    cores = (
-        len(os.sched_getaffinity(0)) / processes
-        if hasattr(os, "sched_getaffinity")
-        else (os.cpu_count() or 1) / processes
-    )
+    cores = available() / processes
     found: dict[str, Any] = {
         "samples_per_second_of_one_core": round(rate, 1),
         "milliseconds_per_sample": round(1000 / rate, 3),

@@ -1,4 +1,4 @@
-"""What the reader yields: one rank's share of a micro-batch, as uint8, to be normalised on the device."""
+"""A batch: one rank's share of a micro-batch, as uint8, to be normalised on the device."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from data_pipeline.reading.targets import T
 
 
 class SampleRef(NamedTuple):
-    """Where a row came from. `row` counts the packed samples of the shard."""
+    """The sample of a row. `row` counts the packed samples of the shard."""
 
     source: str
     shard: str
@@ -77,9 +77,8 @@ def normalize(views: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Factor and summand of a row of `width` pixels. Kept: made anew, each would hold up the device for a copy."""
+    """Returns factor and summand of a row of `width` pixels. Cached, since a new tensor waits for the device."""
     scale = [1 / (255 * s) for s in std] * width
     shift = [-m / s for m, s in zip(mean, std, strict=True)] * width
-    return torch.tensor(scale, dtype=torch.float32, device=device), torch.tensor(
-        shift, dtype=torch.float32, device=device
-    )
+    make = functools.partial(torch.tensor, dtype=torch.float32, device=device)
+    return make(scale), make(shift)

@@ -1,4 +1,4 @@
-"""What a run says about its data: the `data:` section of a configuration file."""
+"""The `data:` section of a configuration file."""
 
 from typing import Literal
 
@@ -36,9 +36,7 @@ class AugmentationConfig(Section):
 class CacheConfig(Section):
     """Node-local cache of remote shards."""
 
-    folder: str | None = Field(
-        None, description="where copies of remote shards are kept; by default a temporary folder"
-    )
+    folder: str | None = Field(None, description="where copies of remote shards are kept; default: a temporary folder")
     size_gb: float = Field(50.0, gt=0, description="evicted by last use beyond this size")
 
 

@@ -1,4 +1,4 @@
-"""Whole sets in manifest order, each sample once, centre-cropped: for scores, not for training."""
+"""Reads whole sets in manifest order, each sample once, centre-cropped: for scores, not for training."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +7,13 @@ import numpy as np
 import torch
 
 from data_pipeline.callbacks import EventSink
-from data_pipeline.format import open_set
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode.centre import render_centre
 from data_pipeline.reading.decode.pixels import BadSample
 from data_pipeline.reading.faults import Fault, FaultLog
-from data_pipeline.reading.storage.remote import is_remote, open_remote
-from data_pipeline.reading.storage.shards import Files, LocalFiles, ShardSet
+from data_pipeline.reading.storage.shards import ShardSet
+from data_pipeline.reading.storage.sources import open_files
 from data_pipeline.reading.targets import T, TargetSource, TargetSpec
 from data_pipeline.reading.workers.memory import Layout, allocate
 
@@ -30,29 +29,24 @@ def evaluation_batches(
     crop_fraction: float = 1.0,
     rank: int = 0,
     world_size: int = 1,
-    index_folder: Path | str | None = None,
     events: EventSink | None = None,
     max_bad_rate: float = 0.01,
     max_pixels: int = 100_000_000,
     cache: CacheConfig | None = None,
 ) -> Iterator[Batch[T]]:
-    """Batches of one view, the last may be short: timm's centre crop of the image, decoded whole, at its `crop_pct`
-    `crop_fraction`.
+    """Yields batches of one view, the last may be short: timm's centre crop of the image, decoded whole.
+
+    crop_fraction: timm's `crop_pct`, the share of the shorter side that is kept.
 
     `positions` are the samples' numbers in the set. Ranks take contiguous shares whose lengths differ by one at most.
     A sample that cannot be read is left out and recorded; above `max_bad_rate` BadDataError is raised. Labels are the
     set's own.
     """
-    files: Files
-    if is_remote(str(set_folder)):
-        files = remote = open_remote(str(set_folder), cache or CacheConfig())
-        manifest = remote.manifest
-    else:
-        manifest = open_set(set_folder, index_folder)
-        files = LocalFiles(manifest)
+    files = open_files(str(set_folder), cache or CacheConfig(), None)
+    manifest = files.manifest
     first, last = (manifest.samples * r // world_size for r in (rank, rank + 1))
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in manifest.shards])])
-    shards = ShardSet(manifest, files, keep=_OPEN_SHARDS, members=targets.members)
+    shards = ShardSet(files, keep=_OPEN_SHARDS, members=targets.members)
     source = TargetSource(captions=True, labels=True)
     log = FaultLog(max_bad_rate, events)
 
@@ -88,7 +82,6 @@ def evaluation_batches(
                 arrays = {name: array[: len(kept)] for name, array in arrays.items()}
                 targets.finish(extras, arrays)
                 views, crops = (torch.from_numpy(arrays[name]) for name in ("views", "crops"))
-                typed = targets.collate(arrays, extras)
-                yield Batch(step, 0, torch.tensor(kept), views, crops, typed, tuple(samples))
+                yield Batch(step, 0, torch.tensor(kept), views, crops, targets.collate(arrays, extras), tuple(samples))
     finally:
         shards.close()

@@ -1,7 +1,8 @@
-"""What a run has recorded about its samples, read back. A run that resumes or rolls back reads samples again and says
-the same of them again: each thing counts once."""
+"""Reads back what a run has recorded about its samples. A run that resumes or rolls back reads samples again and
+records their events again; here each event counts once."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ _WHAT: dict[str, tuple[str, ...]] = {
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl file, one a line; of a line that a crash cut, or a file that is not there, none."""
+    """Yields the JSON objects of a .jsonl file, one a line; skips a line that a crash cut, and a missing file."""
     with suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with suppress(ValueError):
@@ -29,7 +30,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def without_repeats(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The lines of events.jsonl without those that say of a sample or shard what an earlier one said."""
+    """Drops events that repeat what an earlier event said of a sample or shard."""
     told: set[tuple[Any, ...]] = set()
     for event in events:
         what = _WHAT.get(str(event.get("kind")))
@@ -42,13 +43,10 @@ def without_repeats(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]
 
 
 def count_replaced(events: Iterable[Mapping[str, Any]], before_step: int) -> dict[str, int]:
-    """Samples that were replaced before a step, by source: positions, however many tries each took."""
+    """Counts the samples replaced before a step, by source: positions, however many tries each took."""
     places = {
         (str(event.get("source")), event.get("position"))
         for event in events
         if event.get("kind") == BAD_SAMPLE and isinstance(event.get("step"), int) and event["step"] < before_step
     }
-    found: dict[str, int] = {}
-    for source, _ in places:
-        found[source] = found.get(source, 0) + 1
-    return found
+    return dict(Counter(source for source, _ in places))

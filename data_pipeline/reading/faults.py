@@ -1,4 +1,4 @@
-"""Counts bad samples, records them, and says when there are too many."""
+"""Counts and records bad samples, and raises where there are too many."""
 
 import math
 from collections import Counter
@@ -11,6 +11,7 @@ from data_pipeline.hashing import Integers
 from data_pipeline.reading.events import BAD_SAMPLE, DAMAGED_SHARD, INCOMPLETE_SAMPLE
 
 _NAMED = 8  # shards in a message
+REMEDY = "Look at the shards with `internimage shards verify`, repair or drop them, or raise data.max_bad_rate"
 STREAM_DAMAGED = "stream_damaged"  # the reason of a fault that concerns no sample
 
 
@@ -28,8 +29,8 @@ class Fault(NamedTuple):
 
 
 def too_many(bad: int, seen: int, rate: float) -> bool:
-    """Whether `bad` of `seen` are clearly over `rate`: three standard deviations and two samples above what it allows,
-    so that neither a few bad samples at the start of a run nor chance ends it. A rate of 0 allows none."""
+    """Tells whether `bad` of `seen` are clearly over `rate`: three standard deviations and two samples above
+    the rate, so that neither chance nor a few bad samples at the start end a run. A rate of 0 allows none."""
     if rate == 0:
         return bad > 0
     expected = rate * seen
@@ -37,7 +38,7 @@ def too_many(bad: int, seen: int, rate: float) -> bool:
 
 
 class FaultLog:
-    """What went wrong in the batches that were consumed. `events` gets one dictionary a fault.
+    """Counts the faults in the batches that were consumed. `events` gets one dictionary a fault.
 
     `repeats`: whether batches that are asked for again, after a return to an earlier step, are the same; each counts
     and is recorded once then.
@@ -45,32 +46,27 @@ class FaultLog:
 
     def __init__(self, max_bad_rate: float, events: EventSink | None, *, repeats: bool = True) -> None:
         self.seen = self.bad = 0
-        self.reasons: Counter[str] = Counter()
         self.replaced: Counter[str] = Counter()  # samples by source
         self._shards: Counter[tuple[str, str, str]] = Counter()
-        self._rate = max_bad_rate
-        self._events = events
-        self._repeats = repeats
+        self._rate, self._events, self._repeats = max_bad_rate, events, repeats
         self._last = -1  # highest position that was counted
 
     def add(self, step: int, positions: Integers, faults: Iterable[Fault]) -> None:
-        """One consumed batch, of rising positions."""
+        """Counts and records one consumed batch, whose positions and faults rise."""
         if self._repeats:
             if int(positions[-1]) <= self._last:
                 return
             self._last = int(positions[-1])
         self.seen += len(positions)
-        for group in _by_position(faults):
-            replaced = [fault for fault in group if fault.replaced_by is not None]
-            self.bad += bool(replaced)
-            if replaced:
-                self.replaced[replaced[0].source] += 1
-            for fault in group:
-                self.reasons[fault.reason] += 1
-                if fault.replaced_by is not None:
-                    self._shards[fault.source, fault.shard, fault.reason] += 1
-                if self._events is not None:
-                    self._events(_event(step, fault))
+        bad: dict[int, str] = {}  # position -> source; a position may have several faults
+        for fault in faults:
+            if fault.replaced_by is not None:
+                bad[fault.position] = fault.source
+                self._shards[fault.source, fault.shard, fault.reason] += 1
+            if self._events is not None:
+                self._events(_event(step, fault))
+        self.bad += len(bad)
+        self.replaced.update(bad.values())
 
     def check(self) -> None:
         """Raises BadDataError above the allowed rate, naming the shards."""
@@ -78,34 +74,24 @@ class FaultLog:
             raise self.error(self.seen, self.bad, [self.worst()])
 
     def too_many(self, seen: float, bad: float) -> bool:
-        """Whether `bad` of `seen`, over all ranks, are above the allowed rate."""
+        """Tells whether `bad` of `seen`, over all ranks, are above the allowed rate."""
         return bad > 0 and too_many(int(bad), int(seen), self._rate)
 
     def worst(self) -> list[tuple[tuple[str, str, str], int]]:
-        """(source, shard, reason) with the most bad samples."""
+        """Returns the (source, shard, reason) with the most bad samples."""
         return self._shards.most_common(_NAMED)
 
     def error(
         self, seen: float, bad: float, worst: Iterable[Iterable[tuple[tuple[str, str, str], int]]]
     ) -> BadDataError:
-        """`worst`: of each rank."""
-        shards: Counter[tuple[str, str, str]] = Counter()
-        for rank in worst:
-            shards.update(dict(rank))
+        """Makes the error to raise. worst: of each rank."""
+        shards = sum((Counter(dict(rank)) for rank in worst), Counter[tuple[str, str, str]]())
         named = "; ".join(
             f"{source}/{shard}: {count} x {reason}" for (source, shard, reason), count in shards.most_common(_NAMED)
         )
         return BadDataError(
-            f"{int(bad)} of {int(seen)} samples read were bad, above data.max_bad_rate {self._rate}: {named}. "
-            "Look at the shards with `internimage shards verify`, repair or drop them, or raise data.max_bad_rate"
+            f"{int(bad)} of {int(seen)} samples read were bad, above data.max_bad_rate {self._rate}: {named}. {REMEDY}"
         )
-
-
-def _by_position(faults: Iterable[Fault]) -> list[list[Fault]]:
-    groups: dict[int, list[Fault]] = {}
-    for fault in faults:
-        groups.setdefault(fault.position, []).append(fault)
-    return list(groups.values())
 
 
 def _event(step: int, fault: Fault) -> dict[str, Any]:

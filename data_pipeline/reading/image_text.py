@@ -54,13 +54,8 @@ class ImageText:
             )
 
     def layout(self, rows: int) -> Layout:
-        flags: tuple[tuple[int, ...], type[np.generic]] = ((rows,), np.bool_)
-        return {
-            "tokens": ((rows, self._length), np.int64),
-            "has_text": flags,
-            "labels": ((rows,), np.int64),
-            "has_label": flags,
-        }
+        flags: Layout = {name: ((rows,), np.bool_) for name in ("has_text", "has_label")}
+        return flags | {"tokens": ((rows, self._length), np.int64), "labels": ((rows,), np.int64)}
 
     def write(self, row: int, sample: RawSample, source: TargetSource, crops: np.ndarray, arrays: Arrays) -> str | None:
         caption = sample.caption if source.captions else None
@@ -92,7 +87,7 @@ class CachedTokenizer:
         self._kept: dict[str, np.ndarray] = {}
 
     def __call__(self, captions: list[str]) -> np.ndarray:
-        """int64 [len(captions), L]."""
+        """Returns int64 [len(captions), L]."""
         new = list(dict.fromkeys(caption for caption in captions if caption not in self._kept))
         if len(self._kept) + len(new) > _CAPTIONS_KEPT:
             self._kept.clear()

@@ -1,4 +1,4 @@
-"""From the samples of a batch back to what their sidecars say: where they came from."""
+"""Looks samples up in their sidecars: URL, caption, label, digest."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _COLUMNS = ["status", "key", "url", "sha256", "caption", "label"]
 def describe_samples(
     located: Located, positions: Integers, names: Sequence[str], sets: Sequence[ShardSet]
 ) -> list[dict[str, Any]]:
-    """One dictionary a position; each sidecar is read once."""
+    """Returns one dictionary a position; reads each sidecar once."""
     sidecars: dict[tuple[int, int], list[dict[str, Any]]] = {}
     found = []
     for position, source, epoch, shard, row in zip(positions.tolist(), *(c.tolist() for c in located), strict=True):
@@ -29,7 +29,7 @@ def describe_samples(
 
 
 def describe_sample(one: ShardSet, shard: str, key: str) -> dict[str, Any]:
-    """The same about the sample `key` of a shard, without its place in the order; only the two where it is gone."""
+    """Returns the dictionary of the sample `key` of a shard, without its place in the order; a lost one has nulls."""
     number = next((n for n, entry in enumerate(one.manifest.shards) if entry.name == shard), None)
     rows = [] if number is None else _rows(one, number)
     row = next((n for n, said in enumerate(rows) if said["key"] == key), None)
@@ -55,7 +55,7 @@ def _record(manifest: Manifest, shard: int, row: int, rows: list[dict[str, Any]]
 
 
 def _rows(one: ShardSet, shard: int) -> list[dict[str, Any]]:
-    """The packed rows of a sidecar; none where it cannot be read, which reading records."""
+    """Reads the packed rows of a sidecar; none where it is unreadable, which the reader records as a fault."""
     try:
         with pq.ParquetFile(one.files.sidecar(one.manifest.shards[shard])) as file:
             rows: list[dict[str, Any]] = packed_rows(file.read(columns=_COLUMNS)).to_pylist()

@@ -41,8 +41,8 @@ class Reader(Generic[T]):
     `heartbeat` is called.
 
     Raises UserError where sets are missing or the batch does not divide; BadDataError from `batches` above
-    `config.max_bad_rate`. Ranks that meet in collectives must end together: with `judge` false the caller does so, from
-    `faults.seen` and `faults.bad` of all ranks.
+    `config.max_bad_rate`. Ranks that meet in collectives must end together: without `enforce_bad_rate` the caller
+    raises, from `faults.seen` and `faults.bad` of all ranks.
     """
 
     def __init__(
@@ -113,26 +113,24 @@ class Reader(Generic[T]):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that the order depends on: equal fingerprints give equal batches."""
+        """Hashes all that the order depends on: equal fingerprints give equal batches."""
         shards = [[(s.name, s.samples, s.sha256) for s in one.manifest.shards] for one in self._sets]
-        parts = [
-            shards,
-            [s.weight for s in self.config.sources],
-            self.config.block_shards,
-            self._seed,
-            self.share.batch_size,
-        ]
+        weights = [s.weight for s in self.config.sources]
+        parts = [shards, weights, self.config.block_shards, self._seed, self.share.batch_size]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def batches(self, start_step: int = 0) -> Iterator[Batch[T]]:
-        """Batches from `start_step` on, endless: step by step, micro-batch by micro-batch."""
+        """Yields batches from `start_step` on, without end: step by step, micro-batch by micro-batch."""
         if self._pool is not None:
             self._pool.close()
-        pool = self._pool = self._start_workers()  # before any thread of ours runs, that a fork would cut off
+        pool = self._pool = self._start_workers()  # before this process starts threads, which a fork would cut off
+        tasks = self._tasks(start_step)
         if self._streams is not None:
-            filled = self._streams.run(self._filler.layout(self.share.rows), start_step, self._tasks(start_step))
+            filled = self._streams.run(start_step, tasks)
+        elif pool is not None:
+            filled = pool.run(tasks)
         else:
-            filled = self._filled_here(start_step) if pool is None else pool.run(self._tasks(start_step))
+            filled = ((name, positions, *self._fill_here(positions)) for name, positions in tasks)
         ahead = self._fetch_ahead(start_step)
         made = self._made(filled)
         pinning = pinned_prefetcher(made, _pin) if torch.cuda.is_available() and pool is not None else None
@@ -158,45 +156,36 @@ class Reader(Generic[T]):
     ) -> Iterator[tuple[Batch[T], list[Fault]]]:
         for (step, micro), positions, arrays, filled in built:
             batch = self._batch(step, micro, positions, arrays, filled)
-            del arrays  # what the batch keeps, it keeps itself
+            del arrays  # the batch alone may keep the slot of the worker pool
             yield batch, filled.faults
             del batch
 
     def progress(self, step: int) -> dict[str, dict[str, float]]:
-        """What each source has given before `step`: samples and epochs."""
-        position = step * self.share.batch_size
-        samples, epochs = self.order.mixture.consumed(position), self.order.epochs(position)
-        return {n: {"samples": s, "epochs": e} for n, s, e in zip(self.names, samples, epochs, strict=True)}
+        """Returns what each source has given before `step`: samples and epochs."""
+        given = zip(self.names, self._consumed(step), self.order.sources, strict=True)
+        return {name: {"samples": count, "epochs": count / source.samples} for name, count, source in given}
 
     def at(self, positions: Integers) -> Batch[T]:
-        """The rows that stand at any global positions, int64 [n], as training sees them. Faults are not counted."""
+        """Builds a batch of any global positions, int64 [n], as training sees them. Faults are not counted."""
         self._refuse_streams()
-        arrays = allocate(self._filler.layout(len(positions)))
-        with one_thread():
-            filled = self._builder.fill(positions, arrays)
+        arrays, filled = self._fill_here(positions)
         return self._batch(int(positions[0]) // self.share.batch_size, 0, positions, arrays, filled)
 
     def records(self, step: int) -> list[dict[str, Any]]:
-        """What the sidecars say about each sample of the global batch of `step`: position, source, its epoch, shard,
-        row, key, url, caption, label (its name, where the set has names)."""
+        """Looks up each sample of the global batch of `step` in its sidecar: position, source, its epoch, shard, row,
+        key, url, caption, label (its name, where the set has names)."""
         self._refuse_streams()
         first = step * self.share.batch_size
         positions = np.arange(first, first + self.share.batch_size, dtype=np.int64)
         return describe_samples(self.order.locate(positions), positions, self.names, self._sets)
 
     def record(self, source: str, shard: str, key: str) -> dict[str, Any]:
-        """What the sidecar says about one sample, as a replacement that the run's events name."""
+        """Looks up one sample in its sidecar, for instance a replacement that the run's events name."""
         return describe_sample(self._sets[self.names.index(source)], shard, key)
 
     def lineage(self, step: int) -> list[SampleRef]:
-        """The samples of the whole global batch of `step`, by position, as the order has them (before replacements)."""
-        self._refuse_streams()
-        first = step * self.share.batch_size
-        found = self.order.locate(np.arange(first, first + self.share.batch_size, dtype=np.int64))
-        return [
-            self._reference(int(s), int(shard), int(row))
-            for s, shard, row in zip(found.source, found.shard, found.row, strict=True)
-        ]
+        """Names the samples of the global batch of `step`, by position, before replacements."""
+        return [SampleRef(*(said[name] for name in SampleRef._fields)) for said in self.records(step)]
 
     def close(self) -> None:
         """Ends the workers and closes the shards."""
@@ -207,29 +196,23 @@ class Reader(Generic[T]):
             one.close()
 
     def _start_workers(self) -> WorkerPool | None:
-        if self.config.workers == 0 or self._streams is not None:  # streams are read in the training process
+        workers, prefetch, method = self.config.workers, self.config.prefetch, self.config.start_method
+        if workers == 0 or self._streams is not None:  # streams are read in the training process
             return None
-        return WorkerPool(
-            self._builder,
-            self._filler.layout(self.share.rows),
-            workers=self.config.workers,
-            prefetch=self.config.prefetch,
-            start_method=self.config.start_method,
-        )
+        layout = self._filler.layout(self.share.rows)
+        return WorkerPool(self._builder, layout, workers=workers, prefetch=prefetch, start_method=method)
 
-    def _filled_here(self, start_step: int) -> Iterator[tuple[tuple[int, int], Integers, Arrays, Filled]]:
-        for name, positions in self._tasks(start_step):
-            arrays = allocate(self._filler.layout(self.share.rows))
-            with one_thread():
-                filled = self._builder.fill(positions, arrays)
-            yield name, positions, arrays, filled
+    def _fill_here(self, positions: Integers) -> tuple[Arrays, Filled]:
+        arrays = allocate(self._filler.layout(len(positions)))
+        with one_thread():
+            return arrays, self._builder.fill(positions, arrays)
 
     def _consumed(self, step: int) -> list[int]:
-        """Samples that each source has given before `step`."""
+        """Counts the samples that each source has given before `step`."""
         return self.order.mixture.consumed(step * self.share.batch_size)
 
     def _fetch_ahead(self, step: int) -> dict[int, ShardPrefetcher]:
-        """Fetching threads of the remote sources, by source."""
+        """Starts the threads that fetch ahead, by remote source."""
         consumed = self._consumed(step)
         ahead = {}
         for number, budget in self._remote.items():
@@ -246,23 +229,13 @@ class Reader(Generic[T]):
             step += 1
 
     def _batch(self, step: int, micro: int, positions: Integers, arrays: Arrays, filled: Filled) -> Batch[T]:
-        return Batch(
-            step=step,
-            micro=micro,
-            positions=torch.from_numpy(positions),
-            views=torch.from_numpy(arrays["views"]),
-            crops=torch.from_numpy(arrays["crops"]),
-            targets=self._targets.collate(arrays, filled.extras),
-            samples=tuple(filled.samples),
-        )
+        views, crops = (torch.from_numpy(arrays[name]) for name in ("views", "crops"))
+        targets = self._targets.collate(arrays, filled.extras)
+        return Batch(step, micro, torch.from_numpy(positions), views, crops, targets, tuple(filled.samples))
 
     def _refuse_streams(self) -> None:
         if self._streams is not None:
             raise UserError(f"the samples of a step cannot be told: {INEXACT}")
-
-    def _reference(self, source: int, shard: int, row: int) -> SampleRef:
-        entry = self._sets[source].manifest.shards[shard]
-        return SampleRef(self.names[source], entry.name, self._sets[source].shard(shard).key(row), row)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Sources that cannot seek (`pipe:curl -s https://... | ...`), through webdataset, with what exactness they allow.
+"""Reads sources that cannot seek (`pipe:curl -s https://... | ...`) through webdataset, as exactly as they allow.
 
 Kept: every rank has a batch at every step, views and captions as elsewhere, bad samples recorded. Lost, and said once
 at the start: shards are drawn with replacement, so that an epoch is a number and not every sample once; batches depend
@@ -22,7 +22,7 @@ from data_pipeline.reading.faults import STREAM_DAMAGED, Fault
 from data_pipeline.reading.order.mixture import Mixture
 from data_pipeline.reading.storage.shards import RawSample
 from data_pipeline.reading.workers.builder import Filled, RowCandidate, RowFiller
-from data_pipeline.reading.workers.memory import Arrays, Layout, allocate
+from data_pipeline.reading.workers.memory import Arrays, allocate
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _SIDECAR_NAMES = {"txt": "text"}  # extension -> the sidecar's name for the member, where they differ
@@ -34,13 +34,9 @@ INEXACT = (
 )
 
 
-def is_stream(source: SourceConfig) -> bool:
-    return source.path.startswith("pipe:")
-
-
 def check_streams(config: DataConfig) -> bool:
-    """Whether the sources are streams. Raises UserError where only some are, or where one's size is not given."""
-    streams = [is_stream(source) for source in config.sources]
+    """Tells whether the sources are streams. Raises UserError where only some are, or where one's size is not given."""
+    streams = [source.path.startswith("pipe:") for source in config.sources]
     if not any(streams):
         return False
     for number, source in enumerate(config.sources):
@@ -56,7 +52,7 @@ def check_streams(config: DataConfig) -> bool:
 
 
 class Streams:
-    """The batches of one rank, from streams."""
+    """Builds the batches of one rank from streams."""
 
     def __init__(
         self, config: DataConfig, filler: RowFiller, names: Sequence[str], rank: int, world_size: int, seed: int
@@ -67,7 +63,7 @@ class Streams:
         self._damage = [_Damage(source) for source in config.sources]
 
     def run(
-        self, layout: Layout, start: int, tasks: Iterable[tuple[_Name, Integers]]
+        self, start: int, tasks: Iterable[tuple[_Name, Integers]]
     ) -> Iterator[tuple[_Name, Integers, Arrays, Filled]]:
         """(name, positions) -> (name, positions, arrays, what goes with them); `start`: the tasks' first step."""
         streams = [
@@ -75,7 +71,7 @@ class Streams:
             for number, (source, damage) in enumerate(zip(self._sources, self._damage, strict=True))
         ]
         for name, positions in tasks:
-            arrays, filled = allocate(layout), Filled.empty(len(positions))
+            arrays, filled = allocate(self._filler.layout(len(positions))), Filled.empty(len(positions))
             chosen = self._mixture.locate(positions)[0].tolist()
             chances = self._filler.chances(positions)
             for row, (position, source) in enumerate(zip(positions.tolist(), chosen, strict=True)):
@@ -120,7 +116,7 @@ class _Streamed:
 
 
 class _Damage:
-    """What webdataset could not read of a source; it goes on with the next shard."""
+    """Collects the shards of a source that webdataset could not read; webdataset goes on with the next shard."""
 
     def __init__(self, source: SourceConfig) -> None:
         self._path = source.path
@@ -128,7 +124,7 @@ class _Damage:
         self.in_a_row = 0
 
     def __call__(self, error: Exception) -> bool:
-        """webdataset's handler. Raises UserError where nothing can be read: shards drawn with replacement never end."""
+        """Handles webdataset's errors. Raises UserError where it can read nothing: drawn shards never end."""
         if not (error.args and isinstance(error.args[-1], str) and error.args[-1].startswith("pipe:")):
             return True  # webdataset calls the handler again for this error, then with the shard's name
         self.noticed.append((error.args[-1], f"{type(error).__name__}: {error.args[0]}"))
@@ -141,7 +137,7 @@ class _Damage:
         return True
 
     def take(self, position: int, name: str) -> list[Fault]:
-        """The damaged shards noticed since the last call: faults of shards, not of the sample at `position`."""
+        """Returns the damaged shards noticed since the last call: faults of shards, not of the sample at `position`."""
         noticed, self.noticed = self.noticed, []
         return [Fault(position, name, shard, "", -1, STREAM_DAMAGED, detail, None) for shard, detail in noticed]
 

@@ -25,7 +25,7 @@ class TargetSource(NamedTuple):
     classes: NDArray[np.int64] | None = None  # the source's category -> the mixture's; None: the source's own numbers
 
     def category(self, label: int | None) -> int:
-        """The category's number in the mixture, -1 where there is none."""
+        """Returns the category's number in the mixture, -1 where there is none."""
         if not self.labels or label is None:
             return -1
         if self.classes is None:
@@ -37,7 +37,7 @@ class Targets(Protocol):
     """The typed targets of one batch."""
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The targets with every tensor replaced by `change` of it: moved to a device, or pinned."""
+        """Returns the targets with `change` applied to every tensor: moved to a device, or pinned."""
 
 
 T = TypeVar("T", bound=Targets)
@@ -56,7 +56,7 @@ class TargetSpec(Protocol[T_co]):
         """Members to read besides the image, as the sidecar names them: "json" has json_offset and json_size."""
 
     def layout(self, rows: int) -> Layout:
-        """The arrays of a batch of `rows`; padded where samples differ (boxes). Not named "views" or "crops"."""
+        """Lists the arrays of a batch of `rows`, padded where samples differ (boxes); not named "views" or "crops"."""
 
     def write(self, row: int, sample: RawSample, source: TargetSource, crops: np.ndarray, arrays: Arrays) -> object:
         """Writes a sample's targets to `row` of `arrays`, which hold old values; returns the row's extra.
@@ -65,10 +65,10 @@ class TargetSpec(Protocol[T_co]):
         """
 
     def incomplete(self, sample: RawSample, source: TargetSource) -> str:
-        """The reason to record where the sample lacks something that these targets would use; "" where it does not."""
+        """Returns the reason to record where the sample lacks something that these targets would use; else ""."""
 
     def finish(self, extras: Sequence[object], arrays: Arrays) -> None:
-        """Completes a batch whose rows are all written, in the worker: what is faster for many rows at once."""
+        """Completes a batch in the worker, after all rows are written: work that is faster for many rows at once."""
 
     def collate(self, arrays: Arrays, extras: Sequence[object]) -> T_co:
-        """The batch's typed targets, over the memory of `arrays`."""
+        """Returns the batch's typed targets, over the memory of `arrays`."""

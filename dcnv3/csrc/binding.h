@@ -13,7 +13,7 @@
 #include <string>
 #include <tuple>
 
-#include "problem.h"
+#include "packed.h"
 
 namespace dcnv3 {
 
@@ -94,6 +94,45 @@ inline Problem problem_of(const Tensor& value, const Tensor& offset, const Tenso
   }
   q.value_stride = value.stride(2), q.offset_stride = offset.stride(2), q.mask_stride = mask.stride(2);
   return q;
+}
+
+inline PackedProblem plain(const Problem& problem) {
+  PackedProblem q{problem};
+  q.grad_offset_stride = 2 * q.groups * q.points, q.grad_mask_stride = q.groups * q.points;
+  return q;
+}
+
+// A pixel's row of `places` is its offsets, its logits, with `center` a logit a group, and padding. The rows are even.
+inline PackedProblem problem_of(const Tensor& value, Tensor places, DCNV3_ARGUMENTS, bool center) {
+  const int64_t points = groups * (kernel_h * kernel_w - (remove_center ? 1 : 0));
+  const int64_t end = 3 * points + (center ? groups : 0);
+  STD_TORCH_CHECK(points > 0 && places.size(3) >= end, "dcnv3: packed has shape ", shape(places), ", expected at least ", end,
+                  " numbers a pixel");
+  const Tensor offset = torch::stable::narrow(places, 3, 0, 2 * points);
+  const Tensor mask = torch::stable::narrow(places, 3, 2 * points, points);
+  PackedProblem q{problem_of(value, offset, mask, DCNV3_PASS)};
+  STD_TORCH_CHECK(!center || (stride_h == 1 && stride_w == 1 && q.out_height == q.height && q.out_width == q.width),
+                  "dcnv3: the centre needs an output of the value's size");
+  q.center = center, q.padding = places.size(3) - end;
+  q.center_stride = places.stride(2);
+  q.grad_offset_stride = q.grad_mask_stride = q.grad_center_stride = places.size(3);
+  return q;
+}
+
+inline int64_t bytes_of(const Tensor& t) {
+  const Type type = type_of(t);
+  return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2;
+}
+
+// `t` pointed at the parts of `places`, and at those of their gradient where there is one.
+inline void point_at(PackedTensors& t, const PackedProblem& q, const Tensor& places, const Tensor* gradient = nullptr) {
+  const int64_t part = q.groups * q.points * bytes_of(places);
+  const char* row = static_cast<const char*>(places.data_ptr());
+  t.offset = row, t.mask = row + 2 * part, t.center = row + 3 * part;
+  if (gradient == nullptr) return;
+  char* to = static_cast<char*>(gradient->data_ptr());
+  t.grad_offset = to, t.grad_mask = to + 2 * part, t.grad_center = to + 3 * part;
+  t.grad_padding = to + 3 * part + (q.center ? q.groups * bytes_of(places) : 0);
 }
 
 inline void check_gradient(const Tensor& grad_output, const Tensor& value, const Problem& q) {

@@ -30,6 +30,16 @@ DCNV3_HD void assign(int& to, int x) { to = x; }
 #include "cpu/lanes.h"
 #endif
 
+// The larger and the smaller of two numbers; `bound` where x is a NaN.
+template <typename T>
+DCNV3_HD T at_least(T x, T bound) {
+  return choose(x > bound, x, bound);
+}
+template <typename T>
+DCNV3_HD T at_most(T x, T bound) {
+  return choose(x < bound, x, bound);
+}
+
 // `x` as a T: one number in every lane, or lane by lane.
 template <typename T, typename X>
 DCNV3_HD T as(X x) {
@@ -37,6 +47,22 @@ DCNV3_HD T as(X x) {
   assign(t, x);
   return t;
 }
+
+// The largest integer that is not above x.
+template <typename T>
+DCNV3_HD typename Lanes<T>::Int floor_of(T x) {
+  const typename Lanes<T>::Int whole = truncate(x);
+  return choose(as<T>(whole) > x, whole - 1, whole);
+}
+
+#if defined(__CUDA_ARCH__)  // single instructions that do the same
+__device__ __forceinline__ float at_least(float x, float bound) { return fmaxf(x, bound); }
+__device__ __forceinline__ float at_most(float x, float bound) { return fminf(x, bound); }
+__device__ __forceinline__ int at_least(int x, int bound) { return max(x, bound); }
+__device__ __forceinline__ int at_most(int x, int bound) { return min(x, bound); }
+__device__ __forceinline__ int floor_of(float x) { return __float2int_rd(x); }
+__device__ __forceinline__ int floor_of(double x) { return __double2int_rd(x); }
+#endif
 
 // Unpadded pixel coordinate of a point: `start` = out * stride - padding + r, `cell` = i * dilation - r.
 template <typename T, typename E>
@@ -57,10 +83,8 @@ template <typename T>
 DCNV3_HD Axis<T> axis(T loc, int size) {
   using Int = typename Lanes<T>::Int;
   const T zero = as<T>(0), one = as<T>(1), before = as<T>(-1), end = as<T>(size), last = as<T>(size - 1);
-  const T after = choose(loc > before, loc, before);
-  const T near = choose(after < end, after, end);
-  Int low = truncate(near);
-  low = choose(as<T>(low) > near, low - 1, low);  // the floor
+  const T near = at_most(at_least(loc, before), end);
+  const Int low = floor_of(near);
   const T fraction = near - as<T>(low);
   Axis<T> a;
   // The pixel below counts for locations in [0, size), the one above for those in (-1, size - 1).
@@ -69,8 +93,8 @@ DCNV3_HD Axis<T> axis(T loc, int size) {
   a.w0 = a.s0 * (one - fraction);
   a.w1 = a.s1 * fraction;
   const Int first = as<Int>(0), most = as<Int>(size - 1), high = low + 1;
-  a.i0 = choose(low < first, first, choose(low < most, low, most));
-  a.i1 = choose(high < most, high, most);
+  a.i0 = at_most(at_least(low, first), most);
+  a.i1 = at_most(high, most);
   return a;
 }
 

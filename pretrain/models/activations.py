@@ -2,7 +2,8 @@
 
 Values (not bytes) of one image, counted as this project's modules keep them; tests compare them with the tensors that
 PyTorch really keeps. A block keeps everything, or its input and the outputs of some of its dear operations; the rest is
-computed again in the backward pass.
+computed again in the backward pass. What a batch keeps however small it is, is not counted with an image: the joined
+weights of the operators' products, for H 83 M values where no block is recomputed (`joined_weights`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ Kept = tuple[str, ...]  # of a block whose input is kept too; () recomputes the 
 # projection, the value, depthwise convolution, its norm and GELU, the sampled map, the middle, the MLP's input, and
 # twice its fourfold hidden layer.
 _BLOCK = 17.0
-_LAYER_SCALE = _RES_POST_NORM = _CENTRE_SCALE = 2.0
+_LAYER_SCALE = _RES_POST_NORM = 2.0
 
 # FLOP/s that each kind reaches in bf16 on one GPU of the H100's class, assumed: only their ratios matter here. Products
 # run on tensor cores; the convolution and the sampling wait for memory.
@@ -46,6 +47,7 @@ class Block:
 
     input: float
     whole: float
+    joined: float  # weights that its operator's product joins
     outputs: dict[str, tuple[float, float]]
 
     def kept(self, kinds: Kept | None) -> float:
@@ -69,9 +71,7 @@ def blocks_of(arguments: Mapping[str, Any], image_size: int) -> list[tuple[int, 
         per_channel += _LAYER_SCALE
     elif res_post_norm:
         per_channel += _RES_POST_NORM
-    if centre:
-        per_channel += _CENTRE_SCALE
-    per_place = 3.0  # of a point and group: two offsets, a mask
+    per_place = 3.0 + centre / points  # of a point and group: two offsets, a mask; of a group: the centre's share
     if unshared:  # every point's sampled map is kept apart; with the centre, before it is mixed in and after
         per_channel += (points - 1) * (1 + centre) + centre
         per_place += 1.0  # and the activated mask
@@ -83,7 +83,7 @@ def blocks_of(arguments: Mapping[str, Any], image_size: int) -> list[tuple[int, 
     for stage, (depth, count) in enumerate(zip(depths, groups, strict=True)):
         pixels, width = (image_size / 4 / 2**stage) ** 2, channels * 2**stage
         hidden = int(width * ratio)
-        places = points * count * 3 + centre * count
+        places = -(-(points * 3 + centre) * count // 8) * 8  # the product's width is padded
 
         def output(values: float, flops_a_value: float, speed: float, pixels: float = pixels) -> tuple[float, float]:
             return pixels * values, pixels * values * flops_a_value / speed
@@ -97,8 +97,13 @@ def blocks_of(arguments: Mapping[str, Any], image_size: int) -> list[tuple[int, 
             "points": output(places, 2 * width, _PRODUCT),
         }
         whole = pixels * (per_channel * width + per_place * points * count)
-        found.append((depth, Block(pixels * width, whole, outputs)))
+        found.append((depth, Block(pixels * width, whole, float(places * width), outputs)))
     return found
+
+
+def joined_weights(arguments: Mapping[str, Any]) -> float:
+    """Values that InternImage(**arguments) keeps at most beside those of its images."""
+    return sum(depth * block.joined for depth, block in blocks_of(arguments, 32))
 
 
 def image_activations(

@@ -21,7 +21,7 @@ from pretrain.models.activations import Kept, kept_within
 from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
 from pretrain.models.layers import DropPath, LayerNorm, Mlp, drop_path_factors, initial_std
-from pretrain.models.linear import use_fast_linears
+from pretrain.models.linear import linear, use_fast_linears
 from pretrain.models.recomputation import recomputed
 from pretrain.models.timm_features import TimmFeatures
 
@@ -244,6 +244,7 @@ class InternImage(TimmFeatures, nn.Module):
                     mask_activation=mask_activation,
                     share_weights=share_weights,
                     backend=backend,
+                    product=linear,
                 )
                 blocks.append(
                     Block(

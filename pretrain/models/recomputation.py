@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from data_pipeline.errors import UserError
-from pretrain.models.activations import Kept, image_activations
+from pretrain.models.activations import Kept, image_activations, joined_weights
 
 _ADDMM, _MM = torch.ops.aten.addmm.default, torch.ops.aten.mm.default
 _CPU_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # an x86 CPU's (see linear.py)
@@ -38,7 +38,7 @@ def recomputed(function: Callable[..., Tensor], kept: Kept, channels: int, hidde
 
 def kind_of(operation: Any, arguments: Sequence[Any], channels: int, hidden: int) -> str | None:
     """Which dear operation of a block this is; None for the others."""
-    if operation is torch.ops.dcnv3.forward.default:
+    if operation is torch.ops.dcnv3.packed_forward.default:
         return "sampling"
     if operation is torch.ops.aten.convolution.default:
         return "depthwise"
@@ -58,13 +58,14 @@ def values_within(gigabytes: float, arguments: Mapping[str, Any], image_size: in
 
     Raises UserError where the blocks' inputs alone, the least that training keeps, are more.
     """
-    least = image_activations(arguments, image_size, checkpointing=True).peak * rows * width / 1e9
+    joined = joined_weights(arguments)
+    least = (image_activations(arguments, image_size, checkpointing=True).peak * rows + joined) * width / 1e9
     if gigabytes < least:
         raise UserError(
             f"model.recompute.budget_gb {gigabytes:g}: {rows} images at once take at least {least:.3g} GB with every "
             "block recomputed; raise it, or training.accumulation"
         )
-    return gigabytes * 1e9 / (rows * width)
+    return (gigabytes * 1e9 / width - joined) / rows
 
 
 def _keeps(kept: Kept, channels: int, hidden: int, operation: Any, arguments: Sequence[Any]) -> bool:

@@ -3,7 +3,7 @@
     RUN/  config.yaml  environment.json  metrics.jsonl  events.jsonl  tensorboard/  checkpoints/  policy.json
           stacks-*.txt
 
-`_compose` is the one place where the configuration is taken apart: each part is given its own section there.
+`compose` is the one place where the configuration is taken apart: each part is given its own section there.
 """
 
 from contextlib import ExitStack, closing
@@ -80,7 +80,7 @@ def run(
                 watchdog.still_starting,
             )
             reader = stack.enter_context(closing(task_of(config).open_reader(config.data, options)))
-            parts, start = _compose(config, output, initialize, reader, context, events, watchdog, interruption)
+            parts, start = compose(config, output, initialize, reader, context, events, watchdog, interruption)
             stack.callback(parts.log.progress.close)
             try:
                 finished = train(parts, start)
@@ -102,7 +102,7 @@ def run(
     return DONE if finished else STOPPED
 
 
-def _compose(
+def compose(
     config: RunConfig,
     output: Path,
     initialize: Initialize | None,

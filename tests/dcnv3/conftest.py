@@ -1,33 +1,61 @@
-"""What the operator's tests share: the backends that run here, and one random call in any shape."""
+"""What the operator's tests share: the backends that run here, and one random call in any shape.
+
+    pytest tests/dcnv3 -m gpu                        everything that touches a GPU, through the compiled kernels
+    DCNV3_TEST_TRITON=1 pytest tests/dcnv3 -m gpu    the same through Triton's, as where no CUDA kernels were built
+
+torch, numpy, safetensors, pytest and hypothesis are enough for both.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from dcnv3 import available_backends, dcnv3, default_backend
+TRITON_ALONE = os.environ.get("DCNV3_TEST_TRITON") == "1"
+if TRITON_ALONE:
+    sys.modules["dcnv3._C_cuda"] = None  # type: ignore[assignment]  # an import of it fails
+
+from dcnv3 import available_backends, dcnv3  # noqa: E402
+
+torch.backends.cudnn.allow_tf32 = False  # float32 is compared to more digits than TF32 has
 
 BACKENDS = [("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda")]
 BACKENDS = [(name, device) for name, device in BACKENDS if available_backends()[name] is None]
-BACKENDS += [("reference", "cpu")] + ([("reference", "cuda")] if torch.cuda.is_available() else [])
+BACKENDS += [("reference", "cpu")] + [("reference", "cuda")] * (torch.cuda.is_available() and not TRITON_ALONE)
+GPU_KERNELS = [(name, device) for name, device in BACKENDS if device == "cuda" and name != "reference"]
 
 
-@pytest.fixture(params=BACKENDS, ids=[f"{name}-on-{device}" for name, device in BACKENDS])
+def on(device: str) -> list[pytest.MarkDecorator]:
+    """The marks of a parameter that makes a test use the device."""
+    return [pytest.mark.gpu] if device == "cuda" else []
+
+
+@pytest.fixture(params=[pytest.param(pair, marks=on(pair[1]), id=f"{pair[0]}-on-{pair[1]}") for pair in BACKENDS])
 def backend(request: pytest.FixtureRequest) -> tuple[str, str]:
     """(backend, device) for each backend that runs on this machine."""
     return request.param
 
 
-@pytest.fixture(params=[pair for pair in BACKENDS if pair[0] != "reference"], ids=lambda pair: pair[0])
+@pytest.fixture(
+    params=[pytest.param(pair, marks=on(pair[1]), id=pair[0]) for pair in BACKENDS if pair[0] != "reference"]
+)
 def kernel(request: pytest.FixtureRequest) -> tuple[str, str]:
     """(backend, device) for each compiled backend that runs on this machine."""
     return request.param
 
 
-@pytest.fixture(params=["cpu"] + ["cuda"] * (default_backend("cuda") != "reference"))
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.gpu) for name, _ in GPU_KERNELS])
+def gpu_kernel(request: pytest.FixtureRequest) -> str:
+    """The backend of the GPU's kernels; skipped where there are none."""
+    return request.param
+
+
+@pytest.fixture(params=[pytest.param(name, marks=on(name)) for name in ["cpu"] + ["cuda"] * bool(GPU_KERNELS)])
 def device(request: pytest.FixtureRequest) -> str:
     """The CPU, and a GPU where there is one with its kernels."""
     return request.param

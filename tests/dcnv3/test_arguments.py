@@ -136,14 +136,17 @@ def test_triton_takes_tensors_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) ->
         (14, 7),
     ],
 )
-def test_the_raw_operator_refuses_what_the_function_would(position: int, replacement: Any) -> None:
-    raw: list[Any] = [*list(arguments().values()), 3, 3, 1, 1, 1, 1, 1, 1, 1.0, False, 0]
+def test_the_raw_operator_refuses_what_the_function_would(position: int, replacement: Any, device: str) -> None:
+    def here(thing: Any) -> Any:
+        return thing.to(device) if isinstance(thing, torch.Tensor) else thing
+
+    raw: list[Any] = [*(here(thing) for thing in arguments().values()), 3, 3, 1, 1, 1, 1, 1, 1, 1.0, False, 0]
     assert torch.ops.dcnv3.forward(*raw).shape == (2, 6, 7, 16)
-    raw[position] = replacement
+    raw[position] = here(replacement)
     with pytest.raises((RuntimeError, ValueError)):
         torch.ops.dcnv3.forward(*raw)
     with pytest.raises((RuntimeError, ValueError)):
-        torch.ops.dcnv3.backward(torch.zeros(2, 6, 7, 16), *raw, False)
+        torch.ops.dcnv3.backward(torch.zeros(2, 6, 7, 16, device=device), *raw, False)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own code, run on the CPU by a warp emulator (emulation/): teams, shared memory, chunks, sums.
+"""The CUDA kernels' own code, run on the CPU by a warp emulator (emulation/): lane groups, shared memory, chunks, sums.
 
 What this cannot show: races between warps, and speed.
 """
@@ -9,13 +9,14 @@ import ctypes
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 import dcnv3
-from dcnv3.geometry import make_geometry
+from dcnv3.geometry import Geometry, make_geometry
+from dcnv3.reference import packed_reference
 
 HERE = Path(__file__).parent / "emulation"
 CSRC = Path(dcnv3.__file__).parent / "csrc"
@@ -27,7 +28,7 @@ TOLERANCE = dict(zip(TYPES, (1e-12, 4e-6, 1e-2, 1.5e-3), strict=True))
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
-    """The kernels as they are before sm_90 and on it, where sums of float32 go out by fours."""
+    """The kernels before sm_90, and on it, where sums of float32 go out by fours, with a launch for each image."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulator with")
@@ -40,7 +41,9 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL
         loaded = ctypes.CDLL(str(target))
         loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
             ctypes.c_int
-        ] * 3
+        ] * 4
+        loaded.message.restype = ctypes.c_char_p
+        loaded.divide_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         libraries[architecture] = loaded
     return libraries
 
@@ -52,29 +55,117 @@ def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
     return view.copy_(tensor)
 
 
+class Places(NamedTuple):
+    """What a call is sampled by, or its gradients: slices of one tensor, or tensors of their own."""
+
+    offset: torch.Tensor
+    mask: torch.Tensor
+    center: torch.Tensor  # without a centre, of no channels
+    padding: torch.Tensor
+
+
+def launch(
+    library: ctypes.CDLL,
+    geometry: Geometry,
+    value: torch.Tensor,
+    places: Places,
+    results: list[torch.Tensor],
+    grad_places: Places,
+    *,
+    backward: bool,
+    fixed: bool,
+    tiles: bool,
+) -> int:
+    """Run a pass. `results`: output, the output's gradient and the value's. Elements that a lane moves, or an error."""
+    everything = [value, *places[:3], *results, *grad_places]
+    pointers = (ctypes.c_void_p * 11)(*(t.data_ptr() for t in everything))
+    sizes = [
+        *value.shape[:3],
+        *results[0].shape[1:3],
+        geometry.groups,
+        value.shape[3] // geometry.groups,
+        *geometry[1:9],
+    ]
+    sizes += [t.stride(2) for t in (value, *places[:3], *grad_places[:3])]
+    sizes += [places.center.shape[-1] > 0, grad_places.padding.shape[-1]]
+    numbers = (geometry.offset_scale, geometry.remove_center, geometry.activation)
+    how = (TYPES.index(value.dtype), backward, fixed, tiles)
+    return library.run((ctypes.c_int64 * 24)(*sizes), *numbers, pointers, *how)
+
+
 def emulate(
-    library: ctypes.CDLL, call: Any, dtype: torch.dtype, *, wide: bool = True, fixed: bool = False, gap: int = 0
+    library: ctypes.CDLL,
+    call: Any,
+    dtype: torch.dtype,
+    *,
+    wide: bool = True,
+    fixed: bool = False,
+    gap: int = 0,
+    tiles: bool = False,
+    spread: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`wide`: aligned to 128 bits, else an element off; `gap`: between the pixels of what need not be packed."""
-    g = make_geometry(**call.options)
-    n, height, width, channels = call.value.shape
+    """`tiles`: where they apply; `wide`: aligned to 128 bits, else an element off.
+
+    `gap`: between the pixels of what need not be packed.
+
+    `spread`: forward's value, already in `dtype`, its pixels as far from each other as they are there.
+    """
     start = 0 if wide else 1
-    names = ("grad_value", "grad_offset", "grad_mask")
-    results = {}
-    for backward in (0, 1):
-        value = shifted(call.value.to(dtype), start, 0 if backward else gap)
-        offset, mask = (shifted(t.to(dtype), start, gap + start) for t in (call.offset, call.mask))
-        output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
-        grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (value, offset, mask)]
-        sizes = [n, height, width, *call.cotangent.shape[1:3], g.groups, channels // g.groups, *g[1:9]]
-        sizes += [t.stride(2) for t in (value, offset, mask)]
-        everything = [value, offset, mask, output, call.cotangent.to(dtype).contiguous(), *grads]
-        pointers = (ctypes.c_void_p * 8)(*(t.data_ptr() for t in everything))
-        arguments = (g.offset_scale, g.remove_center, g.activation, pointers, TYPES.index(dtype), backward, fixed)
-        moved = library.run((ctypes.c_int64 * 18)(*sizes), *arguments)
+    offset, mask = (shifted(t.to(dtype), start, gap + start) for t in (call.offset, call.mask))
+    grads = [torch.full(t.shape, torch.nan, dtype=dtype) for t in (offset, mask)]
+    nothing = [offset[..., :0]] * 2
+    places, grad_places = Places(offset, mask, *nothing), Places(*grads, *nothing)
+    results = _emulate(library, call, places, grad_places, wide, fixed, gap, tiles, spread)
+    return results | {"grad_offset": grads[0].double(), "grad_mask": grads[1].double()}
+
+
+def emulate_packed(
+    library: ctypes.CDLL,
+    call: Any,
+    packed: torch.Tensor,
+    center: bool,
+    *,
+    wide: bool = True,
+    fixed: bool = False,
+    gap: int = 0,
+    tiles: bool = False,
+) -> dict[str, torch.Tensor]:
+    """The operator on `packed` in its dtype; see `emulate`."""
+    geometry = make_geometry(**call.options)
+    points, start = geometry.groups * geometry.points, 0 if wide else 1
+    parts = [2 * points, points, geometry.groups * center]
+    parts += [packed.shape[-1] - sum(parts)]
+    places = shifted(packed, start, gap + start)
+    grad = torch.full(packed.shape, torch.nan, dtype=packed.dtype)
+    cut = (Places(*tensor.split(parts, -1)) for tensor in (places, grad))
+    return _emulate(library, call, *cut, wide, fixed, gap, tiles) | {"grad_packed": grad.double()}
+
+
+def _emulate(
+    library: ctypes.CDLL,
+    call: Any,
+    places: Places,
+    grad_places: Places,
+    wide: bool,
+    fixed: bool,
+    gap: int,
+    tiles: bool,
+    spread: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Both passes: the output and the value's gradient. That of the places is left in `grad_places`."""
+    dtype = places.offset.dtype
+    output = torch.full_like(call.cotangent, torch.nan, dtype=dtype)
+    grad_value = torch.full_like(call.value, torch.nan, dtype=dtype)
+    results = [output, call.cotangent.to(dtype).contiguous(), grad_value]
+    for backward in (False, True):
+        value = shifted(call.value.to(dtype), 0 if wide else 1, 0 if backward else gap)
+        if spread is not None and not backward:
+            value = spread
+        geometry = make_geometry(**call.options)
+        passing = {"backward": backward, "fixed": fixed, "tiles": tiles}
+        moved = launch(library, geometry, value, places, results, grad_places, **passing)
         assert moved == (16 // dtype.itemsize if wide else 1)
-        results |= {"output": output} if backward == 0 else dict(zip(names, grads, strict=True))
-    return {name: t.double() for name, t in results.items()}
+    return {"output": output.double(), "grad_value": grad_value.double()}
 
 
 def assert_computes(
@@ -140,6 +231,49 @@ def test_the_cuda_kernels_take_16_bit_types_and_slices(
         assert_computes(actual, expected, TOLERANCE[dtype], fixed)
 
 
+PACKED: list[tuple[dict[str, Any], int]] = [  # and columns of padding
+    ({"group_channels": 16, "height": 9, "width": 11}, 2),
+    ({"group_channels": 32, "batch": 1, "height": 6, "width": 9, "offset_amplitude": 12.0}, 4),
+    ({"group_channels": 32, "groups": 3}, 5),
+    ({"group_channels": 24, "kernel": (7, 7), "padding": (3, 3), "groups": 1, "height": 4}, 0),
+    ({"group_channels": 8, "mask_activation": "sigmoid", "dilation": (2, 1), "padding": (2, 1), "groups": 3}, 0),
+    ({"group_channels": 40, "mask_activation": "none", "logit_amplitude": 1e-4, "remove_center": True}, 1),
+]
+
+
+@pytest.mark.parametrize("center", [False, True], ids=["plain", "centre"])
+@pytest.mark.parametrize("fixed", [False, True], ids=["atomic", "deterministic"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("shape", "padding"), PACKED, ids=str)
+def test_the_cuda_kernels_compute_the_packed_definition(
+    libraries: dict[int, ctypes.CDLL],
+    make_call: Any,
+    shape: dict[str, Any],
+    padding: int,
+    dtype: torch.dtype,
+    fixed: bool,
+    center: bool,
+) -> None:
+    """Every number of the gradient is written, also the padding's zeros, and in odd rows, where no pair is aligned."""
+    call = make_call(**({"height": 5, "width": 4} | shape), dtype=dtype)
+    shift = call.offset.double().unflatten(-1, (-1, 2))
+    call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2).to(dtype)
+    geometry = make_geometry(**call.options)
+    logits = torch.linspace(-4, 4, call.mask[..., 0].numel() * geometry.groups).view(*call.mask.shape[:3], -1).to(dtype)
+    further = torch.full((*call.mask.shape[:3], padding), torch.nan, dtype=dtype)
+    packed = torch.cat([call.offset, call.mask, *[logits] * center, further], -1)
+
+    leaves = [t.detach().double().requires_grad_() for t in (call.value, packed)]
+    output = packed_reference(*leaves, geometry, center)
+    grads = torch.autograd.grad(output, leaves, call.cotangent.double())
+    expected = dict(zip(("output", "grad_value", "grad_packed"), (output.detach(), *grads), strict=True))
+    for wide, gap, tiles in ((True, 0, True), (True, 8, False), (False, 3, False)):
+        for architecture in (800, 900) if wide and not fixed else (800,):
+            how = {"wide": wide, "fixed": fixed, "gap": gap, "tiles": tiles}
+            actual = emulate_packed(libraries[architecture], call, packed, center, **how)
+            assert_computes(actual, expected, TOLERANCE[dtype], fixed)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_emulated_16_bit_types_round_as_torch_does(
     libraries: dict[int, ctypes.CDLL], make_call: Any, dtype: torch.dtype
@@ -158,16 +292,55 @@ def test_the_emulated_16_bit_types_round_as_torch_does(
 
 def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: dict[int, ctypes.CDLL]) -> None:
     """By the launcher, before it would fail at the launch: -1, which the binding turns into words."""
-    pointers = (ctypes.c_void_p * 8)()
+    pointers = (ctypes.c_void_p * 11)()
     answers = {}
     for size in (49, 51, 101, 201):
         # no images: nothing is read
-        sizes = [0, size, size, 1, 1, 1, 16, size, size, 1, 1, 0, 0, 1, 1, 16, 2 * size**2, size**2]
+        sizes = [0, size, size, 1, 1, 1, 16, size, size, 1, 1, 0, 0, 1, 1, 16, *[2 * size**2, size**2, 0] * 2, 0, 0]
         for backward in (0, 1):
-            done = libraries[800].run((ctypes.c_int64 * 18)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0)
+            done = libraries[800].run((ctypes.c_int64 * 24)(*sizes), 1.0, 0, 0, pointers, 1, backward, 0, 0)
             answers[size, backward] = done
     refused = [key for key, done in answers.items() if done == -1]
-    assert refused == [(51, 1), (101, 1), (201, 0), (201, 1)]
+    assert refused == [(101, 1), (201, 0), (201, 1)]
+
+
+@pytest.mark.parametrize("height", [3, 5], ids=["past 2^31 elements", "past 2^32 elements"])
+@pytest.mark.parametrize("channels", [16, 5], ids=["wide", "narrow"])
+def test_pixels_of_an_image_lie_past_32_bits(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, tmp_path: Path, height: int, channels: int
+) -> None:
+    """Slices of the channels of a sparse file: pixels 2^28 - 8 elements apart, of which only these are there."""
+    call = make_call(batch=1, height=height, width=4, groups=2, group_channels=channels, dtype=torch.float16)
+    apart = 2**28 - 8
+    whole = torch.from_file(str(tmp_path / "sparse"), shared=True, size=height * 4 * apart, dtype=torch.float16)
+    (tmp_path / "sparse").unlink()  # the mapping stays
+    spread = whole.view(1, height, 4, apart)[..., : 2 * channels].copy_(call.value)
+    wide = channels == 16
+    near, far = (
+        emulate(libraries[800], call, torch.float16, wide=wide, spread=value)["output"] for value in (None, spread)
+    )
+    assert torch.equal(near, far)
+
+
+@pytest.mark.parametrize("by", [1, 2, 3, 7, 9, 40, 56, 100, 641, 2**16 - 1, 2**16 + 1, 2**30 + 1, 2**31 - 1])
+def test_division_by_multiplication_is_exact(libraries: dict[int, ctypes.CDLL], by: int) -> None:
+    """Around multiples of the divisor, where an inexact reciprocal fails first, up to the largest number, 2^31 - 1."""
+    last = 2**31 - 1
+    multiples = torch.cat([torch.arange(1000), last // by - torch.arange(1000), torch.randint(last // by + 1, (1000,))])
+    numbers = (multiples[:, None] * by + torch.tensor([-1, 0, 1])).flatten().clamp(0, last)
+    quotients = numbers.to(torch.int32)
+    libraries[800].divide_all(quotients.data_ptr(), quotients.numel(), by)
+    assert torch.equal(quotients.long(), numbers // by)
+
+
+def test_an_earlier_error_of_cuda_is_told_as_such(libraries: dict[int, ctypes.CDLL]) -> None:
+    """700, an illegal address, comes up while a kernel runs; 1, an invalid value, at a launch."""
+    message = libraries[800].message
+    earlier = b"dcnv3: an earlier operation, not this one, failed with CUDA error"
+    assert message(0, 0) == b""
+    assert message(700, 1) == earlier + b" 700 (its text); CUDA_LAUNCH_BLOCKING=1 shows which"
+    assert message(0, 1) == b"dcnv3: the launch failed with CUDA error 1 (its text)"
+    assert message(0, 700).startswith(b"dcnv3: a kernel that was launched earlier failed with CUDA error 700")
 
 
 def test_fixed_point_gives_nan_for_a_gradient_that_is_not_finite(
@@ -176,3 +349,57 @@ def test_fixed_point_gives_nan_for_a_gradient_that_is_not_finite(
     call = make_call(height=4, width=3)
     call.cotangent[0, 0, 0, 0] = torch.inf
     assert bool(emulate(libraries[800], call, torch.float32, fixed=True)["grad_value"].isnan().all())
+
+
+def error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], name: str) -> float:
+    """The largest, relative to the largest entry."""
+    return float((actual[name] - expected[name]).abs().max() / expected[name].abs().max())
+
+
+TILED = [
+    {"height": 11, "width": 19},
+    {"height": 30, "width": 9, "group_channels": 32, "groups": 1, "batch": 1},
+    {"height": 6, "width": 6, "padding": (0, 2)},
+    {"height": 14, "width": 14, "offset_amplitude": 12.0, "mask_activation": "sigmoid"},
+    {"height": 9, "width": 16, "mask_activation": "none", "offset_scale": 0.5},
+    {"height": 12, "width": 8, "offset_amplitude": 0.0},
+]
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["atomic", "deterministic"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", TILED, ids=str)
+def test_sums_of_tiles_are_the_gradient_of_the_value(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, shape: dict[str, Any], dtype: torch.dtype, fixed: bool
+) -> None:
+    """As near to float64 as without tiles: within the rounding of a 16-bit result; in float32, 1e-6 of the largest."""
+    call = make_call(**shape, dtype=dtype)
+    shift = call.offset.float().unflatten(-1, (-1, 2))
+    call.offset = torch.where((shift - shift.round()).abs() < 1e-3, shift.round(), shift).flatten(-2).to(dtype)
+    expected = call.run("reference", "cpu", torch.float64)
+    for architecture in (800,) if fixed else (800, 900):
+        with_tiles, without = (
+            emulate(libraries[architecture], call, dtype, fixed=fixed, tiles=tiles) for tiles in (True, False)
+        )
+        assert_computes(with_tiles, expected, TOLERANCE[dtype], fixed)
+        errors = [error(results, expected, "grad_value") for results in (with_tiles, without)]
+        assert errors[0] <= (1e-6 if dtype == torch.float32 else errors[1] + torch.finfo(dtype).eps / 2)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_reaches_its_own_pixels(
+    libraries: dict[int, ctypes.CDLL], make_call: Any, bad: float
+) -> None:
+    """Those that the points of its pixel touch, and no others of the tile."""
+    call = make_call(height=12, width=10, offset_amplitude=1.0, dtype=torch.bfloat16)
+    call.cotangent[0, 5, 3, 7] = bad
+    geometry = make_geometry(**call.options)
+    packed = torch.cat([call.offset, call.mask, call.mask[..., : geometry.groups]], -1)
+    library, dtype = libraries[900], torch.bfloat16
+    for with_tiles, without in (
+        (emulate(library, call, dtype, tiles=tiles)["grad_value"] for tiles in (True, False)),
+        (emulate_packed(library, call, packed, True, tiles=tiles)["grad_value"] for tiles in (True, False)),
+    ):
+        assert not bool(without.isfinite().all())
+        assert torch.equal(with_tiles.isfinite(), without.isfinite())
+        assert torch.equal(with_tiles.isnan(), without.isnan())

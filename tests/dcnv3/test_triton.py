@@ -38,17 +38,63 @@ def test_the_interpreted_kernels_give_the_golden_numbers_and_the_definition() ->
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 5 + len(CASES)
+    packed = [row for row in rows if row["case"].startswith("packed")]
+    assert len(rows) == 5 + len(CASES) + len(packed)
+    assert len(packed) == 2 * len(CASES) - 2  # two have no output of the value's size, and so no centre
     for row in rows:
         dtype = re.search("|".join(TOLERANCE), row["case"])
         tolerance = 1e-5 if row["case"].startswith("op_") else TOLERANCE[dtype[0] if dtype else ""]
-        assert len(row["errors"]) == 4 and max(row["errors"]) <= tolerance, row
+        assert len(row["errors"]) == 4 - (row in packed) and max(row["errors"]) <= tolerance, row
+
+
+@pytest.mark.parametrize(
+    ("position", "replacement"),
+    [
+        (0, torch.zeros(2, 6, 7, 15)),
+        (1, torch.zeros(2, 6, 7, 35)),
+        (2, torch.zeros(2, 6, 6, 18)),
+        (3, 0),
+        (4, -1),
+        (6, 0),
+        (8, -1),
+        (14, 7),
+    ],
+)
+def test_the_raw_kernels_refuse_what_does_not_fit(position: int, replacement: Any) -> None:
+    """Before anything is launched, so on any machine."""
+    from dcnv3 import triton_kernels
+
+    raw: list[Any] = [torch.zeros(2, 6, 7, width) for width in (16, 36, 18)] + [
+        2,
+        3,
+        3,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1.0,
+        False,
+        0,
+    ]
+    with pytest.raises(ValueError, match="grad_output: expected the output's shape, got"):
+        triton_kernels.backward(torch.zeros(2, 6, 7, 15), *raw, False)
+    raw[position] = replacement
+    with pytest.raises(ValueError, match=r"no such geometry|expected shape|channels must be"):
+        triton_kernels.forward(*raw)
+    with pytest.raises(ValueError, match=r"no such geometry|expected shape|channels must be"):
+        triton_kernels.backward(torch.zeros(2, 6, 7, 16), *raw, False)
+    packed = torch.cat(raw[1:3], -1) if raw[1].shape[:3] == raw[2].shape[:3] else raw[1]
+    with pytest.raises(ValueError, match=r"no such geometry|expected shape|expected at least|channels must be"):
+        triton_kernels.packed_forward(raw[0], packed, *raw[3:], False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
-def test_the_kernels_compile_for_a_gpu_that_is_not_here(architecture: int, dtype: str) -> None:
+@pytest.mark.parametrize("center", [False, True], ids=["plain", "centre"])
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(architecture: int, dtype: str, center: bool) -> None:
     """With loads of 128 bits, and on sm_90 with reductions of four numbers."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -58,11 +104,11 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(architecture: int, dtype
     compute = "fp64" if dtype == "fp64" else "fp32"
     constants = {"K": 9, "GEOMETRY": (3, 3, 1, 1, 1, 1, 1, 1, 1.0), "MIDDLE": 9, "ACTIVATION": 0}
     constants |= {"COMPUTE": getattr(triton.language, {"fp64": "float64", "fp32": "float32"}[compute])}
-    constants |= {"BLOCK": 64, "BLOCK_K": 16, "BLOCK_C": 16}
+    constants |= {"CENTER": center, "BLOCK": 64, "BLOCK_K": 16, "BLOCK_C": 16}
     for kernel in (triton_kernels._forward, triton_kernels._backward):
         pointers = kernel.arg_names[: kernel.arg_names.index("pixels")]
         signature = {name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}
-        signature |= {name: f"*{compute if name in ('grad_value', 'grad_weight') else dtype}" for name in pointers}
+        signature |= {name: f"*{compute if name == 'grad_value' else dtype}" for name in pointers}
         by_16 = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, "channels")}
         at = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(fn=kernel, signature=signature, constexprs=at, attrs=by_16)
@@ -80,7 +126,8 @@ torch.cuda.is_available = lambda: True
 sys.modules["dcnv3._C_cuda"] = None  # not built
 import dcnv3
 print(dcnv3.default_backend("cuda"), dcnv3.available_backends()["triton"])
-print(torch._C._dispatch_has_kernel_for_dispatch_key("dcnv3::backward", "CUDA"))
+names = ("forward", "backward", "packed_forward", "packed_backward")
+print(all(torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnv3::{name}", "CUDA") for name in names))
 """
     environment = os.environ | {"CC": "cc"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)

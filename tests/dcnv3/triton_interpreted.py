@@ -12,6 +12,7 @@ import torch
 
 from dcnv3 import triton_kernels
 from dcnv3.geometry import make_geometry
+from dcnv3.reference import packed_reference
 
 HERE = Path(__file__).parent
 
@@ -69,6 +70,18 @@ def random(cases: list[dict[str, Any]]) -> None:
         call = load(HERE / "conftest.py").random_call(**case | {"dtype": getattr(torch, case["dtype"])})
         have = computed([call.value, call.offset, call.mask], call.cotangent, call.options)
         tell(str(case), have, list(call.run("reference", "cpu", torch.float64).values()))
+        for center in (False, True):
+            geometry = make_geometry(**call.options)
+            if center and call.cotangent.shape != call.value.shape:
+                continue
+            further = torch.randn(*call.mask.shape[:3], geometry.groups * center + 3).to(call.mask)
+            leaves = call.value, torch.cat([call.offset, call.mask, further], -1)
+            output = triton_kernels.packed_forward(*leaves, *geometry, center)
+            grads = triton_kernels.packed_backward(call.cotangent, *leaves, *geometry, center, False)
+            exact = [t.double().requires_grad_() for t in leaves]
+            want = packed_reference(*exact, geometry, center)
+            wanted = [want.detach(), *torch.autograd.grad(want, exact, call.cotangent.double())]
+            tell(f"packed, {center=}, {case}", [output, *grads], wanted)
 
 
 if __name__ == "__main__":

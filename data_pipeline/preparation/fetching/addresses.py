@@ -1,4 +1,4 @@
-"""Which network addresses a list of URLs may lead to: public ones, and networks that the user names.
+"""Decides which network addresses a list of URLs may lead to: public ones, and networks that the user names.
 
 A URL list is other people's text. Without this check a row such as http://169.254.169.254/ (or a public name or a
 redirect that leads there) would read the cloud's own metadata service, or a machine behind the firewall, into a set.
@@ -17,7 +17,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32
 
 
 class PrivateAddressError(OSError):
-    """A host that has no address which may be connected to."""
+    """A host has no address that the rules allow."""
 
 
 class AddressRule:
@@ -30,7 +30,7 @@ class AddressRule:
             raise UserError(f"{error}: give networks as 10.1.0.0/16, single machines as 10.1.2.3") from None
 
     def allows(self, address: str) -> bool:
-        """Whether `address` may be connected to; False too for what is no address."""
+        """Tells whether the rules allow `address`; False for text that is no address."""
         try:
             found = ip_address(address.partition("%")[0])
         except ValueError:

@@ -1,4 +1,4 @@
-"""`internimage shards fetch`: a list of URLs to shards, a status for every row.
+"""`internimage shards fetch`: makes shards from a list of URLs, with a status for every row.
 
     table  ->  shard of rows  ->  fetch, prepare (many at once)  ->  write the shard as one act
                      two shards are under way at a time, so that one slow host does not hold up all others
@@ -22,10 +22,18 @@ from data_pipeline.errors import UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.format import ShardEntry
 from data_pipeline.preparation.fetching.web import Web, WebRules
-from data_pipeline.preparation.packing.images import ImageRules, Refused, prepare
+from data_pipeline.preparation.packing.images import ImageRules, prepare
 from data_pipeline.preparation.packing.output import hold_output
-from data_pipeline.preparation.packing.pack import count_rows, finish, numbered, survey
-from data_pipeline.preparation.packing.samples import KEY_DIGITS, Sample, pack_shard, read_entry, read_samples
+from data_pipeline.preparation.packing.pack import (
+    count_rows,
+    finish,
+    numbered,
+    run_plan,
+    sample_of,
+    survey,
+    with_image,
+)
+from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry, read_samples
 from data_pipeline.preparation.sources.rows import Columns, Row, read_table, resolve, table_kind
 
 _SHARDS_UNDER_WAY = 2
@@ -51,7 +59,7 @@ class FetchSummary:
 
 @dataclass
 class _Tally:
-    """What one run did."""
+    """Counts what one run has done."""
 
     total: int
     done: int = 0
@@ -85,8 +93,7 @@ def fetch(
     """
     started = time.monotonic()
     table, output, rules, web = Path(table), Path(output), rules or ImageRules(), web or WebRules()
-    if not 1 <= rows_per_shard <= 10**KEY_DIGITS:
-        raise UserError(f"rows_per_shard {rows_per_shard}: a shard holds 1 to {10**KEY_DIGITS} rows")
+    check_rows_per_shard(rows_per_shard)
     if table_kind(table) is None or table.is_dir():
         raise UserError(f"{table} is no .csv, .tsv, .parquet or .txt table of URLs; give one of these")
     columns = resolve(table, columns or Columns(), needs="url")
@@ -94,25 +101,27 @@ def fetch(
     number_of_rows, names = survey(read_table(table, columns), classes)
     if number_of_rows == 0:
         raise UserError(f"{table} holds no rows to fetch; check the file")
-    plan = {
-        "what": "fetch",
-        "input": {"sha256": file_sha256(table), "columns": asdict(columns)},
-        "rows": number_of_rows,
-        "rows_per_shard": rows_per_shard,
-        "classes": None if names is None else list(names),
-        "rules": asdict(rules),
-    }
+    source = {"sha256": file_sha256(table), "columns": asdict(columns)}
+    plan = run_plan("fetch", source, number_of_rows, rows_per_shard, names, rules)
     tally = _Tally(number_of_rows)
     with hold_output(output, plan):
         run = _Run(output, names, rules, web, tuple(retry), rows_per_shard, tally, progress)
         rows = numbered(read_table(table, columns), names)
         try:
             asyncio.run(run.all(rows, available() if workers is None else workers))
-        except* (OSError, UserError) as group:  # a full disk, a damaged sidecar: the first says it all
+        except* (OSError, UserError) as group:  # a full disk, a damaged sidecar: the first error names the cause
             raise group.exceptions[0] from None
         entries = [tally.entries[number] for number in sorted(tally.entries)]
         finish(output, entries, names)
-    return _summary(output, tally, entries, names, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return FetchSummary(
+        **count_rows(output, entries, names),
+        shards_found=tally.untouched,
+        requests=tally.requests,
+        retried=tally.retried,
+        seconds=seconds,
+        images_per_second=tally.packed / max(seconds, 1e-9),
+    )
 
 
 @dataclass
@@ -127,7 +136,7 @@ class _Run:
     progress: ProgressCallback | None
 
     async def all(self, rows: Iterator[Row], workers: int) -> None:
-        """Every shard, in order, two at a time."""
+        """Makes every shard, in order, two at a time."""
         turns = asyncio.Semaphore(_SHARDS_UNDER_WAY)
         with ThreadPoolExecutor(max(1, workers)) as self.threads:
             async with Web(self.web, self.rules) as self.session, asyncio.TaskGroup() as tasks:
@@ -137,7 +146,7 @@ class _Run:
                     tasks.create_task(self.shard(number, shard)).add_done_callback(lambda _: turns.release())
 
     async def shard(self, number: int, rows: list[Row]) -> None:
-        """One shard: made, or left alone, or made anew with the rows that are asked for again."""
+        """Makes one shard, or leaves it alone, or makes it anew with the rows that `retry` asks for."""
         entry = read_entry(self.output, number)
         if entry is None:
             samples = await asyncio.gather(*(self.row(row) for row in rows))
@@ -161,9 +170,8 @@ class _Run:
         self.tally.entries[number] = await write
 
     async def row(self, row: Row) -> Sample:
-        """One input row as it will stand in the shard."""
-        label = row.label if isinstance(row.label, int) else None
-        sample = Sample(row=row.number, caption=row.caption, label=label, url=row.url, reason=row.reason)
+        """Fetches and prepares one input row."""
+        sample = sample_of(row)
         if not row.reason:
             fetched = await self.session.fetch(row.url)
             self.tally.requests += fetched.asked
@@ -172,18 +180,9 @@ class _Run:
             else:
                 loop = asyncio.get_running_loop()
                 image = await loop.run_in_executor(self.threads, prepare, fetched.data, self.rules)
-                if isinstance(image, Refused):
-                    sample = replace(sample, reason=image.reason, width=image.width, height=image.height)
-                else:
-                    sample = replace(
-                        sample,
-                        image=image.data,
-                        extension=image.extension,
-                        format=image.format,
-                        width=image.width,
-                        height=image.height,
-                        fields={"status": "success"},  # as img2dataset's readers expect it
-                    )
+                sample = with_image(sample, image)
+                if sample.image is not None:
+                    sample = replace(sample, fields={"status": "success"})  # as img2dataset's readers expect it
         self._step(1)
         return sample
 
@@ -194,23 +193,3 @@ class _Run:
         self.tally.done += rows
         if self.progress is not None and rows:
             self.progress(self.tally.done, self.tally.total)
-
-
-def _summary(
-    output: Path, tally: _Tally, entries: Sequence[ShardEntry], classes: Sequence[str] | None, seconds: float
-) -> FetchSummary:
-    rows, rejected = count_rows(output, entries)
-    return FetchSummary(
-        output=output,
-        rows=rows,
-        packed=sum(entry.samples for entry in entries),
-        rejected=rejected,
-        shards=len(entries),
-        shards_found=tally.untouched,
-        requests=tally.requests,
-        retried=tally.retried,
-        classes=len(classes or ()),
-        bytes=sum(entry.bytes for entry in entries),
-        seconds=seconds,
-        images_per_second=tally.packed / max(seconds, 1e-9),
-    )

@@ -1,4 +1,4 @@
-"""What a site asks of programs: robots.txt, opt-outs in an answer's headers, and when to come back.
+"""Reads what a site asks of programs: robots.txt, opt-outs in an answer's headers, and when to come back.
 
 robots.txt is read as RFC 9309 has it: the group of our product token, else `*`; the longest matching rule decides.
 """
@@ -22,7 +22,7 @@ class Robots:
     rules: tuple[tuple[str, bool], ...]
 
     def allows(self, path: str) -> bool:
-        """Whether `path` (with its query) may be fetched. Of rules equally long, allow wins (section 2.2.2)."""
+        """Tells whether `path` (with its query) may be fetched. Of rules equally long, allow wins (section 2.2.2)."""
         if path == "/robots.txt":
             return True
         best, allowed = -1, True
@@ -38,7 +38,7 @@ NOTHING = Robots((("/", False),))
 
 
 def parse_robots(text: str, token: str) -> Robots:
-    """The rules that `text` has for the product token `token` (compared without case)."""
+    """Parses the rules that `text` has for the product token `token` (compared without case)."""
     groups: dict[str, list[tuple[str, bool]]] = {}
     agents: list[str] = []
     open_group = False  # user-agent lines in a row share the rules that follow
@@ -64,8 +64,8 @@ def parse_robots(text: str, token: str) -> Robots:
 
 
 def opted_out(headers: Mapping[str, str], token: str) -> bool:
-    """Whether the answer reserves its use for machine learning: X-Robots-Tag noai or noimageai, for all or for `token`;
-    or the TDM Reservation Protocol's header."""
+    """Tells whether the answer reserves its use for machine learning: X-Robots-Tag noai or noimageai, for all or for
+    `token`; or the TDM Reservation Protocol's header."""
     if headers.get("TDM-Reservation", "").strip() == "1":
         return True
     lines = headers.getall("X-Robots-Tag", []) if hasattr(headers, "getall") else [headers.get("X-Robots-Tag", "")]
@@ -81,7 +81,7 @@ def opted_out(headers: Mapping[str, str], token: str) -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait: RFC 9110, section 10.2.3, seconds or a date."""
+    """Returns the seconds that the server asks to wait (RFC 9110, section 10.2.3: seconds or a date)."""
     value = headers.get("Retry-After", "").strip()
     if value.isdigit():
         return float(value)
@@ -92,7 +92,7 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """`*` stands for any characters, a last `$` for the end; without it a pattern matches any path it begins."""
+    """Matches a pattern: `*` is any characters, a last `$` the end; without `$` the pattern is a prefix of the path."""
     anchored = pattern.endswith("$")
     pieces = (pattern[:-1] if anchored else pattern).split("*")
     if not path.startswith(pieces[0]):
@@ -109,7 +109,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _normal(path: str) -> str:
-    """One spelling for paths that are the same: percent-encoded where it must be, and only there."""
+    """Gives equal paths one spelling: percent-encoded where necessary, and only there."""
     parts = re.split(r"(%2[fF]|%3[fF])", path)  # an encoded slash or question mark is no separator
     return "".join(
         part.upper() if number % 2 else quote(unquote_to_bytes(part), safe="/?*$=&:@!'(),;+~-._[]")

@@ -1,4 +1,4 @@
-"""One URL to its bytes, politely and within bounds, or to the reason why not."""
+"""Fetches one URL politely and within bounds; returns its bytes, or the reason why there are none."""
 
 import asyncio
 import math
@@ -39,7 +39,7 @@ _AGAIN = {TIMEOUT, CONNECTION_FAILED, NO_ADDRESS, *(f"http_{status}" for status 
 
 @dataclass(frozen=True)
 class WebRules:
-    """How the network is used.
+    """Limits on the use of the network.
 
     user_agent: names the program and how to reach who runs it; its first word (product token) is what robots.txt knows
     deadline: seconds that one attempt may take in all, redirects included; connect_timeout, read_timeout: of its parts
@@ -66,7 +66,7 @@ class WebRules:
         for name in ("connections", "per_host", "deadline", "connect_timeout", "read_timeout", "max_bytes", "attempts"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} {getattr(self, name)}: must be above zero")
-        AddressRule(self.private_networks)  # says what is wrong with a network, before anything is fetched
+        AddressRule(self.private_networks)  # raises for a wrong network before the first request
         if not self.user_agent.strip():
             raise UserError("user_agent is empty: name the program and how to reach who runs it")
 
@@ -89,7 +89,7 @@ class Fetched:
 
 @dataclass
 class _Host:
-    """What is known of one host: how many requests run, until when it wants none, its robots.txt."""
+    """State of one host: its running requests, the time until which it wants none, its robots.txt."""
 
     slots: asyncio.Semaphore
     rules: dict[str, asyncio.Task[Robots]] = field(default_factory=dict)  # by origin
@@ -115,7 +115,7 @@ class Web:
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=self.rules.connect_timeout, sock_read=self.rules.read_timeout
             ),
-            auto_decompress=False,  # a compressed answer could be a bomb; images gain nothing by it
+            auto_decompress=False,  # a compressed answer could be a bomb, and images do not compress
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -124,7 +124,7 @@ class Web:
         await self._session.close()
 
     async def fetch(self, url: str | None) -> Fetched:
-        """The bytes of an image, tried as often as the rules allow."""
+        """Fetches an image, with as many tries as the rules allow."""
         if not url:
             return Fetched(None, URL_MISSING, asked=0)
         asked = 0
@@ -169,7 +169,7 @@ class Web:
             return Fetched(None, _why(error), asked)
 
     def _refused(self, url: URL) -> str | None:
-        """Why a URL is not asked for at all. Names are judged when they are resolved, addresses here."""
+        """Returns the reason not to request a URL. Names are checked when they are resolved, addresses here."""
         if url.scheme not in ("http", "https") or not url.host:
             return URL_INVALID
         looks_like_address = ":" in url.host or url.host.replace(".", "").isdigit()
@@ -179,7 +179,7 @@ class Web:
         return self._session.get(url, allow_redirects=False)
 
     async def _read(self, answer: aiohttp.ClientResponse) -> Fetched:
-        """The body, as long as headers and first bytes promise an image within bounds."""
+        """Reads the body, as long as headers and first bytes promise an image within bounds."""
         if answer.status != 200:
             wait = retry_after(answer.headers)
             if wait and answer.status in (429, 503):
@@ -207,7 +207,7 @@ class Web:
         return Fetched(bytes(body)) if body else Fetched(None, EMPTY_IMAGE)
 
     async def _robots(self, url: URL) -> str | None:
-        """Why robots.txt forbids `url`, None where it does not. Each origin's file is read once.
+        """Returns the reason why robots.txt forbids `url`, None where it does not. Reads each origin's file once.
 
         A file that cannot be read for want of a connection forbids too (RFC 9309, section 2.3.1.4): that error is
         raised, and the next attempt asks again.
@@ -227,7 +227,7 @@ class Web:
         return None if found.allows(url.raw_path_qs) else ROBOTS_DENIED
 
     async def _read_robots(self, url: URL) -> Robots:
-        """RFC 9309, section 2.3.1: no such file allows everything, a server that fails forbids everything."""
+        """Reads robots.txt (RFC 9309, section 2.3.1): a missing file allows all, a failing server forbids all."""
         for _ in range(_REDIRECTS + 1):
             if self._refused(url) is not None:
                 raise PrivateAddressError(f"{url} is not a public address")
@@ -255,7 +255,7 @@ class Web:
 
     @asynccontextmanager
     async def _slot(self, url: URL) -> AsyncIterator[None]:
-        """A turn at a host: first among its own, then among all; not before the host wants requests again."""
+        """Waits for a turn, first at the host, then among all hosts, and not before the host wants requests again."""
         host = self._host(url)
         async with host.slots:
             pause = host.not_before - time.monotonic()
@@ -266,7 +266,7 @@ class Web:
 
 
 def _why(error: BaseException) -> str:
-    """The reason behind what the network raised."""
+    """Returns the reason that a network error stands for."""
     inner = getattr(error, "os_error", None) or error.__cause__
     if isinstance(error, PrivateAddressError) or isinstance(inner, PrivateAddressError):
         return ADDRESS_PRIVATE

@@ -1,4 +1,4 @@
-"""One image as it came, to one image as it is packed: upright, opaque, 8 bits, within bounds; or the reason why not."""
+"""Prepares one image for packing: upright, opaque, 8 bits, within bounds; or gives the reason why not."""
 
 import io
 import warnings
@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import ImageHeader, read_image_header
 from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
+from data_pipeline.format.opaque import opaque
 
 TOO_MANY_PIXELS = "too_many_pixels"
 TOO_SMALL = "too_small"
@@ -21,20 +22,16 @@ UNDECODABLE = "image_undecodable"
 
 _ORIENTATION = 274  # TIFF 6.0, section 8: how rows and columns lie
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
+}  # fmt: skip
 _KEPT = {"jpeg": "jpg", "png": "png", "webp": "webp"}  # formats that may stand in a shard, by their extension
 
 
 @dataclass(frozen=True)
 class ImageRules:
-    """What is done with every image of a set.
+    """Rules for every image of a set.
 
     shorter_side: images whose shorter side is longer are shrunk to it (area average); None leaves the size alone
     min_side: images with a shorter side below it are rejected
@@ -103,7 +100,7 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
 
 
 def size_refused(header: ImageHeader, rules: ImageRules) -> Refused | None:
-    """Why an image of this size is not packed, None where it may be."""
+    """Returns the reason to reject an image of this size, None where there is none."""
     if header.width * header.height > rules.max_pixels:
         return Refused(TOO_MANY_PIXELS, header.width, header.height)
     if min(header.width, header.height) < rules.min_side:
@@ -131,7 +128,7 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
         image.load()
         if keeps:
             return Prepared(data, _KEPT[header.format], header.format, *image.size)
-        pixels = _opaque(image)
+        pixels = opaque(image)
     if orientation in _UPRIGHT:
         pixels = pixels.transpose(_UPRIGHT[orientation])
     array = np.ascontiguousarray(pixels)
@@ -151,16 +148,3 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     except Exception:  # damaged metadata does not make the pixels bad; Pillow raises many kinds
         return 1
     return value if value in _UPRIGHT else 1
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Any mode as RGB, 8 bits; transparency on white."""
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: Pillow would clip it at 255
-        levels = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    colours = image.convert("RGBA")
-    white = Image.new("RGBA", colours.size, "white")
-    white.alpha_composite(colours)
-    return white.convert("RGB")

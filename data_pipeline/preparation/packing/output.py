@@ -1,4 +1,4 @@
-"""The folder that a preparation run writes to: one run at a time, and a run goes on only with the plan it began with.
+"""The output folder of a preparation run: one run at a time, resumed only with the plan it began with.
 
 `plan.json` says what the shards are made from (digest of the input, number of rows) and how (options). A killed run
 leaves it behind; the next run with the same plan finishes the set, a run with another plan is refused.
@@ -21,7 +21,7 @@ PLAN = "plan.json"
 
 @contextmanager
 def hold_output(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
-    """Holds `folder` for one run of `plan`.
+    """Locks `folder` for one run of `plan`.
 
     What a killed run left unfinished is put right first. Raises UserError where another run is writing there, or where
     the folder holds shards of another plan.
@@ -40,7 +40,7 @@ def hold_output(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
 
 
 def folder_digest(folder: Path, paths: Iterable[Path]) -> str:
-    """sha256 over names, sizes and times of files: a change is noticed without reading them."""
+    """Hashes names, sizes and times of files, to notice a change without reading the files."""
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()

@@ -1,4 +1,4 @@
-"""`internimage shards pack`: local images and captions to shards.
+"""`internimage shards pack`: makes shards from local images and captions.
 
 Row r of the input goes to shard r // rows_per_shard, place r % rows_per_shard, whether it is packed or rejected: a run
 that was killed, or run again, changes no byte of what is there.
@@ -21,9 +21,9 @@ from data_pipeline.executors.processes import available, ordered_map
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
 from data_pipeline.format.index import NO_IMAGE
 from data_pipeline.format.manifest import SET_MANIFEST
-from data_pipeline.preparation.packing.images import ImageRules, Refused, prepare
+from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
 from data_pipeline.preparation.packing.output import folder_digest, hold_output
-from data_pipeline.preparation.packing.samples import KEY_DIGITS, Sample, pack_shard, read_entry
+from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
 from data_pipeline.preparation.sources.rows import (
     Columns,
     FolderLabels,
@@ -40,7 +40,7 @@ UNREADABLE = "image_unreadable"
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What became of the input: rows = packed + the sum of `rejected`."""
+    """Counts of the input: rows = packed + the sum of `rejected`."""
 
     output: Path
     rows: int
@@ -77,20 +77,12 @@ def pack(
     """
     started = time.monotonic()
     source, output, rules = Path(source), Path(output), rules or ImageRules()
-    if not 1 <= rows_per_shard <= 10**KEY_DIGITS:
-        raise UserError(f"rows_per_shard {rows_per_shard}: a shard holds 1 to {10**KEY_DIGITS} rows")
+    check_rows_per_shard(rows_per_shard)
     read, digest = _source(source, output, columns, root, labels)
     number_of_rows, names = survey(read(), classes)
     if number_of_rows == 0:
         raise UserError(f"{source} holds no rows to pack; check the path")
-    plan = {
-        "what": "pack",
-        "input": digest,
-        "rows": number_of_rows,
-        "rows_per_shard": rows_per_shard,
-        "classes": None if names is None else list(names),
-        "rules": asdict(rules),
-    }
+    plan = run_plan("pack", digest, number_of_rows, rows_per_shard, names, rules)
     found: set[int] = set()
     with hold_output(output, plan):
         numbers = range(-(-number_of_rows // rows_per_shard))
@@ -103,33 +95,46 @@ def pack(
             for number, group in itertools.groupby(samples, key=lambda sample: sample.row // rows_per_shard):
                 entries[number] = pack_shard(output, number, number * rows_per_shard, group, classes=names)
         finish(output, [entries[number] for number in numbers], names)
-    return _summary(output, [entries[number] for number in numbers], len(found), names, started)
+    counts = count_rows(output, [entries[number] for number in numbers], names)
+    return PackSummary(**counts, shards_found=len(found), seconds=time.monotonic() - started)
+
+
+def run_plan(
+    what: str, source: dict[str, Any], rows: int, rows_per_shard: int, classes: Sequence[str] | None, rules: ImageRules
+) -> dict[str, Any]:
+    """Makes the content of `plan.json`. source: what tells this input from another."""
+    names = None if classes is None else list(classes)
+    made = {"what": what, "input": source, "rows": rows, "rows_per_shard": rows_per_shard, "classes": names}
+    return made | {"rules": asdict(rules)}
 
 
 def pack_row(row: Row, rules: ImageRules) -> Sample:
-    """One input row, its label a class number by now, as it will stand in the shard."""
-    label = row.label if isinstance(row.label, int) else None
-    sample = partial(Sample, row=row.number, caption=row.caption, label=label, url=row.url)
+    """Prepares one input row, whose label is a class number by now."""
+    sample = sample_of(row)
     if row.reason:
-        return sample(reason=row.reason)
-    if row.image is None:
-        return sample(reason=NO_IMAGE)
+        return sample
     try:
-        data = row.image if isinstance(row.image, bytes) else row.image.read_bytes()
+        data = row.image if isinstance(row.image, bytes | None) else row.image.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return sample(reason=NO_IMAGE)
+        data = None
     except (OSError, ValueError):  # permissions, a folder, a name with a NUL
-        return sample(reason=UNREADABLE)
-    image = prepare(data, rules)
-    if isinstance(image, Refused):
-        return sample(reason=image.reason, width=image.width, height=image.height)
-    return sample(
-        image=image.data, extension=image.extension, format=image.format, width=image.width, height=image.height
-    )
+        return replace(sample, reason=UNREADABLE)
+    return replace(sample, reason=NO_IMAGE) if data is None else with_image(sample, prepare(data, rules))
+
+
+def sample_of(row: Row) -> Sample:
+    """Makes the sample of a row, without its image."""
+    label = row.label if isinstance(row.label, int) else None
+    return Sample(row=row.number, caption=row.caption, label=label, url=row.url, reason=row.reason)
+
+
+def with_image(sample: Sample, image: Prepared | Refused) -> Sample:
+    """Adds the image to a sample, or the reason why it has none."""
+    return replace(sample, **{("image" if name == "data" else name): value for name, value in image._asdict().items()})
 
 
 def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> None:
-    """What makes the shards a set: `sizes.json` for WebDataset's own tools, then the manifest, last.
+    """Makes the shards a set: writes `sizes.json` for WebDataset's own tools, then the manifest, last.
 
     Writing a shard takes the manifest away, so a manifest that is there describes the shards that are there.
     """
@@ -143,7 +148,7 @@ def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] |
 def _source(
     source: Path, output: Path, columns: Columns | None, root: Path | None, labels: FolderLabels
 ) -> tuple[Callable[[], Iterator[Row]], dict[str, Any]]:
-    """How to read the rows (again and again), and what tells this input from another."""
+    """Returns a function that reads the rows, and what tells this input from another."""
     if source.is_dir():
         if output.resolve().is_relative_to(source.resolve()):
             raise UserError(f"output {output} lies inside the source {source}; choose a folder outside it")
@@ -163,7 +168,7 @@ def _source(
 
 
 def survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tuple[str, ...] | None]:
-    """Number of rows and the class names: those given, else those found, sorted; None where no row has a label."""
+    """Counts the rows and names the classes: those given, else those found, sorted; None where no row has a label."""
     count = 0
     names: set[str] = set()
     largest = -1
@@ -175,7 +180,7 @@ def survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tup
             names.add(row.label)
     if classes is not None:
         return count, tuple(classes)
-    if names and all(name.isdecimal() for name in names):  # a CSV has no numbers: labels that all are, stay so
+    if names and all(name.isdecimal() for name in names):  # a CSV file has text alone; all-digit labels are numbers
         largest, names = max(largest, *map(int, names)), set()
     if names and largest >= 0:
         raise UserError(f"labels are partly numbers and partly names (such as {min(names)!r}); use one of the two")
@@ -187,7 +192,7 @@ def survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tup
 
 
 def numbered(rows: Iterator[Row], classes: Sequence[str] | None) -> Iterator[Row]:
-    """Rows with class numbers for labels. A name goes before a number; a label that is no class is a reason."""
+    """Yields rows with class numbers for labels. A name goes before a number; an unknown label rejects the row."""
     numbers = {name: number for number, name in enumerate(classes or ())}
     for row in rows:
         if row.label is None:
@@ -210,29 +215,20 @@ def _counted(
         yield sample
 
 
-def count_rows(output: Path, entries: Sequence[ShardEntry]) -> tuple[int, dict[str, int]]:
-    """Input rows of the shards, and those rejected by reason, most frequent first: as their sidecars have them."""
+def count_rows(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> dict[str, Any]:
+    """Returns the fields that every summary shares, from the sidecars; rejected rows by reason, most frequent first."""
     rejected: Counter[str] = Counter()
     rows = 0
     for entry in entries:
         table = read_sidecar(output / entry.sidecar)
         rows += table.num_rows
         rejected.update(count_reasons(table))
-    return rows, dict(rejected.most_common())
-
-
-def _summary(
-    output: Path, entries: Sequence[ShardEntry], found: int, classes: Sequence[str] | None, started: float
-) -> PackSummary:
-    rows, rejected = count_rows(output, entries)
-    return PackSummary(
-        output=output,
-        rows=rows,
-        packed=sum(entry.samples for entry in entries),
-        rejected=rejected,
-        shards=len(entries),
-        shards_found=found,
-        classes=len(classes or ()),
-        bytes=sum(entry.bytes for entry in entries),
-        seconds=time.monotonic() - started,
-    )
+    return {
+        "output": output,
+        "rows": rows,
+        "packed": sum(entry.samples for entry in entries),
+        "rejected": dict(rejected.most_common()),
+        "shards": len(entries),
+        "classes": len(classes or ()),
+        "bytes": sum(entry.bytes for entry in entries),
+    }

@@ -1,4 +1,4 @@
-"""From prepared rows to a shard on disk, with nothing lost and nothing twice whenever the process is killed.
+"""Writes prepared rows to a shard on disk; a kill at any moment loses nothing and writes nothing twice.
 
 A shard is three files that belong together: tar, sidecar, `_stats.json`. They grow under staging names; an empty
 `.commit` file then says that all three are whole, they are renamed, and the mark goes. Whoever comes next either finds
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
+from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry, ShardWriter, sidecar
 from data_pipeline.format.manifest import SET_MANIFEST
 
 STAGING = ".new"
 COMMIT = ".commit"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
-# What every JSON member says where it is known; `Sample.fields` come after these.
+# Fields of every JSON member, where they are known; `Sample.fields` follow.
 _JSON_FIELDS = ("key", "row", "url", "caption", "label", "label_name", "width", "height", "sha256")
 KEY_DIGITS = 4  # of the place in the shard; img2dataset's keys: five digits of the shard, four of the place
 
@@ -44,6 +45,12 @@ class Sample:
     url: str | None = None
     reason: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_rows_per_shard(count: int) -> None:
+    """Raises UserError where keys have too few digits for the rows of a shard."""
+    if not 1 <= count <= 10**KEY_DIGITS:
+        raise UserError(f"rows_per_shard {count}: a shard holds 1 to {10**KEY_DIGITS} rows")
 
 
 def shard_stem(number: int) -> str:
@@ -72,14 +79,13 @@ def pack_shard(
     sidecar.write_sidecar(_staged(parquet), sidecar.table(rows))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
     write_durably(_staged(stats), (json.dumps(_statistics(entry, rows), indent=1) + "\n").encode())
-    mark = folder / (stem + COMMIT)
-    write_durably(mark, b"")
+    write_durably(mark := folder / (stem + COMMIT), b"")
     _finish(mark)
     return entry
 
 
 def recover(folder: Path) -> None:
-    """Brings a folder that a killed writer left back to whole shards only. Call while nobody else writes there."""
+    """Completes or removes what a killed writer left in a folder. Call while nobody else writes there."""
     for mark in sorted(folder.glob("*" + COMMIT)):
         _finish(mark)
     for path in folder.glob("*" + STAGING):
@@ -88,7 +94,7 @@ def recover(folder: Path) -> None:
 
 
 def read_entry(folder: Path, number: int) -> ShardEntry | None:
-    """Entry of a shard that was written whole, None where it was not or where its tar is gone or of another size."""
+    """Returns the entry of a whole shard, None where the shard is not whole, or its tar is gone or of another size."""
     stem = shard_stem(number)
     try:
         stats = json.loads((folder / f"{stem}_stats.json").read_bytes())
@@ -100,7 +106,7 @@ def read_entry(folder: Path, number: int) -> ShardEntry | None:
 
 
 def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
-    """The rows of a shard as they were given to `pack_shard`: written again, they give the same bytes."""
+    """Reads a shard's rows as `pack_shard` got them: written again, they give the same bytes."""
     found = []
     with open(folder / entry.name, "rb") as file:
         for row in sidecar.read_sidecar(folder / entry.sidecar).to_pylist():
@@ -175,7 +181,7 @@ def _staged(path: Path) -> Path:
 
 def _finish(mark: Path) -> None:
     stem = mark.name.removesuffix(COMMIT)
-    (mark.parent / SET_MANIFEST).unlink(missing_ok=True)  # it tells of the shard as it was
+    (mark.parent / SET_MANIFEST).unlink(missing_ok=True)  # the manifest describes the former shard
     for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
         staged = _staged(mark.with_name(name))
         if staged.exists():

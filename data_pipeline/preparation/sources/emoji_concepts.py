@@ -6,12 +6,8 @@ family or a couple. `FAMILIES` adds the groups that code points do not show: clo
 """
 
 SKIN_TONES = {
-    "1F3FB": "light",
-    "1F3FC": "medium-light",
-    "1F3FD": "medium",
-    "1F3FE": "medium-dark",
-    "1F3FF": "dark",
-}
+    "1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark",
+}  # fmt: skip
 _JOINER = "200D"
 _PERSON = "1F9D1"
 # man, woman, boy, girl, child, older man, older woman, older adult, blond, bearded

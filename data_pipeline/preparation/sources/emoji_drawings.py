@@ -20,35 +20,18 @@ from data_pipeline.errors import UserError
 from data_pipeline.preparation.sources.emoji_concepts import SKIN_TONES, concept, skin_tones
 
 CLASSES = (
-    "Smileys & Emotion",
-    "People & Body",
-    "Animals & Nature",
-    "Food & Drink",
-    "Travel & Places",
-    "Activities",
-    "Objects",
-    "Symbols",
-    "Flags",
-)
+    "Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities",
+    "Objects", "Symbols", "Flags",
+)  # fmt: skip
 
 # Emoji of Unicode 16 and 17, by the names Unicode gave them.
 NEWER = {
-    "1FAE9": ("face with bags under eyes", 0),
-    "1FAEA": ("distorted face", 0),
-    "1FAEF": ("fight cloud", 0),
-    "1FAC6": ("fingerprint", 1),
-    "1FAC8": ("hairy creature", 1),
-    "1F9D1-200D-1FA70": ("ballet dancer", 1),
-    "1FABE": ("leafless tree", 2),
-    "1FACD": ("orca", 2),
-    "1FADC": ("root vegetable", 3),
-    "1F6D8": ("landslide", 4),
-    "1FA89": ("harp", 6),
-    "1FA8A": ("trombone", 6),
-    "1FA8E": ("treasure chest", 6),
-    "1FA8F": ("shovel", 6),
+    "1FAE9": ("face with bags under eyes", 0), "1FAEA": ("distorted face", 0), "1FAEF": ("fight cloud", 0),
+    "1FAC6": ("fingerprint", 1), "1FAC8": ("hairy creature", 1), "1F9D1-200D-1FA70": ("ballet dancer", 1),
+    "1FABE": ("leafless tree", 2), "1FACD": ("orca", 2), "1FADC": ("root vegetable", 3), "1F6D8": ("landslide", 4),
+    "1FA89": ("harp", 6), "1FA8A": ("trombone", 6), "1FA8E": ("treasure chest", 6), "1FA8F": ("shovel", 6),
     "1FADF": ("splatter", 7),
-}
+}  # fmt: skip
 # Signs outside the emoji set whose names Unicode has had since version 14 or longer: all of the category Symbols.
 SIGNS = """
     2117 2120 229C 23FB 23FC 23FD 23FE 25A1 25AC 25AD 25AE 25C9 25D0 25D1 25E7 25E8 25E9 25EA 25ED 25EE 2605 2654 2655
@@ -130,9 +113,8 @@ def drawings() -> tuple[list[Drawing], int]:
     for code, (name, label) in NEWER.items():
         named.setdefault(code, (name, (), label, "", 0, False))
     for code in SIGNS.split():
-        named.setdefault(
-            code, (_name(unicodedata.name(chr(int(code, 16)))), (), CLASSES.index("Symbols"), "", 0, False)
-        )
+        sign = _name(unicodedata.name(chr(int(code, 16))))
+        named.setdefault(code, (sign, (), CLASSES.index("Symbols"), "", 0, False))
     for code in files.keys() - named.keys():
         untoned = "-".join(point for point in code.split("-") if point not in SKIN_TONES)
         plain = named.get(untoned) or named.get(concept(code))

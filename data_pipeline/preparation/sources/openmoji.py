@@ -24,7 +24,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.executors.processes import available, ordered_map
 from data_pipeline.format import ShardEntry, read_manifest, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST
-from data_pipeline.preparation.packing.samples import KEY_DIGITS, Sample, pack_shard, recover
+from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, recover
 from data_pipeline.preparation.sources.emoji_drawings import CLASSES, Drawing, drawings
 
 SPLITS = ("train", "validation", "held-out")
@@ -54,8 +54,7 @@ def build_openmoji(
     """
     if not 1 <= image_size <= 2048:
         raise UserError(f"image_size {image_size}: OpenMoji drawings are rendered at 1 to 2048 px; choose such a size")
-    if not 1 <= rows_per_shard <= 10**KEY_DIGITS:
-        raise UserError(f"rows_per_shard {rows_per_shard}: a shard holds 1 to {10**KEY_DIGITS} rows")
+    check_rows_per_shard(rows_per_shard)
     folders = {split: Path(output) / split for split in SPLITS}
     recipe = {"recipe": _RECIPE, "image_size": image_size, "rows_per_shard": rows_per_shard}
     recipe["drawings_a_concept"] = drawings_a_concept or 0

@@ -1,4 +1,4 @@
-"""Changes to a view after its crop: colours, RandAugment, erasing. Each draws hashed numbers of its own."""
+"""Augments a view after its crop: colours, RandAugment, erasing. Each draws hashed numbers of its own."""
 
 import functools
 
@@ -29,13 +29,13 @@ def _draw(count: int, stream: int, purpose: int, position: int, number: int) -> 
     return uniforms_at(_key(stream, purpose, number), position, count)
 
 
-_key = functools.lru_cache(key)  # of few views and purposes, asked for with each image
+_key = functools.lru_cache(key)  # cached: few keys, and each image needs them
 
 
 def jitter_colours(view: Pixels, strength: float, u: list[float]) -> None:
     """Brightness, contrast and saturation, each scaled by 1 +- strength, in random order. `u`: 6 numbers in [0, 1).
 
-    Each makes a x + b grey(x) + c of a colour x, so all three together do: one pass, rounded and cut to 0..255 at last.
+    Each maps a colour x to a x + b grey(x) + c, and so do the three in a row: one pass, rounded and clipped once.
     """
     a, b, c = 1.0, 0.0, 0.0
     mean = sum(weight * value for weight, value in zip(_LUMA, cv2.mean(view), strict=False))

@@ -1,4 +1,4 @@
-"""Image bytes to uint8 RGB pixels by the fastest decoder that is right for them, with the reason where none is.
+"""Decodes image bytes to uint8 RGB pixels by the fastest correct decoder, or raises with the reason.
 
     JPEG            simplejpeg (libjpeg-turbo, bit-identical to Pillow), scaled by 1/2, 1/4 or 1/8 in its DCT on request
     PNG, RGB 8 bit  OpenCV
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipeline.format.image_header import read_image_header
+from data_pipeline.format.opaque import opaque
 
 Pixels = NDArray[np.uint8]
 _ORIENTATION = 0x0112
@@ -43,7 +44,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
-    """What `data` holds. Raises BadSample: image_empty, not_an_image, image_truncated, too_many_pixels."""
+    """Reads an image's header. Raises BadSample: image_empty, not_an_image, image_truncated, too_many_pixels."""
     if not data:
         raise BadSample("image_empty", "the image member has no bytes")
     decoder = "pillow"
@@ -68,7 +69,7 @@ def read_header(data: bytes, max_pixels: int) -> Header:
 
 
 def decode(data: bytes, header: Header, reduce: int = 1) -> Pixels:
-    """uint8 RGB [H, W, 3]. `reduce` 2, 4 or 8 gives H / reduce x W / reduce, rounded up; see `can_reduce`.
+    """Decodes to uint8 RGB [H, W, 3]. `reduce` 2, 4 or 8 gives H / reduce x W / reduce, rounded up; see `can_reduce`.
 
     Raises BadSample: image_truncated, image_undecodable.
     """
@@ -76,7 +77,7 @@ def decode(data: bytes, header: Header, reduce: int = 1) -> Pixels:
     if header.decoder == "simplejpeg":
         height, width = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
         small = dict(min_height=-(-height // reduce), min_width=-(-width // reduce), min_factor=2) if reduce > 1 else {}
-        with suppress(ValueError):  # what it finds wrong is Pillow's to judge: many faults are harmless
+        with suppress(ValueError):  # Pillow decides about damaged JPEGs: many faults are harmless
             pixels = simplejpeg.decode_jpeg(data, "RGB", **small)
     elif header.decoder == "opencv" and data[-8:-4] == b"IEND":
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -88,7 +89,7 @@ def decode(data: bytes, header: Header, reduce: int = 1) -> Pixels:
 
 
 def can_reduce(header: Header) -> bool:
-    """Whether scaling inside the decoder saves work."""
+    """Tells whether scaling inside the decoder saves work."""
     return header.decoder == "simplejpeg"
 
 
@@ -124,19 +125,14 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _pillow(data: bytes) -> Pixels:
-    """Any image as opaque RGB, not yet upright."""
+    """Decodes any image to opaque RGB, not yet upright."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             file.load()
-            image: Image.Image = file
-            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-                levels = np.asarray(image).astype(np.float64) / (1 if image.mode == "F" else 257)
-                image = Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8))
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                white.alpha_composite(image.convert("RGBA"))
-                image = white
-            return np.array(image.convert("RGB"))
-    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ValueError
+            if file.mode == "F":
+                levels = np.clip(np.asarray(file).astype(np.float64), 0, 255).round()
+                return np.array(Image.fromarray(levels.astype(np.uint8)).convert("RGB"))
+            return np.array(opaque(file))
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError
         cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
         raise BadSample("image_truncated" if cut else "image_undecodable", f"{error}") from None

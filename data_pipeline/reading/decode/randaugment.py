@@ -105,8 +105,6 @@ def operate(image: Image.Image, name: str, magnitude: float, negative: bool, inc
 
 
 _ENHANCE = {
-    "color": ImageEnhance.Color,
-    "contrast": ImageEnhance.Contrast,
-    "brightness": ImageEnhance.Brightness,
+    "color": ImageEnhance.Color, "contrast": ImageEnhance.Contrast, "brightness": ImageEnhance.Brightness,
     "sharpness": ImageEnhance.Sharpness,
-}
+}  # fmt: skip

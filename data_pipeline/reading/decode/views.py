@@ -1,4 +1,4 @@
-"""Random views: which part of an image (a pure function of its hashed numbers), and the antialiased resize of it.
+"""Draws random views: a pure function of hashed numbers picks the crop, an antialiased resize renders it.
 
 The whole image is flipped first, then cropped: crop parameters are those of the flipped image.
 """
@@ -34,7 +34,7 @@ class Crop(NamedTuple):
 def random_crop(
     width: int, height: int, u: Sequence[float], scale: tuple[float, float], ratio: tuple[float, float], flip: float
 ) -> Crop:
-    """A random resized crop (Szegedy et al., Going deeper with convolutions, 2015) of an image of `width` x `height`.
+    """Draws a random resized crop (Szegedy et al., Going deeper with convolutions, 2015) of a `width` x `height` image.
 
     `u`: UNIFORMS numbers in [0, 1). Area uniform in `scale`, aspect log-uniform in `ratio`, first of TRIES that fits;
     else the largest central crop within `ratio`.
@@ -57,13 +57,13 @@ def random_crop(
 
 
 def reduction(crops: Sequence[Crop], size: int) -> int:
-    """The largest of 8, 4, 2 by which an image may be decoded smaller with every crop still at least `size`; else 1."""
+    """Returns the largest of 8, 4, 2 by which the image may be decoded smaller, crops being `size` at least; or 1."""
     smallest = min(min(crop.height, crop.width) for crop in crops)
     return next((factor for factor in (8, 4, 2) if smallest >= factor * size), 1)
 
 
 def on_reduced(crop: Crop, reduce: int, pixels: Pixels) -> Crop:
-    """The same crop on an image decoded 1/reduce as large: whole pixels of it, within it."""
+    """Maps a crop to whole pixels of the image decoded 1/reduce as large."""
     height, width = pixels.shape[:2]
     h, w = min(height, max(1, round(crop.height / reduce))), min(width, max(1, round(crop.width / reduce)))
     top, left = min(height - h, round(crop.top / reduce)), min(width - w, round(crop.left / reduce))
@@ -71,7 +71,7 @@ def on_reduced(crop: Crop, reduce: int, pixels: Pixels) -> Crop:
 
 
 def enlarged(crop: Crop, reduce: int) -> Crop:
-    """What a crop of the reduced image is in pixels of the whole one."""
+    """Maps a crop of the reduced image to pixels of the whole image."""
     top, left, height, width, flip, source_width = crop
     return Crop(top * reduce, left * reduce, height * reduce, width * reduce, flip, source_width * reduce)
 

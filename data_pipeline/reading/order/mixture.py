@@ -1,8 +1,8 @@
-"""Which source stands at which position: weights as whole numbers in a fixed period, shuffled period by period.
+"""Decides which source stands at which position: weights are whole numbers in a fixed period, shuffled each period.
 
     weights 3 : 1  ->  period of 1024 positions, 768 of source 0 and 256 of source 1, in a new order each period
 
-So that the samples a source has given before any position are counted exactly, and its epochs go on from there.
+The samples that a source has given before a position are therefore known exactly, and so are its epochs.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _SHORTEST, _LONGEST = 1024, 65536
 
 
 def period_counts(weights: Sequence[float]) -> list[int]:
-    """Positions of each source in one period. Exact for weights in whole ratios that sum to 65,536 at most; else
+    """Returns each source's positions in one period. Exact for weights in whole ratios that sum to 65,536 at most; else
     rounded to 1/65,536 by largest remainder, with at least one position a source.
 
     Raises ValueError for weights that are not positive and for over 65,536 sources.
@@ -46,7 +46,7 @@ def period_counts(weights: Sequence[float]) -> list[int]:
 
 
 class Mixture:
-    """Sources by weight, a pure function of (seed, position)."""
+    """Picks sources by weight, a pure function of (seed, position)."""
 
     def __init__(self, weights: Sequence[float], *, seed: int) -> None:
         self.counts = np.array(period_counts(weights), dtype=np.int64)
@@ -55,7 +55,7 @@ class Mixture:
         self._recent: dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
     def locate(self, positions: Integers) -> tuple[Integers, Integers]:
-        """Global positions, int64 [n], to source and running index in that source, int64 [n] each."""
+        """Maps global positions, int64 [n], to source and running index in that source, int64 [n] each."""
         if len(self.counts) == 1:
             return np.zeros_like(positions), positions.copy()
         periods, slots = np.divmod(positions, self.period)
@@ -68,7 +68,7 @@ class Mixture:
         return sources, indices
 
     def consumed(self, position: int) -> list[int]:
-        """Samples that each source gives to the positions before `position`."""
+        """Counts the samples that each source gives to the positions before `position`."""
         if len(self.counts) == 1:
             return [position]
         period, slot = divmod(position, self.period)
@@ -76,7 +76,7 @@ class Mixture:
         return [int(n) for n in period * self.counts + inside]
 
     def _period(self, period: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Source of each slot, and how many earlier slots of the period have the same source."""
+        """Returns each slot's source, and how many earlier slots of the period have the same source."""
         if period not in self._recent:
             shuffled = permutation(key(self._seed, _PURPOSE, period), self.period)
             source = np.searchsorted(np.cumsum(self.counts), shuffled, side="right").astype(np.int32)

@@ -1,4 +1,4 @@
-"""Which sample stands at which place: a pure function, so that the state of a run is one number.
+"""Decides which sample stands at which position: a pure function, so that the state of a run is one number.
 
     epoch e of a source     shards permuted by hash(seed, source, e)
     block                   `block_shards` neighbours in that order, its samples permuted by hash(seed, source, e, b)
@@ -42,7 +42,7 @@ class _Epoch:
 
 
 class _Recent:
-    """The last few results of an expensive pure function."""
+    """Keeps the last few results of an expensive pure function."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -71,7 +71,7 @@ class SourceOrder:
             raise ValueError("a source without samples has no order")
 
     def locate(self, indices: Integers) -> tuple[Integers, Integers, Integers]:
-        """Running indices into the source (epoch after epoch), int64 [n] -> epoch, shard, row, int64 [n] each."""
+        """Maps running indices into the source (epoch after epoch), int64 [n], to epoch, shard, row, int64 [n] each."""
         epochs, offsets = np.divmod(np.asarray(indices, dtype=np.int64), self.samples)
         shards, rows = np.empty_like(offsets), np.empty_like(offsets)
         for epoch in np.unique(epochs):
@@ -88,7 +88,7 @@ class SourceOrder:
         return epochs, shards, rows
 
     def neighbours(self, index: int, count: int) -> Integers:
-        """`count` running indices from the block that holds `index`, starting at hash-chosen places: int64 [count]."""
+        """Picks `count` running indices by hash from the block that holds `index`: int64 [count]."""
         epoch, offset = divmod(index, self.samples)
         layout = self._epoch(epoch)
         block = int(np.searchsorted(layout.block_starts, offset, side="right")) - 1
@@ -97,13 +97,13 @@ class SourceOrder:
         return epoch * self.samples + start + steps
 
     def anywhere(self, index: int, count: int) -> Integers:
-        """`count` running indices of the same epoch, hash-chosen from the whole source: int64 [count]."""
+        """Picks `count` running indices by hash from the whole source, in the same epoch: int64 [count]."""
         epoch = index // self.samples
         steps = np.array([key(*self._stream, _FAR, index, n) % self.samples for n in range(count)], dtype=np.int64)
         return epoch * self.samples + steps
 
     def coming_shards(self, index: int, count: int) -> list[int]:
-        """The shards of the block that holds running index `index`, then those read after it: `count` at most."""
+        """Lists the shards of the block that holds running index `index`, then the next ones: `count` at most."""
         found: list[int] = []
         epoch, offset = divmod(index, self.samples)
         while len(found) < count:
@@ -150,22 +150,18 @@ class Order:
 
     @property
     def epoch_samples(self) -> int:
-        """Samples of all sources together."""
+        """Counts the samples of all sources together."""
         return sum(source.samples for source in self.sources)
 
     def indices(self, positions: Integers) -> tuple[Integers, Integers]:
-        """Global positions -> source, running index in that source; int64 [n] each."""
+        """Maps global positions to source and running index in that source; int64 [n] each."""
         return self.mixture.locate(np.asarray(positions, dtype=np.int64))
 
     def locate(self, positions: Integers) -> Located:
-        """Global positions, int64 [n], to the samples that stand there."""
+        """Maps global positions, int64 [n], to the samples that stand there."""
         source, index = self.indices(positions)
         epoch, shard, row = np.empty_like(source), np.empty_like(source), np.empty_like(source)
         for number in np.unique(source):
             mine = source == number
             epoch[mine], shard[mine], row[mine] = self.sources[number].locate(index[mine])
         return Located(source, epoch, shard, row)
-
-    def epochs(self, position: int) -> list[float]:
-        """Epochs of each source that have gone by before global position `position`."""
-        return [n / s.samples for n, s in zip(self.mixture.consumed(position), self.sources, strict=True)]

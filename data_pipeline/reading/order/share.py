@@ -1,4 +1,4 @@
-"""Which positions of the global batches a rank reads."""
+"""Decides which positions of the global batches a rank reads."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from data_pipeline.hashing import Integers
 
 
 def rows_per_rank(batch_size: int, accumulation: int, world_size: int) -> int:
-    """Samples of one micro-batch on one rank. Raises UserError where the global batch does not divide."""
+    """Returns the samples of one micro-batch on one rank. Raises UserError where the global batch does not divide."""
     parts = accumulation * world_size
     if batch_size % parts:
         whole = batch_size // parts * parts
@@ -38,10 +38,10 @@ class Share:
 
     @property
     def rows(self) -> int:
-        """Samples of one micro-batch on one rank."""
+        """Returns the samples of one micro-batch on one rank."""
         return rows_per_rank(self.batch_size, self.accumulation, self.world_size)
 
     def positions(self, step: int, micro: int) -> Integers:
-        """Global positions of this rank's rows: int64 [rows]."""
+        """Returns the global positions of this rank's rows: int64 [rows]."""
         first = step * self.batch_size + (micro * self.world_size + self.rank) * self.rows
         return np.arange(first, first + self.rows, dtype=np.int64)

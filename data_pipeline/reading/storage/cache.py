@@ -18,20 +18,17 @@ from typing import Any
 
 import fsspec
 
-from data_pipeline.durable import TEMPORARY, file_lock, temporary_path
+from data_pipeline.durable import TEMPORARY, atomic_path, file_lock
 from data_pipeline.errors import UserError
+from data_pipeline.reading.decode.pixels import BadSample
 
 _STRIPES = 64
 _ATTEMPTS = 4
 _CHUNK = 1 << 22
 
 
-class FetchError(Exception):
-    """A remote file could not be had. `reason` is one of a few words for counting."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+class FetchError(BadSample):
+    """A remote file could not be fetched."""
 
 
 class FileCache:
@@ -53,7 +50,7 @@ class FileCache:
             ) from None
 
     def open(self, url: str, *, sha256: str | None = None, size: int | None = None, version: str = "") -> int:
-        """A descriptor of the local copy, fetched first where there is none. The caller closes it.
+        """Opens the local copy, fetched first where there is none. The caller closes the descriptor.
 
         `version` tells copies of one URL apart whose digest is not known. Raises FetchError: shard_missing,
         shard_unreachable, shard_replaced (another digest or size than asked for).
@@ -64,13 +61,13 @@ class FileCache:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 self.fetch(url, sha256=sha256, size=size, version=version)
-                continue  # unless it was evicted at once, it is there now
+                continue  # the copy exists now, unless another process has just evicted it
             with suppress(OSError):
                 os.utime(file)
             return file
 
     def path(self, url: str, version: str) -> Path:
-        """Where the copy is, or would be."""
+        """Returns where the copy is, or would be."""
         name = hashlib.sha256(f"{url}\n{version}".encode()).hexdigest()[:24]
         return self.folder / f"{name}-{url.rpartition('/')[2][-80:]}"
 
@@ -91,33 +88,29 @@ class FileCache:
         return True
 
     def rename(self, url: str, version: str, sha256: str) -> None:
-        """The copy of a version turned out to have this digest; where it was evicted, nothing happens."""
+        """Names the copy of a version by its digest, once that is known; a copy evicted meanwhile is left out."""
         with suppress(FileNotFoundError):
             os.replace(self.path(url, version), self.path(url, sha256))
 
     def _download(self, url: str, path: Path, sha256: str | None, size: int | None) -> None:
-        for old in self.folder.glob(f".{path.name}.*{TEMPORARY}"):  # the lock is ours: whoever wrote these is gone
+        for old in self.folder.glob(f".{path.name}.*{TEMPORARY}"):  # their writers are gone: this process has the lock
             old.unlink(missing_ok=True)
-        failure: FetchError | None = None
         for attempt in range(_ATTEMPTS):
             if attempt:
                 time.sleep(self._first_wait * 2 ** (attempt - 1))
-            temporary = temporary_path(path)
             try:
-                digest, length = self._copy(url, temporary)
-                if (size is not None and length != size) or (sha256 is not None and digest != sha256):
-                    wrong = f"{url} has {length} bytes and sha256 {digest}, the manifest says {size} and {sha256}"
-                    failure = FetchError("shard_replaced", wrong)
-                    continue
-                os.replace(temporary, path)
+                with atomic_path(path) as temporary:
+                    digest, length = self._copy(url, temporary)
+                    if (size is not None and length != size) or (sha256 is not None and digest != sha256):
+                        found = f"{url} has {length} bytes and sha256 {digest}"
+                        raise FetchError("shard_replaced", f"{found}, the manifest says {size} and {sha256}")
                 return
             except FileNotFoundError:
                 raise FetchError("shard_missing", f"{url} does not exist") from None
+            except FetchError as error:
+                failure = error
             except Exception as error:  # each file system raises errors of its own
                 failure = FetchError("shard_unreachable", f"{url}: {type(error).__name__}: {error}")
-            finally:
-                temporary.unlink(missing_ok=True)
-        assert failure is not None
         raise failure
 
     def _copy(self, url: str, target: Path) -> tuple[str, int]:
@@ -128,13 +121,11 @@ class FileCache:
                 copy.write(chunk)
                 digest.update(chunk)
                 length += len(chunk)
-            copy.flush()
-            os.fsync(copy.fileno())
         return digest.hexdigest(), length
 
     def system(self, url: str) -> tuple[Any, str]:
-        """fsspec's file system for `url`, and the path in it. One a process, since event loops do not survive a fork,
-        and one a host, since some (sftp://, webhdfs://) are bound to theirs."""
+        """Returns fsspec's file system for `url`, and the path in it. One a process, as event loops do not survive a
+        fork, and one a host, since some (sftp://, webhdfs://) are bound to theirs."""
         protocol, _, rest = url.partition("://")
         key = (os.getpid(), f"{protocol}://{rest.partition('/')[0]}")
         if key not in self._systems:
@@ -143,7 +134,7 @@ class FileCache:
         return system, system._strip_protocol(url)
 
     def _evict(self, keep: Path) -> None:
-        """Deletes the least recently used copies until the rest fit; `keep`, just fetched, stays in any case."""
+        """Deletes the least recently used copies until the rest fit, but never `keep`, which was just fetched."""
         with file_lock(self.folder / ".lock-evict"):
             found = []
             for path in self.folder.iterdir():

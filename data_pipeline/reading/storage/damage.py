@@ -1,4 +1,4 @@
-"""What indexing found wrong in foreign sets: read from the sidecars once, then from a summary beside them."""
+"""Lists what indexing found wrong in foreign sets: from the sidecars once, then from a summary beside them."""
 
 import json
 from contextlib import suppress
@@ -14,7 +14,7 @@ _NAME = "damage.json"
 
 
 def index_damage(manifest: Manifest) -> list[tuple[str, str, int]]:
-    """(shard, reason, rows rejected for it) of every shard that has rejected rows."""
+    """Returns (shard, reason, rows rejected for that reason) of every shard that has rejected rows."""
     summary = manifest.index_folder / _NAME
     state = (manifest.index_folder / SET_MANIFEST).stat().st_mtime_ns
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -26,11 +26,11 @@ def index_damage(manifest: Manifest) -> list[tuple[str, str, int]]:
         path = manifest.sidecar_path(shard)
         if _has_rejected(path, shard.samples):
             found += [(shard.name, reason, count) for reason, count in count_reasons(read_sidecar(path)).items()]
-    with suppress(OSError):  # a folder that cannot be written costs time at the next start, nothing else
+    with suppress(OSError):  # without a summary the next start takes longer, no more
         write_durably(summary, json.dumps({"manifest": state, "damage": found}).encode())
     return found
 
 
 def _has_rejected(path: Path, samples: int) -> bool:
-    """From the file's footer alone."""
+    """Tells whether a sidecar has rejected rows, from the file's footer alone."""
     return int(pq.read_metadata(path).num_rows) != samples

@@ -1,4 +1,4 @@
-"""Sets behind fsspec URLs: their manifest or index, their shards through the node's cache, fetched ahead of need."""
+"""Opens sets behind fsspec URLs: manifest or index, shards through the node's cache, fetched ahead of need."""
 
 import hashlib
 import os
@@ -25,17 +25,17 @@ _THREADS = 4
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` is an fsspec URL (`s3://...`, `https://...`, `memory://...`)."""
+    """Tells whether `path` is an fsspec URL (`s3://...`, `https://...`, `memory://...`)."""
     return "://" in path
 
 
 def cache_folder(config: CacheConfig) -> Path:
-    """Where copies go: the configured folder, else one of this user in the system's temporary folder."""
+    """Returns where copies go: the configured folder, else this user's in the system's temporary folder."""
     return Path(config.folder) if config.folder else Path(tempfile.gettempdir()) / f"internimage-cache-{os.getuid()}"
 
 
 def node_index_folder(path: str, config: CacheConfig) -> Path:
-    """Where this node keeps the index of a set that has none of its own, for all runs that read it."""
+    """Returns where this node keeps the index of a set without one, for all runs that read the set."""
     return cache_folder(config) / "sets" / hashlib.sha256(path.encode()).hexdigest()[:24]
 
 
@@ -48,30 +48,27 @@ class RemoteFiles:
     cache: FileCache
 
     def shard(self, entry: ShardEntry) -> int:
-        """Descriptor of a whole, checked copy. Raises BadSample."""
-        try:
-            return self.cache.open(f"{self.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes)
-        except FetchError as error:
-            raise BadSample(error.reason, str(error)) from None
+        """Opens a whole, checked copy. Raises BadSample."""
+        return self.cache.open(f"{self.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes)
 
     def sidecar(self, entry: ShardEntry) -> BinaryIO:
-        """The Parquet file. Raises BadSample."""
+        """Opens the Parquet file. Raises BadSample."""
         if entry.sidecar.endswith(SHARD_INDEX_SUFFIX):
             return open(self.manifest.sidecar_path(entry), "rb")
         try:
             return os.fdopen(self.cache.open(f"{self.url}/{entry.sidecar}", version=entry.sha256), "rb")
         except FetchError as error:
-            raise BadSample("sidecar_unreadable", str(error)) from None
+            raise BadSample("sidecar_unreadable", error.detail) from None
 
     def fetch(self, entry: ShardEntry) -> None:
-        """Has both copied, unless another process is at it. Raises FetchError."""
+        """Fetches sidecar and shard, unless another process is fetching them. Raises FetchError."""
         if not entry.sidecar.endswith(SHARD_INDEX_SUFFIX):
             self.cache.fetch(f"{self.url}/{entry.sidecar}", version=entry.sha256, wait=False)
         self.cache.fetch(f"{self.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes, wait=False)
 
 
 def open_remote(url: str, config: CacheConfig, *, heartbeat: Heartbeat | None = None) -> RemoteFiles:
-    """The set at `url`: by its manifest, or, where it has none, by indexing its shards, once a node (`heartbeat` is
+    """Opens the set at `url`: by its manifest, else by indexing its shards, once a node (`heartbeat` is
     called for each). Raises UserError where there is neither, or where it cannot be reached."""
     url = url.rstrip("/")
     root = cache_folder(config)
@@ -93,17 +90,13 @@ def open_remote(url: str, config: CacheConfig, *, heartbeat: Heartbeat | None = 
     return RemoteFiles(url, manifest, cache)
 
 
-def block_bytes(manifest: Manifest, block_shards: int) -> int:
-    """What the largest block of a set can hold."""
-    return sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[:block_shards])
-
-
 def cache_shares(sets: Sequence[RemoteFiles], config: CacheConfig, block_shards: int) -> list[int]:
-    """How many bytes ahead of need each set may fetch: four fifths of the cache, which all share, by their blocks.
+    """Returns how many bytes each set may fetch ahead: four fifths of the cache, shared in proportion to their blocks.
 
     Raises UserError where the cache does not hold a block of each.
     """
-    blocks = [block_bytes(one.manifest, block_shards) for one in sets]
+    sizes = [sorted((shard.bytes for shard in one.manifest.shards), reverse=True) for one in sets]
+    blocks = [sum(largest[:block_shards]) for largest in sizes]
     size = int(config.size_gb * 1e9)
     if sum(blocks) > size:
         urls = " and ".join(one.url for one in sets)
@@ -134,7 +127,7 @@ def _index(url: str, own: Path, cache: FileCache, heartbeat: Heartbeat | None) -
 
 
 def _index_shard(url: str, index: Path, size: int | None, cache: FileCache) -> ShardEntry:
-    """One shard's entry: kept from an earlier time, unless the shard has another size now."""
+    """Returns one shard's entry: the kept one, unless the shard has another size now."""
     name, version = url.rpartition("/")[2], str(size)
     kept = kept_entry(index)
     if kept is not None and kept[0].name == name and size in (None, kept[0].bytes):
@@ -167,7 +160,7 @@ class ShardPrefetcher:
             thread.start()
 
     def advance(self, index: int) -> None:
-        """Reading has come to running index `index` of the source."""
+        """Tells the threads that reading has come to running index `index` of the source."""
         with self._wake:
             self._index = index
             self._wake.notify_all()
@@ -189,5 +182,5 @@ class ShardPrefetcher:
             for number in coming:
                 if self._ended:
                     return
-                with suppress(FetchError, OSError):  # whoever needs the shard will say what is wrong
+                with suppress(FetchError, OSError):  # the reader records the fault when it needs the shard
                     self._files.fetch(self._files.manifest.shards[number])

@@ -1,4 +1,4 @@
-"""Reads samples by offset, and says what is wrong where one cannot be read.
+"""Reads samples by offset; where a sample cannot be read, names the reason.
 
 The image's sha256, which stands in the sidecar, is checked on every read (a few microseconds): only where it does not
 match is the tar looked at, to tell damaged bytes from a replaced shard from an index out of date.
@@ -80,14 +80,17 @@ class _Index:
         return len(self.keys)
 
 
-class Files(Protocol):
-    """Where a set's files are had from. Both raise BadSample where they cannot be."""
+class ShardFiles(Protocol):
+    """A set and the way to its files. Both methods raise BadSample where a file cannot be opened."""
+
+    @property
+    def manifest(self) -> Manifest: ...
 
     def shard(self, entry: ShardEntry) -> int:
-        """A descriptor of the tar, which the caller closes."""
+        """Opens the tar; the caller closes the descriptor."""
 
     def sidecar(self, entry: ShardEntry) -> Path | BinaryIO:
-        """The Parquet file, or its path."""
+        """Returns the Parquet file, or its path."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class LocalFiles:
 class OpenShard:
     """One shard with its index. Faults found on opening are raised by each `read`, so that each sample says why."""
 
-    def __init__(self, entry: ShardEntry, files: Files, members: Sequence[str] = ()) -> None:
+    def __init__(self, entry: ShardEntry, files: ShardFiles, members: Sequence[str] = ()) -> None:
         self._entry = entry
         self._file: int | None = None
         self._index: _Index | None = None
@@ -129,15 +132,15 @@ class OpenShard:
             self._fault = fault
 
     def key(self, row: int) -> str:
-        """The sample's key; "" where the index does not reach."""
+        """Returns the sample's key; "" where the index does not reach."""
         if self._index is None or row >= len(self._index):
             return ""
         return str(self._index.keys[row])
 
     def read(self, row: int) -> RawSample:
-        """Row `row` of the packed ones. Raises BadSample; its reasons are listed in docs/reading.md."""
+        """Reads the packed row `row`. Raises BadSample; docs/reading.md lists its reasons."""
         if self._fault is not None:
-            # A new one each time: one that is raised again keeps every frame that it passed through, batches too.
+            # A new exception each time: an exception raised twice keeps every frame of the first time, with its batch.
             raise BadSample(self._fault.reason, self._fault.detail)
         assert self._index is not None and self._file is not None
         index = self._index
@@ -183,7 +186,7 @@ class OpenShard:
         return data
 
     def _misplaced(self, row: int) -> BadSample | None:
-        """What is wrong where the tar does not have the member that the index names; None where it does."""
+        """Returns the fault of a row whose member is not where the index says; None where the member is there."""
         assert self._index is not None
         if self._header_matches(row):
             return None
@@ -212,14 +215,13 @@ class OpenShard:
 class ShardSet:
     """One source: its manifest, and its most recently used shards kept open."""
 
-    def __init__(self, manifest: Manifest, files: Files, *, keep: int, members: Sequence[str] = ()) -> None:
-        self.manifest = manifest
-        self.files = files
+    def __init__(self, files: ShardFiles, *, keep: int, members: Sequence[str] = ()) -> None:
+        self.manifest, self.files = files.manifest, files
         self._keep, self._members = keep, tuple(members)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def shard(self, number: int) -> OpenShard:
-        """Shard `number` of the manifest, opened on first use."""
+        """Returns shard `number` of the manifest, opened on first use."""
         found = self._open.get(number)
         if found is None:
             found = self._open[number] = OpenShard(self.manifest.shards[number], self.files, self._members)

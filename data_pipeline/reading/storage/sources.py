@@ -13,14 +13,14 @@ from data_pipeline.errors import BadDataError
 from data_pipeline.format import open_set
 from data_pipeline.format.index import EMPTY_SHARD
 from data_pipeline.format.sets import SHARD_INDEX_SUFFIX
-from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.config import CacheConfig, DataConfig
 from data_pipeline.reading.events import DAMAGED_SHARD
-from data_pipeline.reading.faults import too_many
+from data_pipeline.reading.faults import REMEDY, too_many
 from data_pipeline.reading.storage.damage import index_damage
 from data_pipeline.reading.storage.remote import is_remote, node_index_folder, open_remote
-from data_pipeline.reading.storage.shards import Files, LocalFiles, ShardSet
+from data_pipeline.reading.storage.shards import LocalFiles, ShardFiles, ShardSet
 
-_EXTRA_SHARDS = 2  # kept open beyond a block, for the batches that reach into the next
+_EXTRA_SHARDS = 2  # kept open beyond a block, for batches that reach into the next block
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def record_sources(config: DataConfig, names: Sequence[str], sets: Sequence[Shar
 def open_sources(
     config: DataConfig, events: EventSink | None, heartbeat: Heartbeat | None = None, members: Sequence[str] = ()
 ) -> tuple[list[str], list[ShardSet]]:
-    """Names and sets of `config.sources`. Sets without an index get one, once a node (other processes wait);
-    meanwhile `heartbeat` is called. `members`: what of each sample is read besides its image.
+    """Opens `config.sources`; returns names and sets. A set without an index gets one, once a node (other processes
+    wait); meanwhile `heartbeat` is called. `members`: what of each sample is read besides its image.
 
     `events` gets what indexing found damaged. Raises UserError for a missing or empty set, BadDataError for one with
     more damage than `config.max_bad_rate`.
@@ -70,33 +70,36 @@ def open_sources(
     names: list[str] = []
     sets: list[ShardSet] = []
     for number, source in enumerate(config.sources):
-        files: Files
-        if is_remote(source.path):
-            files = remote = open_remote(source.path, config.cache, heartbeat=heartbeat)
-            manifest = remote.manifest
-        else:
-            node = node_index_folder(str(Path(source.path).resolve()), config.cache)
-            manifest = open_set(source.path, node, heartbeat=heartbeat)
-            files = LocalFiles(manifest)
+        node = node_index_folder(str(Path(source.path).resolve()), config.cache)
+        files = open_files(source.path, config.cache, node, heartbeat)
+        manifest = files.manifest
         name = source.name or manifest.name
         names.append(f"{name}-{number}" if name in names else name)
         if any(shard.sidecar.endswith(SHARD_INDEX_SUFFIX) for shard in manifest.shards):
             _report_damage(index_damage(manifest), manifest.samples, names[-1], config.max_bad_rate, events)
         if manifest.samples == 0:
-            raise BadDataError(
-                f"{source.path}: none of its {len(manifest.shards)} shard(s) holds a sample that can be used"
-            )
+            count = len(manifest.shards)
+            raise BadDataError(f"{source.path}: none of its {count} shard(s) holds a sample that can be used")
         for shard in manifest.shards:
             if shard.samples == 0 and events is not None and not shard.sidecar.endswith(SHARD_INDEX_SUFFIX):
                 events(_damaged(names[-1], shard.name, EMPTY_SHARD, 1))
-        sets.append(ShardSet(manifest, files, keep=config.block_shards + _EXTRA_SHARDS, members=members))
+        sets.append(ShardSet(files, keep=config.block_shards + _EXTRA_SHARDS, members=members))
     return names, sets
+
+
+def open_files(
+    path: str, cache: CacheConfig, index_folder: Path | None, heartbeat: Heartbeat | None = None
+) -> ShardFiles:
+    """Opens the set at a URL or in a folder; a folder without an index is indexed into `index_folder`."""
+    if is_remote(path):
+        return open_remote(path, cache, heartbeat=heartbeat)
+    return LocalFiles(open_set(path, index_folder, heartbeat=heartbeat))
 
 
 def merge_classes(
     sets: Sequence[tuple[str, ...] | None],
 ) -> tuple[tuple[str, ...] | None, list[np.ndarray | None]]:
-    """The categories of several sets, joined by name in order of appearance, and each set's numbers in them.
+    """Joins the categories of several sets by name, in order of appearance; returns each set's numbers in them, too.
 
     sets: each set's categories; None where it has none, or where its labels are left out.
     """
@@ -120,13 +123,11 @@ def _report_damage(
             events(_damaged(name, shard, reason, count))
     found = [item for item in found if item[1] != EMPTY_SHARD]  # an empty shard is no bad sample of its own
     bad = sum(count for _, _, count in found)
-    if bad and too_many(bad, samples + bad, rate):
+    if bad and too_many(bad, seen := samples + bad, rate):
         worst = sorted(found, key=lambda item: -item[2])[:8]
         shards = "; ".join(f"{shard}: {count} x {reason}" for shard, reason, count in worst)
-        raise BadDataError(
-            f"source {name}: {bad} of {samples + bad} samples are damaged, above data.max_bad_rate {rate}: {shards}. "
-            "Look at the shards with `internimage shards verify`, repair or drop them, or raise data.max_bad_rate"
-        )
+        damaged = f"source {name}: {bad} of {seen} samples are damaged, above data.max_bad_rate {rate}"
+        raise BadDataError(f"{damaged}: {shards}. {REMEDY}")
 
 
 def _damaged(source: str, shard: str, reason: str, samples: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From positions to a batch's arrays: locate, read, draw views, write targets, replace what is bad. Runs in workers."""
+"""Fills a batch's arrays: reads samples, draws views, writes targets, replaces bad samples. Runs in workers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _NEAR, _FAR = 8, 24  # replacements tried in the same block, then in the whole s
 
 @dataclass
 class Filled:
-    """What goes with a batch's arrays: a row's sample and its targets' extra, and the faults found on the way."""
+    """The rest of a batch, besides its arrays: each row's sample and its targets' extra, and the faults."""
 
     samples: list[SampleRef]
     extras: list[object]
@@ -55,13 +55,13 @@ class RowFiller:
         self._stream = key(seed, _AUGMENT)  # of all randomness in views
 
     def layout(self, rows: int) -> Layout:
-        """The arrays of a batch."""
+        """Returns the arrays of a batch."""
         views, size = self._config.views, self._config.image_size
         own: Layout = {"views": ((rows, views, size, size, 3), np.uint8), "crops": ((rows, views, 6), np.float32)}
         return own | self._targets.layout(rows)
 
     def chances(self, positions: Integers) -> list[list[float]]:
-        """The hashed numbers of every position's crops."""
+        """Returns the hashed numbers of every position's crops."""
         return uniforms(self._stream, positions, UNIFORMS * self._config.views).tolist()  # type: ignore[no-any-return]
 
     def fill(
@@ -75,8 +75,8 @@ class RowFiller:
         arrays: Arrays,
         filled: Filled,
     ) -> None:
-        """Writes the first of `candidates` that can be used. Those that cannot go to `failed`, which `candidates` may
-        read to give up."""
+        """Writes the first usable one of `candidates`. The others go to `failed`, by which `candidates` may decide to
+        give up."""
         for candidate in candidates:
             try:
                 sample = candidate.read()
@@ -88,8 +88,7 @@ class RowFiller:
         used = candidate.ref()
         filled.samples[row], filled.extras[row] = used, extra
         for bad, fault in failed:
-            ref = bad.ref()
-            filled.faults.append(Fault(position, *ref, fault.reason, fault.detail, (used.shard, used.key)))
+            filled.faults.append(Fault(position, *bad.ref(), fault.reason, fault.detail, (used.shard, used.key)))
         if reason := self._targets.incomplete(sample, self._sources[source]):
             filled.faults.append(Fault(position, *used, reason, "", None))
 
@@ -99,18 +98,16 @@ class RowFiller:
 
     def _draw(self, data: bytes, position: int, chances: list[float], views: np.ndarray, crops: np.ndarray) -> None:
         """Writes the views of an image, uint8 [V, S, S, 3], and their crops, float32 [V, 6]. Raises BadSample."""
-        settings = self._config.augmentation
-
-        def crop(header: Header, view: int) -> Crop:
-            own = chances[view * UNIFORMS : (view + 1) * UNIFORMS]
-            return random_crop(header.width, header.height, own, settings.scale, settings.ratio, settings.flip)
+        rules = self._config.augmentation
+        own = [chances[view * UNIFORMS : (view + 1) * UNIFORMS] for view in range(len(views))]
 
         def choose(header: Header) -> list[Crop]:
-            return [crop(header, view) for view in range(len(views))]
+            size = header.width, header.height
+            return [random_crop(*size, numbers, rules.scale, rules.ratio, rules.flip) for numbers in own]
 
         render_views(data, self._config.max_pixels, choose, views, crops)
         for number, view in enumerate(views):
-            augment(view, settings, self._stream, position, number)
+            augment(view, rules, self._stream, position, number)
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ class BatchBuilder:
     def _candidates(
         self, source: int, index: int, shard: int, row: int, failed: list[tuple[RowCandidate, BadSample]]
     ) -> Iterator[_Indexed]:
-        """The sample of the place, then its replacements: a function of the place alone, near ones first."""
+        """Yields the sample of the place, then its replacements, near ones first: a function of the place alone."""
         order, name, shards = self._order.sources[source], self._names[source], self._sets[source]
         yield _Indexed(name, shards, shard, row)
         for tried in range(_NEAR + _FAR):

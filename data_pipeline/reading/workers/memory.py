@@ -1,5 +1,5 @@
-"""Memory that a process and its workers share, without names: nothing to collide, nothing to leave behind, and no
-/dev/shm whose size a container limits. Works with forked and spawned workers."""
+"""Shares memory between a process and its workers without names: no name can collide or be left behind, and /dev/shm,
+whose size containers limit, is not used. Works with forked and spawned workers."""
 
 import mmap
 import os
@@ -37,24 +37,24 @@ class SharedMemory:
         self.map = mmap.mmap(self._file, self.size)
 
     def close(self) -> None:
-        """Gives the descriptor back; the memory lives on while an array lies in it."""
+        """Closes the descriptor; the memory lives on while an array lies in it."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
 
 def allocate(layout: Layout) -> dict[str, np.ndarray]:
-    """Arrays of this process alone."""
+    """Makes arrays of this process alone."""
     return {name: np.empty(shape, dtype) for name, (shape, dtype) in layout.items()}
 
 
 def slot_bytes(layout: Layout) -> int:
-    """Bytes of one slot holding the arrays of a layout, each aligned."""
+    """Counts the bytes of one slot, which holds the arrays of a layout, each aligned."""
     return sum(_aligned(shape, dtype) for shape, dtype in layout.values())
 
 
 def slot_arrays(memory: SharedMemory, slot: int, layout: Layout) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The slot's bytes as one array, and the arrays in it (views that keep the first alive)."""
+    """Returns the slot's bytes as one array, and the arrays in it: views that keep the first alive."""
     size = slot_bytes(layout)
     whole = np.frombuffer(memory.map, np.uint8, count=size, offset=slot * size)
     arrays, start = {}, 0

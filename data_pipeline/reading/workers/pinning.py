@@ -1,4 +1,4 @@
-"""One batch ahead in a thread, so that page-locking and copying it take no time of the training's."""
+"""Prepares one batch ahead in a thread, so that page-locking costs training no time."""
 
 import queue
 import threading
@@ -58,6 +58,6 @@ class Prefetcher(Generic[_T]):
 
 
 def pinned_prefetcher(items: Iterator[_T], pin: Callable[[_T], _T]) -> Prefetcher[_T]:
-    """With the device of the calling thread: page-locking would make a context on the first GPU for every rank."""
+    """Pins on the device of the calling thread; otherwise every rank would make a context on the first GPU."""
     device = torch.cuda.current_device()
     return Prefetcher(items, pin, lambda: torch.cuda.set_device(device))

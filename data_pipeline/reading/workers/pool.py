@@ -1,4 +1,4 @@
-"""Worker processes that fill batches in shared memory, and hand them on in order.
+"""Runs worker processes that fill batches in shared memory, and hands the batches on in order.
 
     parent:  task (slot, first position) --pipe--> worker: fills the slot --pipe--> parent: a batch over it, not copied
 The slot is free again when the last tensor over it is gone. A task is a pure function, so any worker may do it. Tasks
@@ -32,6 +32,7 @@ from data_pipeline.reading.workers.memory import Arrays, Layout, SharedMemory, s
 
 _SPARE = 2  # slots for batches in the consumer's hands
 _POLL_SECONDS = 1.0
+_OUT_OF_MEMORY = "; signal 9 is mostly the kernel short of memory: lower data.workers or data.prefetch"
 _Name = TypeVar("_Name")
 
 
@@ -92,7 +93,7 @@ class WorkerPool:
         self._finalizer()
 
     def _arrays(self, slot: int) -> Arrays:
-        """The slot's arrays; a copy where the consumer holds on to so many batches that no slot would be left."""
+        """Returns the slot's arrays; a copy where the consumer holds so many batches that no slot would be left."""
         whole, arrays = slot_arrays(self._memory, slot, self._layout)
         if not self._free:
             self._free.append(slot)
@@ -123,14 +124,11 @@ class WorkerPool:
         worker.process.join(5)
         code = worker.process.exitcode
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        hint = (
-            "; signal 9 is mostly the kernel short of memory: lower data.workers or data.prefetch" if code == -9 else ""
-        )
-        return RuntimeError(f"{worker.process.name} died ({how}){hint}")
+        return RuntimeError(f"{worker.process.name} died ({how}){_OUT_OF_MEMORY if code == -9 else ''}")
 
 
 def _end(workers: list[_Worker], memory: SharedMemory) -> None:
-    """Workers hold nothing that a kill could harm: they only read, and the cache writes under temporary names."""
+    """Kills the workers, which is safe: they only read, and the cache writes under temporary names."""
     for worker in workers:
         worker.process.kill()
         worker.pipe.close()
@@ -140,7 +138,7 @@ def _end(workers: list[_Worker], memory: SharedMemory) -> None:
 
 
 def _work(builder: BatchBuilder, memory: SharedMemory, layout: Layout, pipe: Connection, parent: int) -> None:
-    """A worker's life: until its parent closes the pipe, kills it, or is gone."""
+    """Works until the parent closes the pipe, kills the worker, or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a stop request is for the rank, which ends its workers
     torch.set_num_threads(1)
@@ -165,8 +163,8 @@ def _work(builder: BatchBuilder, memory: SharedMemory, layout: Layout, pipe: Con
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, whatever it waits for (siblings hold copies of the pipe's ends, so the
-    pipe does not tell)."""
+    """Ends this process when its parent is gone, whatever it waits for. The pipe alone does not show that: siblings
+    hold copies of its ends."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(0)

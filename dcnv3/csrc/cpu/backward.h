@@ -36,11 +36,36 @@ struct Scratch {
   T* dots;               // of each point, the products with its four pixels
   T *weight, *product;   // the gradient of each point's weight, and that times the weight
   T *offset, *mask;      // the results, before they are narrowed; the mask's a vector longer
+  T *share, *center;     // of each group, with a centre: its share, and the product of the gradient with it
 };
 
-// Write the gradients of one pixel's offsets and logits from the points' products with the four pixels.
+// One group's centre: its share of the output's gradient goes to the value's, and the product of the rest of the output's
+// gradient with the centre is returned.
+template <int L, typename S, typename T>
+DCNV3_HD T scatter_center(const S* grad_output, const S* center, T share, int64_t channels, T* sum) {
+  T product = 0;
+  Vec<T, L> products = {};
+  int64_t c = 0;
+  for (; c + L <= channels; c += L) {
+    const Vec<T, L> grad = load<L>(grad_output + c);
+    products += grad * load<L>(center + c);
+    store<L, T>(sum + c, load<L>(sum + c) + grad * share);
+  }
+  for (int i = 0; i < L; ++i) product += products[i];
+  for (; c < channels; ++c) {
+    const T grad = widen(grad_output[c]);
+    product += grad * widen(center[c]);
+    sum[c] += grad * share;
+  }
+  return product * (1 - share);
+}
+
+// Write the gradients of one pixel's offsets and logits from the points' products with the four pixels, and those of its
+// centre's logits: with o the samples' sum and g the gradient, s (1 - s) (g . x - g . o), whose two products are at hand,
+// times 1 - s already.
 template <typename S, typename P, typename T>
-void write_point_gradients(const Problem& q, const P& points, const Scratch<T>& s, S* grad_offset, S* grad_mask) {
+void write_point_gradients(const PackedProblem& q, const P& points, const Scratch<T>& s, S* grad_offset, S* grad_mask,
+                           S* grad_center) {
   constexpr int L = P::L;
   using V = Vec<T, L>;
   const T scale = T(q.offset_scale);
@@ -69,6 +94,11 @@ void write_point_gradients(const Problem& q, const P& points, const Scratch<T>& 
       for (int i = 0; i < 4; ++i) sum[i] += choose(counts, load<L>(s.product + first[i] + k), as<V>(0));
     }
     const Vec<T, 4> mean = across<Plus, T>(sum[0], sum[1], sum[2], sum[3]);
+    if (q.center) {
+      for (int i = 0; i < 4 && group + i < points.groups; ++i) {
+        narrow(grad_center + group + i, s.share[group + i] * (s.center[group + i] - mean[i]));
+      }
+    }
     for (int i = 0; i < 4; ++i) {
       for (int64_t k = first[i]; k < first[i] + points.points; k += L) {
         store<L, T>(s.mask + k, logit_gradient(q.activation, load<L>(points.p + k), load<L>(s.weight + k), as<V>(mean[i])));
@@ -79,7 +109,7 @@ void write_point_gradients(const Problem& q, const P& points, const Scratch<T>& 
 }
 
 template <typename S, int CP>
-void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_group, int64_t last_group) {
+void backward(const PackedProblem& q, const PackedTensors& t, int64_t image, int64_t first_group, int64_t last_group) {
   using T = Compute<S>;
   constexpr int L = kLanesOf<T, CP>;
   constexpr int B = CP == 0 ? 1 : CP / L;
@@ -90,12 +120,13 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
   P points(q, groups, early_step<CP>(q));
   const int64_t right = points.right * step, down = points.down * step;
   const int64_t room = points.padded + P::L;
-  Arena arena(9 * room * sizeof(T));
+  Arena arena((9 * room + 2 * (groups + P::L)) * sizeof(T));
   Scratch<T> scratch;
   scratch.dots = arena.take<T>(4 * room);
   scratch.offset = arena.take<T>(2 * room);
   for (T** array : {&scratch.weight, &scratch.product, &scratch.mask}) *array = arena.take<T>(room);
   T* const dots = scratch.dots;
+  for (T** array : {&scratch.share, &scratch.center}) *array = arena.take<T>(groups + P::L);
 
   const int64_t places = groups * q.points * int64_t(sizeof(S)), lead = image_lead(q), ahead = page_lead(2 * places);
   const int64_t corner = image * area * all + first_group * channels;  // the first element of these groups
@@ -114,14 +145,23 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
     prefetch<false>(static_cast<const S*>(t.offset) + (pixel + ahead) * q.offset_stride + 2 * first_point, places * 2);
     prefetch<false>(static_cast<const S*>(t.mask) + (pixel + ahead) * q.mask_stride + first_point, places);
     const S* grad_output = static_cast<const S*>(t.grad_output) + pixel * all + first_group * channels;
+    if (q.center) {
+      points.shares(static_cast<const S*>(t.center) + pixel * q.center_stride + first_group, q.batch * q.pixels() - 1 - pixel,
+                    scratch.share);
+      for (int64_t g = 0; g < groups; ++g) {
+        scratch.center[g] = scatter_center<L>(grad_output + g * channels, value + place * all + g * channels,
+                                              scratch.share[g], channels, sum + place * all + g * channels);
+      }
+    }
     for (int64_t g = 0; g < groups; ++g) {
       const S *from = value + g * channels, *grad_from = grad_output + g * channels;
       T* to = sum + g * channels;
+      const T kept = 1 - scratch.share[g];  // of the gradient: all of it without a centre, whose shares are then zeros
       int64_t c = 0;
       for (; c + L * B <= channels; c += L * B) {
         Vec<T, L> grad[B];
 #pragma GCC unroll 16
-        for (int b = 0; b < B; ++b) grad[b] = load<L>(grad_from + c + b * L);
+        for (int b = 0; b < B; ++b) grad[b] = load<L>(grad_from + c + b * L) * kept;
         for (int64_t k = g * q.points; k < (g + 1) * q.points; ++k) {
           const int64_t at = points.corner[k] * step + c;
           const int64_t corners[4] = {at, at + right, at + down, at + down + right};
@@ -131,7 +171,7 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
         }
       }
       for (; c < channels; ++c) {
-        const T grad = widen(grad_from[c]);
+        const T grad = widen(grad_from[c]) * kept;
         for (int64_t k = g * q.points; k < (g + 1) * q.points; ++k) {
           const int64_t at = points.corner[k] * step + c;
           const int64_t corners[4] = {at, at + right, at + down, at + down + right};
@@ -145,8 +185,12 @@ void backward(const Problem& q, const Tensors& t, int64_t image, int64_t first_g
       }
     }
     write_point_gradients<S>(q, points, scratch,
-                             static_cast<S*>(t.grad_offset) + (pixel * q.groups * q.points + first_point) * 2,
-                             static_cast<S*>(t.grad_mask) + pixel * q.groups * q.points + first_point);
+                             static_cast<S*>(t.grad_offset) + pixel * q.grad_offset_stride + 2 * first_point,
+                             static_cast<S*>(t.grad_mask) + pixel * q.grad_mask_stride + first_point,
+                             static_cast<S*>(t.grad_center) + pixel * q.grad_center_stride + first_group);
+    if (last_group == q.groups && q.padding != 0) {
+      __builtin_memset(static_cast<S*>(t.grad_padding) + pixel * q.grad_offset_stride, 0, q.padding * sizeof(S));
+    }
   }
 
   if constexpr (!std::is_same_v<S, T>) {

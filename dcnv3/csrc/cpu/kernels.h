@@ -12,11 +12,11 @@ constexpr int kLanesOf = (CP != 0 && CP < int(DCNV3_VECTOR_BYTES / sizeof(T))) ?
 
 // What a pixel's number is multiplied by: in Points where C' is fixed (with_channels checks that it fits), else on use.
 template <int CP>
-DCNV3_HD int64_t early_step(const Problem& q) {
+DCNV3_HD int64_t early_step(const PackedProblem& q) {
   return CP == 0 ? 1 : q.value_stride;
 }
 template <int CP>
-DCNV3_HD int64_t late_step(const Problem& q) {
+DCNV3_HD int64_t late_step(const PackedProblem& q) {
   return CP == 0 ? q.value_stride : 1;
 }
 
@@ -27,7 +27,7 @@ DCNV3_HD void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, kWrite ? 1 : 0, 2);
 }
 // Pixels ahead: in the image the rows that a kernel spans and its offsets' first pixels; in the rest about a page.
-DCNV3_HD int64_t image_lead(const Problem& q) { return (q.dilation_h * (q.kernel_h - 1) - q.padding_h + 2) * q.width; }
+DCNV3_HD int64_t image_lead(const PackedProblem& q) { return (q.dilation_h * (q.kernel_h - 1) - q.padding_h + 2) * q.width; }
 DCNV3_HD int64_t page_lead(int64_t bytes) { return 4096 / bytes + 1; }
 
 // Sum over the points of weight * share * pixel, for B vectors of L channels. The four pixels are summed apart: no product
@@ -51,13 +51,29 @@ DCNV3_HD void gather(const S* image, const P& points, int64_t first, int64_t las
   for (int b = 0; b < B; ++b) store<L, S>(to + b * L, (s00[b] + s01[b]) + (s10[b] + s11[b]));
 }
 
+// The centre mixed into one group of a pixel: to = to + share * (center - to).
+template <int L, typename S, typename T>
+DCNV3_HD void mix(const S* center, T share, int64_t channels, S* to) {
+  int64_t c = 0;
+  for (; c + L <= channels; c += L) {
+    const Vec<T, L> sampled = load<L>(to + c);
+    store<L, S>(to + c, sampled + (load<L>(center + c) - sampled) * share);
+  }
+  for (; c < channels; ++c) {
+    const T sampled = widen(to[c]);
+    narrow(to + c, sampled + (widen(center[c]) - sampled) * share);
+  }
+}
+
 template <typename S, int CP>
-void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
+void forward(const PackedProblem& q, const PackedTensors& t, int64_t begin, int64_t end) {
   using T = Compute<S>;
   constexpr int L = kLanesOf<T, CP>;
   constexpr int B = CP == 0 ? 1 : (CP / L < 4 ? CP / L : 4);
   const int64_t channels = CP == 0 ? q.group_channels : CP, step = late_step<CP>(q);
   Points<S, false> points(q, q.groups, early_step<CP>(q));
+  Arena arena((q.groups + points.L) * sizeof(T));
+  T* const share = arena.take<T>(q.groups + points.L);
   const int64_t pixels = q.batch * q.pixels(), places = q.groups * q.points * int64_t(sizeof(S));
   const int64_t lead = image_lead(q), ahead = page_lead(2 * places);
   int64_t image = begin / q.pixels(), h = begin % q.pixels() / q.out_width, w = begin % q.out_width;
@@ -69,6 +85,8 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
     prefetch<false>(from + (lead + (h * q.width + w) * q.stride_h) * q.value_stride, q.channels() * int64_t(sizeof(S)));
     prefetch<false>(static_cast<const S*>(t.offset) + (pixel + ahead) * q.offset_stride, places * 2);
     prefetch<false>(static_cast<const S*>(t.mask) + (pixel + ahead) * q.mask_stride, places);
+    if (q.center) points.shares(static_cast<const S*>(t.center) + pixel * q.center_stride, pixels - 1 - pixel, share);
+    const int64_t middle = (h * q.width + w) * q.value_stride;
     for (int64_t g = 0; g < q.groups; ++g, from += channels, to += channels) {
       const int64_t first = g * q.points, last = first + q.points;
       int64_t c = 0;
@@ -83,6 +101,7 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
         }
         narrow(to + c, sum);
       }
+      if (q.center) mix<L>(from + middle, share[g], channels, to);
     }
     if (++w == q.out_width) {
       w = 0;
@@ -95,7 +114,7 @@ void forward(const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
 
 // Calls f(S{}, C') for the problem's channels: the fast sizes, or the general kernel.
 template <typename S, typename F>
-void with_channels(const Problem& q, const F& f) {
+void with_channels(const PackedProblem& q, const F& f) {
   const bool fits = q.height * q.width * q.value_stride < (int64_t(1) << 31);
   switch (fits ? q.group_channels : 0) {
     case 8: return f(S{}, std::integral_constant<int, 8>{});
@@ -107,7 +126,7 @@ void with_channels(const Problem& q, const F& f) {
 }
 
 template <typename F>
-void with_type(Type type, const Problem& q, const F& f) {
+void with_type(Type type, const PackedProblem& q, const F& f) {
   switch (type) {
     case Type::kDouble: return with_channels<double>(q, f);
     case Type::kFloat: return with_channels<float>(q, f);
@@ -116,9 +135,9 @@ void with_type(Type type, const Problem& q, const F& f) {
   }
 }
 
-inline void run_forward(Type type, const Problem& q, const Tensors& t, int64_t begin, int64_t end) {
+inline void run_forward(Type type, const PackedProblem& q, const PackedTensors& t, int64_t begin, int64_t end) {
   with_type(type, q, [&](auto s, auto channels) { forward<decltype(s), channels.value>(q, t, begin, end); });
 }
-inline void run_backward(Type type, const Problem& q, const Tensors& t, int64_t image, int64_t first, int64_t last) {
+inline void run_backward(Type type, const PackedProblem& q, const PackedTensors& t, int64_t image, int64_t first, int64_t last) {
   with_type(type, q, [&](auto s, auto channels) { backward<decltype(s), channels.value>(q, t, image, first, last); });
 }

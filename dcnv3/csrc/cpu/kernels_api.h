@@ -1,16 +1,16 @@
 // The kernels of one instruction set, and the choice among them.
 #pragma once
 
-#include "../problem.h"
+#include "../packed.h"
 
 namespace dcnv3 {
 
 struct CpuKernels {
   const char* name;
   // Output pixels [begin, end), counted over the batch.
-  void (*forward)(Type, const Problem&, const Tensors&, int64_t begin, int64_t end);
+  void (*forward)(Type, const PackedProblem&, const PackedTensors&, int64_t begin, int64_t end);
   // Groups [first, last) of one image.
-  void (*backward)(Type, const Problem&, const Tensors&, int64_t image, int64_t first, int64_t last);
+  void (*backward)(Type, const PackedProblem&, const PackedTensors&, int64_t image, int64_t first, int64_t last);
 };
 
 extern const CpuKernels kBaselineKernels;

@@ -42,7 +42,7 @@ class Points {
   T *hw0, *hw1, *hs0, *hs1, *ww0, *ww1, *ws0, *ws1;  // the two axes (sampling.h), with kGradient
   Index* corner;                                     // number of the first of the four pixels in the image, times `step`
 
-  Points(const Problem& q, int64_t groups_here, int64_t step)
+  Points(const PackedProblem& q, int64_t groups_here, int64_t step)
       : groups(groups_here),
         points(q.points),
         count(groups_here * q.points),
@@ -88,11 +88,17 @@ class Points {
       const bool sigmoid = q_.activation == kSigmoid;
       for (int64_t k = 0; k < count; k += L) {
         const V x = read(mask + k, readable - k);
-        store<L, T>(p + k, sigmoid ? as<V>(1) / (as<V>(1) + exponential(choose(x < as<V>(-88), as<V>(88), -x))) : x);
+        store<L, T>(p + k, sigmoid ? sigmoid_of(x) : x);
       }
     }
     place(T(h * q_.stride_h - q_.padding_h + radius_h_), T(w * q_.stride_w - q_.padding_w + radius_w_), offset,
           pixels_left * q_.offset_stride + 2 * count);
+  }
+
+  // The centre's share of each group of a pixel, from its logits; room for a vector more.
+  void shares(const S* center, int64_t pixels_left, T* to) const {
+    const int64_t readable = pixels_left * q_.center_stride + groups;
+    for (int64_t g = 0; g < groups; g += L) store<L, T>(to + g, sigmoid_of(read(center + g, readable - g)));
   }
 
   // Which lanes of a vector stand for the `left` points that a group still has; the others count for nothing.
@@ -112,6 +118,8 @@ class Points {
     for (int64_t i = 0; i < readable; ++i) v[i] = widen(from[i]);
     return v;
   }
+
+  static V sigmoid_of(V x) { return as<V>(1) / (as<V>(1) + exponential(choose(x < as<V>(-88), as<V>(88), -x))); }
 
   static V lowest() { return as<V>(0) - std::numeric_limits<T>::infinity(); }
 
@@ -199,7 +207,7 @@ class Points {
   static void put(Index* to, Int i) { __builtin_memcpy(to, &i, sizeof(i)); }
 
   Arena arena_;
-  const Problem q_;
+  const PackedProblem q_;
   const Index step_;
   const int64_t radius_h_, radius_w_;
   T *cell_h_, *cell_w_;

@@ -11,7 +11,7 @@ struct Width {
   static constexpr int value = N;
 };
 
-// Whether all channels of a team can move in 128-bit pieces.
+// Whether all channels of a lane group can move in 128-bit pieces.
 template <typename S>
 bool aligned(const Problem& q, const void* a, const void* b) {
   const int64_t n = 16 / static_cast<int64_t>(sizeof(S));
@@ -26,6 +26,23 @@ int with_width(const Problem& q, const void* a, const void* b, const F& f) {
   return f(S{}, Width<1>{});
 }
 
+// f(LanesLog2<L>{}): the published models have 16 or 32 channels a group and 3 by 3 kernels.
+template <int L>
+struct LanesLog2 {
+  static constexpr int value = L;
+};
+template <int N, typename F>
+int with_lanes(const Problem& q, const Plan& plan, const F& f) {
+  if constexpr (N >= 4) {
+    constexpr int sixteen = N == 8 ? 1 : 2;
+    if (q.points == 9 && plan.chunk == 9 && q.group_channels == N << plan.lanes_log2) {
+      if (plan.lanes_log2 == sixteen) return f(LanesLog2<sixteen>{});
+      if (plan.lanes_log2 == sixteen + 1) return f(LanesLog2<sixteen + 1>{});
+    }
+  }
+  return f(LanesLog2<kAny>{});
+}
+
 template <typename F>
 int with_type(Type type, const Problem& q, const void* a, const void* b, const F& f) {
   switch (type) {
@@ -37,11 +54,11 @@ int with_type(Type type, const Problem& q, const void* a, const void* b, const F
   return 0;
 }
 
-inline Arguments make_arguments(const Problem& q, const Tensors& t, const Plan& plan) {
-  Arguments a{};
-  a.q = q, a.t = t, a.team_log2 = plan.team_log2, a.chunk = plan.chunk;
-  a.pairs = q.batch * q.pixels() * q.groups;
-  return a;
+// What launch() comes to, which is not called where CUDA already has an error to tell: that is of an earlier operation.
+template <typename F>
+Status checked(const F& launch) {
+  if (cudaPeekAtLastError() != cudaSuccess) return {static_cast<int>(cudaGetLastError()), true};
+  return {launch(), false};
 }
 
 }  // namespace gpu

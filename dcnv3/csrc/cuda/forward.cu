@@ -3,19 +3,32 @@
 
 namespace dcnv3 {
 namespace gpu {
+namespace {
 
-int launch_forward(Type type, const Problem& q, const Tensors& t, void* stream) {
-  return with_type(type, q, t.value, t.output, [&](auto s, auto width) -> int {
-    using S = decltype(s);
-    const Plan plan = make_plan(q, sizeof(Compute<S>), width.value, false);
-    if (plan.shared > kSharedBytes) return kTooManyPoints;
-    if (plan.blocks == 0) return 0;
-    const Arguments a = make_arguments(q, t, plan);
-    forward_kernel<S, width.value><<<static_cast<unsigned>(plan.blocks), plan.warps * kWarp, plan.shared,
-                                     static_cast<cudaStream_t>(stream)>>>(a);
-    return static_cast<int>(cudaGetLastError());
+template <typename S, int N>
+int run(const PackedProblem& q, const PackedTensors& t, cudaStream_t stream) {
+  const Plan plan = make_plan(q, sizeof(Compute<S>), N, false);
+  if (plan.shared > kSharedBytes) return kTooManyPoints;
+  const Arguments arguments = make_arguments(q, t, plan, sizeof(S), 0);
+  return with_lanes<N>(q, plan, [&](auto lanes) {
+    return for_images<S, S>(arguments, plan, [&](const Arguments& a, unsigned blocks) {
+      forward_kernel<S, N, lanes.value><<<blocks, plan.warps * kWarp, plan.shared, stream>>>(a);
+      return static_cast<int>(cudaGetLastError());
+    });
   });
 }
+
+}  // namespace
+
+Status launch_forward(Type type, const PackedProblem& q, const PackedTensors& t, void* stream) {
+  return checked([&] {
+    return with_type(type, q, t.value, t.output, [&](auto s, auto width) -> int {
+      return run<decltype(s), width.value>(q, t, static_cast<cudaStream_t>(stream));
+    });
+  });
+}
+
+const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 }  // namespace gpu
 }  // namespace dcnv3

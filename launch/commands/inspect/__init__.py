@@ -2,7 +2,7 @@
 
 import typer
 
-from launch.commands.inspect import ablations, batch, checkpoint, loader, search_space, variants
+from launch.commands.inspect import ablations, batch, checkpoint, costs, loader, search_space, variants
 
 app = typer.Typer(
     help="Look at model variants, a run's batches and reading speed, a checkpoint.",
@@ -12,6 +12,7 @@ app = typer.Typer(
 app.command(epilog=f"Example: {variants.EXAMPLE}")(variants.variants)
 app.command("search-space", epilog=f"Example: {search_space.EXAMPLE}")(search_space.search_space)
 app.command(epilog=f"Example: {ablations.EXAMPLE}")(ablations.ablations)
+app.command(epilog=f"Example: {costs.EXAMPLE}")(costs.costs)
 app.command(epilog=f"Example: {batch.EXAMPLE}")(batch.batch)
 app.command(epilog=f"Example: {loader.EXAMPLE}")(loader.loader)
 app.command(epilog=f"Example: {checkpoint.EXAMPLE}")(checkpoint.checkpoint)

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -79,6 +80,14 @@ inline void launch(int64_t blocks, int warps, const std::function<void()>& kerne
 
 }  // namespace emulation
 
+using cudaError_t = int;
+constexpr cudaError_t cudaSuccess = 0;
+namespace emulation {
+inline cudaError_t pending;
+}
+inline cudaError_t cudaPeekAtLastError() { return emulation::pending; }
+inline cudaError_t cudaGetLastError() { return std::exchange(emulation::pending, cudaSuccess); }
+
 inline void __syncwarp() { emulation::yield(); }
 
 template <typename T>
@@ -89,6 +98,34 @@ T __shfl_xor_sync(unsigned, T x, int step) {
   std::memcpy(&x, &emulation::exchanged[lane ^ step], sizeof(T));
   emulation::yield();
   return x;
+}
+
+inline bool __any_sync(unsigned, bool x) {
+  for (int step = 1; step < emulation::kLanes; step *= 2) x = __shfl_xor_sync(0u, x, step) || x;
+  return x;
+}
+
+// The product of tensor cores that tiles.cuh uses, in TF32: the lower 13 bits of a factor do not count.
+inline void multiply_add(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  static float all_a[emulation::kLanes][4], all_b[emulation::kLanes][2];
+  const auto tf32 = [](float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    bits &= 0xffffe000u;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
+  };
+  const int lane = emulation::current, row = lane / 4, quad = lane % 4;
+  for (int i = 0; i < 4; ++i) all_a[lane][i] = tf32(a[i]);
+  for (int i = 0; i < 2; ++i) all_b[lane][i] = tf32(b[i]);
+  emulation::yield();
+  for (int i = 0; i < 4; ++i) {
+    const int half = i / 2, column = 2 * quad + i % 2;
+    for (int k = 0; k < 8; ++k) {
+      c[i] += all_a[4 * row + k % 4][half + 2 * (k / 4)] * all_b[4 * column + k % 4][k / 4];
+    }
+  }
+  emulation::yield();
 }
 
 template <typename T>
@@ -102,6 +139,13 @@ inline unsigned __float_as_uint(float x) {
   std::memcpy(&bits, &x, sizeof(bits));
   return bits;
 }
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 // The 16-bit types, by their bits; rounded to the nearest, ties to even.
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -140,3 +184,4 @@ inline __half __float2half(float x) {
 using std::isfinite;
 using std::max;
 using std::min;
+using std::signbit;

@@ -58,6 +58,7 @@ class MadeUpReader:
     """Random pictures, captions and labels. killed_at: SIGKILL to this process when that step asks for its batch."""
 
     num_classes, epoch_samples, fingerprint = CLASSES, 4096, "made up"
+    classes, sources = None, ()
 
     def __init__(self, config: RunConfig, batch: int | None = None, killed_at: int | None = None) -> None:
         self.config, self.killed_at = config, killed_at

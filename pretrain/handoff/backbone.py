@@ -88,12 +88,12 @@ def load_backbone(
     """Put the weights in `path` into an InternImage; strict: see official.load_state_dict, whose `allow` and
     `head_rows` these are.
 
-    For another set of classes: `allow=("head.",)`; the model then keeps its own classifier.
+    For another set of classes: `allow=("head.",)`; the model then keeps its own classifier, also where the file's has
+    as many rows: what its rows mean, a number of classes does not say.
     """
     state = read_backbone(path, which).state
-    if "head." in allow:
-        own = official.state_dict(model)
-        state = {k: v for k, v in state.items() if not k.startswith("head.") or (k in own and own[k].shape == v.shape)}
+    if "head." in allow and head_rows is None:
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
     return official.load_state_dict(model, state, allow=allow, head_rows=head_rows)
 
 

@@ -96,6 +96,10 @@ def test_a_pooled_head_trained_with_supervision_is_exported_with_its_running_sta
 def test_a_new_classifier_keeps_its_own_weights_and_everything_else_is_loaded(fake_run, tmp_path):
     run, weights = fake_run()
     written = export(run, "safetensors", tmp_path / "model.safetensors")
+    same = create_model("custom", **read_backbone(written).arguments)
+    head = same.head.weight.clone()
+    load_backbone(same, written, allow=("head.",))
+    assert torch.equal(same.head.weight, head), "as many classes are not the same classes"
     model = create_model("custom", **{**read_backbone(written).arguments, "num_classes": 7})
     head = model.head.weight.clone()
     with pytest.raises(UserError, match=r"head\.weight is \[5, 32\] in the file, \[7, 32\] in the model"):

@@ -222,13 +222,13 @@ def test_pretrained_weights_go_through_the_filter_as_for_timms_own_models(golden
 
 
 @pytest.mark.parametrize("way", [{}, {"features_only": True}, {"num_classes": 3}], ids=str)
-@pytest.mark.parametrize("layout", ["prefixed", "own", "halved"])
+@pytest.mark.parametrize("layout", ["renamed", "own", "halved"])
 def test_pretrained_weights_that_would_leave_a_part_at_random_are_refused_in_every_way_of_loading(
     layout, way, golden_t, tmp_path
 ):
     arguments = {**{k: v for k, v in golden_t.arguments.items() if k != "num_classes"}, "drop_path_rate": 0.0}
-    if layout == "prefixed":
-        state, named = {f"backbone.{key}": value for key, value in golden_t.state.items()}, "missing: stem.conv1.weight"
+    if layout == "renamed":
+        state, named = {f"x{key}": value for key, value in golden_t.state.items()}, "missing: stem.conv1.weight"
     elif layout == "own":
         state, named = golden_t.build().state_dict(), "unexpected: stages.4.norm.weight"
         state["stages.4.norm.weight"] = state.pop("stages.3.norm.weight")
@@ -240,6 +240,16 @@ def test_pretrained_weights_that_would_leave_a_part_at_random_are_refused_in_eve
     with pytest.raises(UserError, match=re.escape(named)) as error:
         timm.create_model("internimage_t", pretrained=True, pretrained_cfg_overlay=overlay, **{**arguments, **way})
     assert len(str(error.value).splitlines()) < 30
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["official", "own"])
+def test_the_prefix_of_a_wrapper_is_no_hindrance(own, golden_t, tmp_path):
+    state = golden_t.build().state_dict() if own else golden_t.state
+    torch.save({"state_dict": {f"module.backbone.{key}": v for key, v in state.items()}}, tmp_path / "weights.pth")
+    arguments = {**{k: v for k, v in golden_t.arguments.items() if k != "num_classes"}, "drop_path_rate": 0.0}
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 10}
+    model = timm.create_model("internimage_t", pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    assert all(torch.equal(value, golden_t.build().state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_layer_decay_counts_each_norm_with_the_block_that_it_follows():

@@ -223,3 +223,25 @@ def test_the_operators_steps_need_torch_alone(tmp_path: Path) -> None:
     assert list(found) == ["prepare", "tests", "kernels", "ceilings", "counters", "sanitizer", "beside"]
     assert {its["outcome"] for its in found.values()} <= {"ok", "not here"} and found["tests"]["outcome"] == "ok"
     assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+def test_runs_over_made_up_batches_are_read_as_any_run(load: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    from pretrain.training import run
+
+    runs, output = load("training_runs"), tmp_path / "run"
+    assert run(runs.made_up(runs.tiny(stop_after=2)), output) == 75
+    found = load("zero_stages").curve_of(output)
+    assert len(set(found.losses)) == 2 and found.weights.keys() == found.average.keys()
+
+
+def test_the_memory_step_trains_without_leaving_a_checkpoint(
+    load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain.training.distributed import join
+
+    monkeypatch.setenv("CHECK_OUT", str(tmp_path / "results.json"))
+    load("model_memory").rows_of("H", join(60.0), tmp_path / "H", tiny=True)
+    rows = json.loads((tmp_path / "results.json").read_text())["steps"]["memory"]["rows"]
+    assert [(row["batch"], row["recompute"]) for row in rows] == [(2, "blocks"), (4, "blocks")]
+    assert all(row["predicted_gb"] > 0 and row["two_steps_s"] > 0 for row in rows)
+    assert not list((tmp_path / "H").rglob("step-*"))

@@ -15,6 +15,7 @@ import torch
 
 from data_pipeline.reading import Batch, DataConfig, ImageTextTargets, Targets
 from data_pipeline.reading.faults import FaultLog
+from data_pipeline.reading.storage.sources import SourceRecord
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.configuration.schema import ModelConfig
 from pretrain.tasks.pretraining.module import PretrainingModule
@@ -58,7 +59,8 @@ class MadeUpReader:
     """Random pictures, captions and labels. killed_at: SIGKILL to this process when that step asks for its batch."""
 
     num_classes, epoch_samples, fingerprint = CLASSES, 4096, "made up"
-    classes, sources = None, ()
+    classes: tuple[str, ...] | None = None
+    sources: tuple[SourceRecord, ...] = ()
 
     def __init__(self, config: RunConfig, batch: int | None = None, killed_at: int | None = None) -> None:
         self.config, self.killed_at = config, killed_at

@@ -68,7 +68,7 @@ def normalize(views: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
     out = torch.empty(rows.shape, dtype=dtype, device=views.device)
     # A CPU takes image by image: the floats between the two steps then stay in its cache.
     part = 1 if views.device.type == "cpu" else max(1, len(rows))
-    for source, target in zip(torch.split(rows, part), torch.split(out, part), strict=True):
+    for source, target in zip(rows.split(part), out.split(part), strict=True):
         torch.addcmul(shift, source.float(), scale, out=target)
     return out.view(views.shape).permute(0, 3, 1, 2)
 

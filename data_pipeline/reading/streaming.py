@@ -77,7 +77,7 @@ class Streams:
             for row, (position, source) in enumerate(zip(positions.tolist(), chosen, strict=True)):
                 failed: list[tuple[RowCandidate, BadSample]] = []
                 candidates = self._candidates(source, streams[source], failed)
-                self._filler.fill(row, position, source, chances[row], candidates, failed, arrays, filled)
+                self._filler.fill(row, position, source, chances[row].tolist(), candidates, failed, arrays, filled)
                 filled.samples[row] = filled.samples[row]._replace(shard="")  # a command is no shard
                 filled.faults += self._damage[source].take(position, self._names[source])
             self._filler.finish(arrays, filled)

@@ -60,9 +60,9 @@ class RowFiller:
         own: Layout = {"views": ((rows, views, size, size, 3), np.uint8), "crops": ((rows, views, 6), np.float32)}
         return own | self._targets.layout(rows)
 
-    def chances(self, positions: Integers) -> list[list[float]]:
-        """Returns the hashed numbers of every position's crops."""
-        return uniforms(self._stream, positions, UNIFORMS * self._config.views).tolist()  # type: ignore[no-any-return]
+    def chances(self, positions: Integers) -> np.ndarray:
+        """Returns the hashed numbers of every position's crops, float64 [positions, UNIFORMS V]."""
+        return uniforms(self._stream, positions, UNIFORMS * self._config.views)
 
     def fill(
         self,
@@ -142,7 +142,7 @@ class BatchBuilder:
         for i in np.lexsort((located.row, located.shard, sources)).tolist():  # shard by shard, in file order
             source, failed = int(sources[i]), list[tuple[RowCandidate, BadSample]]()
             candidates = self._candidates(source, int(indices[i]), int(located.shard[i]), int(located.row[i]), failed)
-            self._filler.fill(i, int(positions[i]), source, chances[i], candidates, failed, arrays, filled)
+            self._filler.fill(i, int(positions[i]), source, chances[i].tolist(), candidates, failed, arrays, filled)
         self._filler.finish(arrays, filled)
         return filled
 

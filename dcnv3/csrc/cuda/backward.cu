@@ -15,11 +15,13 @@ unsigned blocks_for(int64_t count) {
   return static_cast<unsigned>(blocks < 4096 ? (blocks > 0 ? blocks : 1) : 4096);
 }
 
-// DCNV3_CUDA_TILES=0 leaves them out, so that they can be measured; read once.
+// Whether the device's tensor cores have TF32, and tiles are not left out to be measured (DCNV3_CUDA_TILES=0, read once).
 bool tiles_wanted() {
-  static const char* text = std::getenv("DCNV3_CUDA_TILES");
-  static const bool wanted = text == nullptr || text[0] != '0';
-  return wanted;
+  static const char* const text = std::getenv("DCNV3_CUDA_TILES");
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 8 && (text == nullptr || text[0] != '0');
 }
 
 // `Sum` is float or double (t.sum may be the gradient itself), or Fixed.

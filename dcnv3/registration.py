@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from dcnv3.geometry import Geometry
 from dcnv3.reference import dcnv3_reference, mix, packed_reference, unpack
@@ -72,6 +73,8 @@ def _fake_backward(_grad_output: torch.Tensor, *arguments: Any) -> tuple[torch.T
 def _with_gradient(operator: _Operator) -> Callable[..., torch.Tensor]:
     # torch.library.register_autograd does the same in three times the time, more than small maps take to compute.
     def kernel(*arguments: Any) -> torch.Tensor:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return operator.definition(*arguments)  # torch.func's transforms and forward mode need PyTorch's own steps
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             return _Forward.apply(operator, arguments[operator.tensors :], *arguments[: operator.tensors])
         with _BelowAutograd():

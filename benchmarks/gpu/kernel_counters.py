@@ -1,4 +1,4 @@
-"""Nsight Compute's counters of both kernels at two stages, bf16: rows of the results, and OUT/ncu.csv whole.
+"""Nsight Compute's counters of the kernels at two stages, bf16: rows of the results, and OUT/ncu.csv whole.
 
 Run with --calls it makes the calls that are profiled; else it runs itself so under `ncu`. Clocks are left as they are.
 """
@@ -73,7 +73,7 @@ def calls() -> None:
 def profile(report: Path, asked: list[str], limit: float) -> str:
     """Run the calls under ncu; what it printed. TimeoutExpired after `limit` seconds."""
     command = ["ncu", "--clock-control", "none", "-f", "-o", str(report)]
-    command += ["--kernel-name", "regex:^(forward_kernel|backward_kernel)$"]
+    command += ["--kernel-name", "regex:^(forward|backward|tile)_kernel$"]
     for section in SECTIONS:
         command += ["--section", section]
     if asked:
@@ -134,9 +134,11 @@ def main() -> None:
     if out:
         Path(out).with_name("ncu.csv").write_text(text)
     kernels = rows(text)
-    said = []
-    for place, kernel in enumerate(kernels):
-        row = CASES[min(place // 2, len(CASES) - 1)].about() | chosen(kernel)
+    said: list[str] = []
+    passed = -1  # a case begins with its forward kernel; its backward has one kernel or, with tiles, two
+    for kernel in kernels:
+        passed += "forward" in kernel.get("Kernel Name", "")
+        row = CASES[min(passed, len(CASES) - 1)].about() | chosen(kernel)
         record(STEP, row)
         time = row.get("ns")
         said.append(

@@ -7,7 +7,7 @@ import re
 # The first pattern that a kernel's name matches says its kind: names of libraries first, then what an elementwise
 # kernel of PyTorch computes, which stands in its template arguments.
 KINDS = (
-    ("dcnv3 backward", r"dcnv3\S*backward|dcnv3\S*(finish|bound)_kernel|\b_backward_kernel"),
+    ("dcnv3 backward", r"dcnv3\S*backward|dcnv3\S*(tile|finish|bound)_kernel|\b_backward_kernel"),
     ("dcnv3 forward", r"dcnv3\S*forward|\b_forward_kernel"),
     ("compiled", r"^triton_"),
     ("depthwise convolution", r"2d_c1_k1_nhwc|[Dd]epthwise"),

@@ -183,7 +183,7 @@ def test_a_sanitizer_is_believed_after_all_calls_alone(
     assert (row["errors"], row["all_calls_made"]) == (errors, whole)
 
 
-def test_the_counters_of_four_kernels_are_rows_and_a_file(
+def test_the_counters_of_every_kernel_are_rows_and_a_file(
     load: Callable[[str], ModuleType],
     tool: Callable[[str, str], None],
     results: Callable[[str], list[dict[str, Any]]],
@@ -191,7 +191,8 @@ def test_the_counters_of_four_kernels_are_rows_and_a_file(
 ) -> None:
     """Also where the first form is refused for a counter that this ncu does not know."""
     lines = ['"ID","Kernel Name","gpu__time_duration.sum","launch__registers_per_thread"', '"","","ns","register"']
-    lines += [f'"{n}","{"forward" if n % 2 == 0 else "backward"}_kernel","{1000 * (n + 1)}","40"' for n in range(4)]
+    names = ["forward", "backward", "tile", "forward", "backward"]
+    lines += [f'"{n}","{name}_kernel","{1000 * (n + 1)}","40"' for n, name in enumerate(names)]
     (tmp_path / "page.csv").write_text("\n".join(lines))
     tool(
         "ncu",
@@ -204,8 +205,9 @@ def test_the_counters_of_four_kernels_are_rows_and_a_file(
     assert [(row["model"], row["kernel"], row["ns"]) for row in rows] == [
         ("T", "forward_kernel", 1000),
         ("T", "backward_kernel", 2000),
-        ("H", "forward_kernel", 3000),
-        ("H", "backward_kernel", 4000),
+        ("T", "tile_kernel", 3000),
+        ("H", "forward_kernel", 4000),
+        ("H", "backward_kernel", 5000),
     ]
     assert (tmp_path / "ncu.csv").read_text() == "\n".join(lines)
 

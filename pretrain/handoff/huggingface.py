@@ -36,13 +36,17 @@ __all__ = ["DCNv3"]
 _PLAIN_OPERATOR = '''"""The operator in plain PyTorch."""
 
 from .dcnv3_geometry import check_tensors, make_geometry
-from .dcnv3_reference import dcnv3_reference
+from .dcnv3_reference import dcnv3_reference, packed_reference
 
 
 def dcnv3(value, offset, mask, *, backend=None, **options):
     geometry = make_geometry(**options)
     check_tensors(value, offset, mask, geometry)
     return dcnv3_reference(value, offset, mask, geometry)
+
+
+def packed_dcnv3(value, packed, geometry, *, center, backend=None):
+    return packed_reference(value, packed, geometry, center)
 '''
 
 

@@ -2,6 +2,7 @@
 offset is zero).
 """
 
+import ast
 import importlib.util
 import json
 import os
@@ -52,9 +53,16 @@ def hugging_face(tmp_path_factory):
 def test_the_code_of_the_folder_imports_nothing_that_it_does_not_carry():
     files = remote_code()
     for name, text in files.items():
-        for module in re.findall(r"^\s*from (\S+) import", text, re.MULTILINE):
-            assert not module.startswith(("pretrain", "data_pipeline")), f"{name} imports {module}"
-            assert not module.startswith(".") or f"{module[1:]}.py" in files, f"{name} imports {module}"
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if not node.level:
+                assert not str(node.module).startswith(("pretrain", "data_pipeline")), f"{name} imports {node.module}"
+                continue
+            carried = files[f"{node.module}.py"]
+            for alias in node.names:
+                defined = rf"^\s*(def|class) {alias.name}\b|^{alias.name}\b.*=|import .*\b{alias.name}\b"
+                assert re.search(defined, carried, re.MULTILINE), f"{name} imports {alias.name} of {node.module}"
 
 
 @pytest.mark.parametrize("name", ["t_like", "l_like", "h_like"])

@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*.h dcnv3/csrc/*/*)
 
-.PHONY: demo test test-slow lint wheelhouse clean
+.PHONY: demo test test-slow test-long lint wheelhouse clean
 
 ## demo: install, build, and walk the whole way on the embedded set (about ten minutes on two CPU cores)
 demo: $(VENV)/.installed
@@ -23,6 +23,10 @@ test: $(VENV)/.installed-dev
 ## test-slow: the tests that take minutes each, a quarter of an hour in all; TESTS chooses among them
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow $(TESTS)
+
+## test-long: what CI has no time for; date, commit and result of each test's last run stand in tests/long_runs.json
+test-long: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m long --record-runs tests/long_runs.json $(TESTS)
 
 ## lint: style and types
 lint: $(VENV)/.installed-dev

@@ -1,7 +1,10 @@
 """What every test stands on."""
 
 import importlib
+import json
 import signal
+import subprocess
+from datetime import UTC, datetime
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +14,26 @@ import pytest
 # A shell starts background commands with SIGINT ignored, children inherit that, and tests that send it wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-runs", type=Path, help="a JSON file that keeps each test's last date, commit and result")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Writes the tests that ran just now into the file; what it says of other tests stays."""
+    file: Path | None = config.getoption("--record-runs")
+    if file is None:
+        return
+    git = ["git", "-C", str(config.rootpath), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    day = datetime.now(UTC).date().isoformat()
+    runs = json.loads(file.read_text()) if file.exists() else {}
+    for result in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(result):
+            seconds = round(report.duration)
+            runs[report.nodeid] = {"date": day, "commit": commit, "result": result, "seconds": seconds}
+    file.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.fixture

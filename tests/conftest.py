@@ -4,8 +4,8 @@ import importlib
 import json
 import signal
 import subprocess
-from datetime import UTC, datetime
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 

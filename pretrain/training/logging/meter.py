@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.kinds import LOSS, WEIGHTED
 
 R = TypeVar("R")
-
-
-LOSS, WEIGHTED = "loss/", "weighted/"  # a part as its objective gives it; the same as it counts in the total
 
 
 class MeterState(TypedDict):

@@ -161,8 +161,12 @@ def _options(job: SlurmJob) -> list[str]:
 
 
 def _escaped(value: str) -> str:
-    """As sbatch reads the words of a #SBATCH line: a backslash makes the next character an ordinary one."""
-    return "".join(c if c.isalnum() or c in "_-./=:,%@+[]" or ord(c) > 127 else f"\\{c}" for c in value)
+    """As sbatch reads the words of a #SBATCH line: in double quotes, where a backslash makes a character ordinary. It
+    expands nothing there.
+    """
+    if all(character.isalnum() or character in "_-./=:,%@+[]" for character in value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _preparation(job: SlurmJob) -> list[str]:
@@ -173,9 +177,10 @@ def _preparation(job: SlurmJob) -> list[str]:
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"',
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch',
         f'export WORD={logs}/.word-"$SLURM_JOB_ID" PER_NODE={job.ranks_per_node} CORES_NEEDED={job.cpus_per_rank or 0}',
-        f"export RANK_LOGS={logs if job.run else ''} START=$((${{SLURM_RESTART_COUNT:-0}} * 100))",
+        f"export RANK_LOGS={logs if job.run else chr(39) * 2} START=$((${{SLURM_RESTART_COUNT:-0}} * 100))",
         *job.setup,
-        f"run={shlex.quote(job.run or '')} script={shlex.quote(job.script)} history={shlex.quote(history)}",
+        f"run={shlex.quote(job.run or '')} history={shlex.quote(history)}",
+        *([] if job.array else [f"script={shlex.quote(job.script)}"]),
         f"needed={job.nodes} spares={job.spare_nodes} avoid='' excluded={shlex.quote(','.join(job.user_excluded))}",
     ]
     return lines

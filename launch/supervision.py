@@ -160,11 +160,12 @@ def _explain(ended: Sequence[Member], code: int) -> None:
     say(f"{guilty[0].name} {cause}")
     words = guilty[0].last_words()
     if words:
-        print(f"the end of {guilty[0].log}:\n{words}", file=sys.stderr, flush=True)
+        say(f"the end of {guilty[0].log}:\n{words}")
 
 
 def say(message: str) -> None:
-    """One line of the launcher's own on standard error."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h")  # a killed progress bar leaves the cursor hidden
-    print(f"internimage: {message}", file=sys.stderr, flush=True)
+    """One line of the launcher's own on standard error; lost where nobody reads it any more."""
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")  # a killed progress bar leaves the cursor hidden
+        print(f"internimage: {message}", file=sys.stderr, flush=True)

@@ -81,11 +81,14 @@ class EmaConfig(Section):
 class PolicyConfig(Section):
     """What happens when a step or a rank goes wrong."""
 
-    max_skipped: int = Field(10, ge=0, description="non-finite steps skipped in a row before the run gives up (4)")
+    max_skipped: int = Field(
+        10, ge=0, description="steps not applied in a row, non-finite or spikes, before a rollback"
+    )
     spike_factor: float | None = Field(
         5.0, gt=1, description="loss over its running median, and 1 above it, that counts as a spike; null: none does"
     )
-    rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint before the run gives up (4)")
+    rollbacks: int = Field(3, ge=0, description="returns to a checkpoint, in a window, before the run gives up (4)")
+    rollback_window: int = Field(2000, ge=1, description="steps in which rollbacks count together")
     hang_seconds: float = Field(1800.0, gt=0, description="a step longer than this dumps all stacks and ends the run")
     grace_seconds: float = Field(60.0, gt=0, description="time allowed to save after a stop request")
 

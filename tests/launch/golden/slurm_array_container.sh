@@ -13,8 +13,8 @@ export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch
 export WORD=./.word-"$SLURM_JOB_ID" PER_NODE=1 CORES_NEEDED=0
-export RANK_LOGS= START=$((${SLURM_RESTART_COUNT:-0} * 100))
-run='' script=slurm.sh history=./.restarts.jsonl
+export RANK_LOGS='' START=$((${SLURM_RESTART_COUNT:-0} * 100))
+run='' history=./.restarts.jsonl
 needed=1 spares=1 avoid='' excluded=''
 # The nodes to use: of the job's, those that are up and not to be avoided. Spare ones stand at the end.
 healthy() {

@@ -20,7 +20,8 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it
 export WORD=/runs/h/logs/.word-"$SLURM_JOB_ID" PER_NODE=8 CORES_NEEDED=12
 export RANK_LOGS=/runs/h/logs START=$((${SLURM_RESTART_COUNT:-0} * 100))
 module load cuda/13
-run=/runs/h script=/runs/h/slurm.sh history=/runs/h/restarts.jsonl
+run=/runs/h history=/runs/h/restarts.jsonl
+script=/runs/h/slurm.sh
 needed=16 spares=0 avoid='' excluded=''
 # The nodes to use: of the job's, those that are up and not to be avoided. Spare ones stand at the end.
 healthy() {

@@ -178,7 +178,7 @@ def _score_columns(catalogue: Catalogue, scores: Path) -> tuple[list[str], list[
         names = [str(row[0]) for row in run(f"describe select * from read_parquet({quoted(str(scores))})").fetchall()]
     except duckdb.Error as error:
         raise UserError(f"--scores {scores} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    columns = [name for name in ("key", "sha256", "url") if name in names][:1]
+    columns: list[str] = [name for name in ("key", "sha256", "url") if name in names][:1]
     if not columns:
         raise UserError(f"--scores {scores} has no column key, sha256 or url to join by; it has {first_ten(names)}")
     if columns == ["key"] and "shard" in names:
@@ -223,12 +223,14 @@ def _judge(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> N
 
 def _waterfall(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> tuple[int, list[Fall]]:
     run = catalogue.connection.execute
-    alone = ", ".join(f"count_if({_refuses(rule, keep_unknown)})" for rule in rules)
+    alone = ", ".join(f"count(*) filter (where {_refuses(rule, keep_unknown)})" for rule in rules)
     counted = run(f"select count(*), {alone} from described").fetchone()
     assert counted is not None
     refused = {
         rule: (count, unknown)
-        for rule, count, unknown in run("select rule, count(*), count_if(unknown) from refused group by 1").fetchall()
+        for rule, count, unknown in run(
+            "select rule, count(*), count(*) filter (where unknown) from refused group by 1"
+        ).fetchall()
     }
     left = rows = int(counted[0])
     falls = []

@@ -178,7 +178,8 @@ def _score_columns(catalogue: Catalogue, scores: Path) -> tuple[list[str], list[
         names = [str(row[0]) for row in run(f"describe select * from read_parquet({quoted(str(scores))})").fetchall()]
     except duckdb.Error as error:
         raise UserError(f"--scores {scores} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    columns: list[str] = [name for name in ("key", "sha256", "url") if name in names][:1]
+    columns = [name for name in names if name in ("key", "sha256", "url")]
+    columns = sorted(columns, key=("key", "sha256", "url").index)[:1]
     if not columns:
         raise UserError(f"--scores {scores} has no column key, sha256 or url to join by; it has {first_ten(names)}")
     if columns == ["key"] and "shard" in names:

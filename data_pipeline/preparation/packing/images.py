@@ -161,7 +161,7 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
         with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
             stays = may_stay and _is_plain(image, data, header.format)
             if shrinks and header.format == "jpeg":  # CMYK, and JPEGs with faults that do no harm
-                image.draft(None, (2 * width, 2 * height))  # type: ignore[operator]
+                image.draft(None, (2 * width, 2 * height))
             image.load()
             if stays:
                 return Prepared(data, kept, header.format, *image.size)

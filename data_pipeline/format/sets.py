@@ -1,7 +1,7 @@
 """Opens a set: by its manifest, or, where somebody else made the shards, by indexing them once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from data_pipeline.callbacks import Heartbeat, ProgressCallback
 from data_pipeline.durable import file_lock, file_sha256
 from data_pipeline.errors import UserError
-from data_pipeline.executors.processes import ordered_map
 from data_pipeline.format import sidecar
 from data_pipeline.format.index import index_shard
 from data_pipeline.format.manifest import (
@@ -28,6 +27,9 @@ from data_pipeline.format.manifest import (
 # img2dataset puts a Parquet file of its own beside a shard, 00000.parquet; an index must not take its name.
 SHARD_INDEX_SUFFIX = ".index.parquet"
 _ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry, kept before there is a manifest
+
+Indexed = tuple[ShardEntry, dict[int, str]]  # a shard's entry, and the names of its labels
+ShardMap = Callable[[Callable[[Path], Indexed], Iterable[Path]], Iterator[Indexed]]
 
 
 def open_set(
@@ -57,13 +59,14 @@ def index_set(
     index_folder: Path,
     *,
     force: bool = False,
-    workers: int = 1,
+    each: ShardMap = map,
     progress: ProgressCallback | None = None,
     heartbeat: Heartbeat | None = None,
 ) -> Manifest:
     """Indexes every `*.tar` of `folder` that has no current index in `index_folder`, and writes the manifest there.
 
-    Classes are numbered as before; labels that are new (the set grew) extend them. `workers`: processes.
+    Classes are numbered as before; labels that are new (the set grew) extend them. `each` maps over
+    the shards in their order: in this process, or in several.
     """
     folder, index_folder = Path(folder), Path(index_folder)
     if not folder.is_dir():
@@ -77,7 +80,7 @@ def index_set(
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
         with file_lock(index_folder / ".index.lock", heartbeat=heartbeat):
-            return _index(folder, index_folder, shards, force, workers, progress, heartbeat)
+            return _index(folder, index_folder, shards, force, each, progress, heartbeat)
     except OSError as error:
         raise UserError(
             f"the index of {folder} cannot be written to {index_folder} ({error.strerror}); "
@@ -113,7 +116,7 @@ def _index(
     index_folder: Path,
     shards: list[Path],
     force: bool,
-    workers: int,
+    each: ShardMap,
     progress: ProgressCallback | None,
     heartbeat: Heartbeat | None,
 ) -> Manifest:
@@ -122,7 +125,7 @@ def _index(
     entries = []
     names: dict[int, str] = {}
     work = partial(_indexed, index_folder=index_folder, known={} if force else known, force=force)
-    for done, (entry, mine) in enumerate(ordered_map(work, shards, workers)):
+    for done, (entry, mine) in enumerate(each(work, shards)):
         entries.append(entry)
         names = mine | names
         if progress is not None:
@@ -136,9 +139,7 @@ def _index(
     return _read(folder, index_folder)
 
 
-def _indexed(
-    path: Path, *, index_folder: Path, known: dict[str, ShardEntry], force: bool
-) -> tuple[ShardEntry, dict[int, str]]:
+def _indexed(path: Path, *, index_folder: Path, known: dict[str, ShardEntry], force: bool) -> Indexed:
     """Indexes one shard, unless its index is current; returns its entry and the names of its labels."""
     index = index_folder / (path.stem + SHARD_INDEX_SUFFIX)
     entry = known.get(path.name)

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.executors.processes import ordered_map
 from data_pipeline.format import index_set, index_shard, open_set
 from data_pipeline.format.labels import LARGEST_CLASS_COUNT, InvalidLabelError, read_label
 
@@ -55,7 +57,10 @@ def test_a_set_that_grew_has_its_classes_extended(make_picture: Callable, pack_s
 def test_workers_index_as_one_process_does(make_picture: Callable, pack_shard: Callable, tmp_path: Path) -> None:
     for n in range(3):
         folder = pack_shard({"a.jpg": make_picture(n), "a.cls": str(n).encode()}, f"{n:05d}.tar").parent
-    alone, together = index_set(folder, tmp_path / "1"), index_set(folder, tmp_path / "2", workers=2)
+    alone, together = (
+        index_set(folder, tmp_path / "1"),
+        index_set(folder, tmp_path / "2", each=partial(ordered_map, workers=2)),
+    )
     assert (alone.shards, alone.classes) == (together.shards, together.classes) and alone.classes == ("0", "1", "2")
 
 

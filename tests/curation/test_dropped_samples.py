@@ -150,6 +150,7 @@ def test_decisions_about_foreign_shards_outlive_a_new_index(pictures: Path, tmp_
     index_set(foreign, foreign, force=True)
     assert [(row["key"], row["status"], row["reason"], row["sha256"]) for row in all_rows(foreign)] == decided
     assert verify(foreign).sound and read_manifest(foreign).history == before.history
+    assert [entry.slots for entry in read_manifest(foreign).shards] == [entry.slots for entry in before.shards]
 
 
 @pytest.mark.parametrize("status", ["dropped", pytest.param("erased", marks=pytest.mark.slow)])

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.format import Manifest, ShardEntry, slot_rows
-from data_pipeline.format.sidecar import PACKED
+from data_pipeline.format.sidecar import HARMLESS_NOTES, PACKED
 from data_pipeline.format.ustar import BLOCK_BYTES, TarMember, walk
 from data_pipeline.reading.decode.pixels import BadSample, DroppedSample
 
@@ -72,7 +72,7 @@ class _Index:
         return cls(
             keys=_column(rows, "key"),
             captions=_column(rows, "caption"),
-            notes={n: reason for n, reason in reasons if used[n]},
+            notes={n: reason for n, reason in reasons if used[n] and reason not in HARMLESS_NOTES},
             dropped={n: reason for n, reason in reasons if not used[n]},
             labels=numbers("label"),
             offsets=numbers("image_offset"),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.durable import atomic_file
 from data_pipeline.errors import BadDataError
+from data_pipeline.format.labels import LABEL_INVALID
 
 PACKED = "packed"
 REJECTED = "rejected"
@@ -29,7 +30,7 @@ SIDECAR_SCHEMA = pa.schema(
         pa.field("label", pa.int32()),
         pa.field("image_offset", pa.int64()),
         pa.field("image_size", pa.int64()),
-        pa.field("image_format", pa.string()),  # by content: jpeg | png | webp | gif | bmp | tiff
+        pa.field("image_format", pa.string()),  # by content: jpeg | png | webp | gif | bmp | tiff | avif
         pa.field("text_offset", pa.int64()),
         pa.field("text_size", pa.int64()),
         pa.field("json_offset", pa.int64()),
@@ -38,9 +39,15 @@ SIDECAR_SCHEMA = pa.schema(
 )
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Makes a table of `SIDECAR_SCHEMA` from dictionaries; missing entries are null."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SIDECAR_SCHEMA)
+# What a packed sample's reason says of a sample that is good for training all the same.
+END_MARKER_ADDED = "end_marker_added"  # a JPEG that lacked only its end marker has it now
+HARMLESS_NOTES = frozenset({END_MARKER_ADDED, LABEL_INVALID})
+
+
+def table(rows: Iterable[Mapping[str, Any]], further: pa.Schema | None = None) -> pa.Table:
+    """Makes a table of `SIDECAR_SCHEMA`, and of the columns `further`, from dictionaries; missing entries are null."""
+    schema = SIDECAR_SCHEMA if further is None else pa.schema([*SIDECAR_SCHEMA, *further])
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
 
 
 def write_sidecar(path: Path, rows: pa.Table) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from reading_sets import picture
 from scipy.ndimage import gaussian_filter
 
@@ -279,3 +279,56 @@ def test_erasing_fills_a_box_of_its_area():
     rows, columns = np.flatnonzero(view.any((1, 2))), np.flatnonzero(view.any((0, 2)))
     area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     assert 0.28 < area / 64**2 < 0.36 and view[rows[0] : rows[-1], columns[0] : columns[-1]].std() > 60
+
+
+def turned(kind: str, place: str) -> bytes:
+    """A 32 x 16 picture that is to be turned by a quarter; `place`: where the file says so."""
+    image, exif = opened(picture(4, size=(32, 16))), Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    options = {"exif": {"exif": exif}, "xmp": {"xmp": xmp}, "late": {"exif": exif, "icc_profile": bytes(200_000)}}[
+        place
+    ]
+    file = io.BytesIO()
+    if kind == "PNG" and place == "xmp":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        options = {"pnginfo": text}
+    image.save(file, kind, **options)
+    data = file.getvalue()
+    if kind == "JPEG" and place == "late":  # the profile's segments before EXIF's
+        begin = data.index(b"Exif") - 4
+        length = 2 + int.from_bytes(data[begin + 2 : begin + 4], "big")
+        tables = data.index(b"\xff\xdb", begin)
+        data = data[:begin] + data[begin + length : tables] + data[begin : begin + length] + data[tables:]
+        assert data.index(b"Exif") > 70_000
+    return data
+
+
+@pytest.mark.parametrize("place", ["exif", "xmp", "late"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_pixels_are_turned_once_wherever_the_file_says_so(kind, place):
+    if kind in ("TIFF", "AVIF") and place != "exif":
+        pytest.skip("one place alone")
+    data = turned(kind, place)
+    header, found = read_header(data, LIMIT), decoded(data)
+    expected = np.asarray(ImageOps.exif_transpose(opened(data)).convert("RGB")).astype(int)
+    assert (header.height, header.width) == found.shape[:2] == expected.shape[:2] == (32, 16)
+    assert np.abs(found - expected).max() <= 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0), (-5.0, 5.0)])
+def test_floats_are_scaled_by_the_range_they_are_written_in(low, high):
+    levels = np.linspace(low, high, 64, dtype=np.float32)[None].repeat(4, 0)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "TIFF")
+    found = decoded(file.getvalue())[0, :, 0]
+    assert np.abs(found - np.linspace(0, 255, 64)).max() <= 1
+
+
+def test_a_jpeg_of_two_hundred_scans_is_bad_before_it_is_decoded():
+    file = io.BytesIO()
+    Image.new("L", (6000, 4000)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    with pytest.raises(BadSample, match="too_many_scans"):
+        read_header(data[:-2] + b"\xff\xda\x00\x08" * 200 + data[-2:], 10**8)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.format import Manifest, ShardEntry, packed_rows
+from data_pipeline.format.sidecar import HARMLESS_NOTES
 from data_pipeline.format.ustar import BLOCK_BYTES, TarMember, walk
 from data_pipeline.reading.decode.pixels import BadSample
 
@@ -67,7 +68,7 @@ class _Index:
         return cls(
             keys=_column(rows, "key"),
             captions=_column(rows, "caption"),
-            notes={n: note for n, note in enumerate(rows["reason"].to_pylist()) if note},
+            notes={n: note for n, note in enumerate(rows["reason"].to_pylist()) if note and note not in HARMLESS_NOTES},
             labels=numbers("label"),
             offsets=numbers("image_offset"),
             sizes=numbers("image_size"),

@@ -94,6 +94,9 @@ class PretrainingModule(TaskModule):
     def backbone(self) -> BackboneLayout:
         return layout_of(self.image, "image.")
 
+    def loss_weights(self) -> dict[str, float]:
+        return self.weights
+
     def notices(self) -> list[str]:
         return self._notices
 

@@ -110,9 +110,8 @@ def split(
     train = []
     for name, members in concepts.items():
         for artist in () if name in unseen else ("twemoji",) if name in once else ("openmoji", "twemoji"):
-            first, *others = _by(members, artist) or [None]
-            if first is not None:
-                train += [first, *sorted(others, key=partial(_place, "variants"))][:drawings_a_concept]
+            own = _by(members, artist)
+            train += [*own[:1], *sorted(own[1:], key=partial(_place, "variants"))][:drawings_a_concept]
     chosen = {"train": train} | {name: [shown[one] for one in names] for name, names in withheld.items()}
     return {name: sorted(chosen[name], key=partial(_place, "order")) for name in SPLITS}
 

@@ -30,7 +30,7 @@ class TextConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _older_key(cls, values: Any) -> Any:
+    def _older_key(cls, values: object) -> object:
         """`token_dropout` emptied captions and made false negatives: configurations of finished runs have it, as 0."""
         if isinstance(values, dict) and values.get("token_dropout"):
             raise ValueError(

@@ -44,10 +44,12 @@ def test_hashes_of_photographs_equal_the_reference() -> None:
             pixels = np.array(image.convert("RGB"))
         wanted, quality = reference(pixels)
         found = hash_image(data)
-        if max(pixels.shape[:2]) <= 512:
-            assert found == (wanted, quality)
-        else:
-            assert distance(found[0], wanted) <= 10, "shrunk to 512 first"
+        assert found == (wanted, quality)
+
+
+def test_a_large_image_is_shrunk_first_and_differs_in_few_bits() -> None:
+    image = photo(3, (3000, 2200))
+    assert distance(hash_image(encoded(image))[0], reference(np.array(image))[0]) <= 10
 
 
 def test_a_plain_image_has_no_quality_and_a_broken_one_no_hash() -> None:

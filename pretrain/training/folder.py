@@ -12,7 +12,7 @@ from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, dump_config
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.record import CONFIG, ENVIRONMENT, environment, turn_over_events
-from pretrain.training.resume import check_same_run
+from pretrain.training.resume import Changes, check_same_run
 
 AFTER_THE_GRACE = 30.0  # seconds until a launcher's guardian has killed what did not end by itself
 
@@ -30,12 +30,14 @@ class Waiting:
 
 
 @contextmanager
-def open_run(output: Path, config: RunConfig, context: DistributedContext) -> Iterator[None]:
-    """The folder is this run's until the block ends. Collective.
+def open_run(output: Path, config: RunConfig, context: DistributedContext) -> Iterator[Changes]:
+    """The folder is this run's until the block ends; gives the wanted changes of its configuration (on the leader).
+    Collective.
 
     Raises UserError, on every rank, where another process trains there, where the folder holds a run that `config` may
     not go on with, or where it cannot be written.
     """
+    changes: Changes = {}
     with ExitStack() as stack:
         problem = None
         if context.leader:
@@ -48,7 +50,7 @@ def open_run(output: Path, config: RunConfig, context: DistributedContext) -> It
                         f"{output}: another process is training here, and has not ended within {patience:g} s; "
                         "stop it, or name another --output"
                     )
-                check_same_run(output, config)
+                changes = check_same_run(output, config)
                 turn_over_events(output)
                 write_durably(output / CONFIG, dump_config(config))
                 about = environment(context.world_size, context.device.type) | {"time": time.time()}
@@ -59,4 +61,4 @@ def open_run(output: Path, config: RunConfig, context: DistributedContext) -> It
                 problem = f"{output}: cannot write the run folder ({error.strerror or error}); name a writable --output"
         if problems := [found for found in context.gather(problem) if found]:
             raise UserError(problems[0])
-        yield
+        yield changes

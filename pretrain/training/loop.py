@@ -103,7 +103,10 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) ->
             batch = next(batches)
         batch = batch.to(parts.context.device)
         keys = StepKeys(settings.seed, step, micro)
-        taught = engine.teacher_targets(parts.teacher.module, batch, keys) if parts.teacher is not None else None
+        taught = None
+        if parts.teacher is not None:
+            parts.teacher.ready()
+            taught = engine.teacher_targets(parts.teacher.module, batch, keys)
         out = engine(batch, keys, taught, logged)
         parts.meter.add(out.total, out.parts, out.metrics if logged else {})
         if micro + 1 == settings.accumulation:

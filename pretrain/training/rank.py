@@ -31,6 +31,7 @@ from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
 from pretrain.training.loop import LoopParts, train
 from pretrain.training.parameter_groups import parameter_groups
+from pretrain.training.resume import remember_changes
 from pretrain.training.safeguards.bad_samples import BadSampleMonitor, replaced_before
 from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy, read_policy
@@ -62,7 +63,7 @@ def run(
         if interruption is None:
             interruption = stack.enter_context(Interruption())
         context = join(policy.hang_seconds + START_UP_SECONDS)  # longer than the watchdog waits
-        stack.enter_context(open_run(output, config, context))
+        changes = stack.enter_context(open_run(output, config, context))
         events = EventLog(output, context.rank)
         watchdog = Watchdog(
             output,
@@ -85,6 +86,9 @@ def run(
             reader = stack.enter_context(closing(task_of(config).open_reader(config.data, options)))
             parts, start = compose(config, output, initialize, reader, context, events, watchdog, interruption)
             stack.callback(parts.log.progress.close)
+            if changes:
+                events(EventKind.CONFIG_CHANGED, step=start, changes=changes)
+                remember_changes(output, changes, start)
             try:
                 finished = train(parts, start)
             finally:

@@ -130,7 +130,12 @@ def sample_of(row: Row) -> Sample:
 
 def with_image(sample: Sample, image: Prepared | Refused) -> Sample:
     """Adds the image to a sample, or the reason why it has none."""
-    return replace(sample, **{("image" if name == "data" else name): value for name, value in image._asdict().items()})
+    if isinstance(image, Refused):
+        return replace(sample, reason=image.reason, width=image.width, height=image.height)
+    data, extension, format, width, height, note = image
+    return replace(
+        sample, image=data, extension=extension, format=format, width=width, height=height, reason=sample.reason or note
+    )
 
 
 def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> None:

@@ -21,7 +21,7 @@ from data_pipeline.durable import write_durably
 from pretrain.training.logging.kinds import EventKind
 
 EVENTS, METRICS, ENVIRONMENT, CONFIG = "events.jsonl", "metrics.jsonl", "environment.json", "config.yaml"
-EARLIER_EVENTS, WANDB_ID = "events.1.jsonl", "wandb-id.txt"
+EARLIER_EVENTS, WANDB_ID, CONFIG_HISTORY = "events.1.jsonl", "wandb-id.txt", "config-history.jsonl"
 LARGEST_EVENTS = 32 * 2**20  # bytes of events.jsonl at a start, about 150,000 lines
 _PACKAGES = (
     "internimage-pretrain",

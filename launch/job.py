@@ -71,6 +71,8 @@ class SlurmJob:
                 raise UserError(
                     f"{what} {value!r}: a line break cannot stand in a line of #SBATCH; choose another name"
                 )
+        if "\\" in self.logs:
+            raise UserError(f"{self.logs!r}: sbatch takes no '\\' in the name of a log; choose another --output")
         if self.container is not None:
             for path in (self.run, self.directory):
                 if path is not None and ("," in path or ":" in path):

@@ -183,7 +183,7 @@ def test_a_preempted_job_saves_and_goes_on_afterwards(
     assert (tmp_path / "ready-1-1").exists()
 
 
-@pytest.mark.parametrize("awkward", ["a b 'c' \"d\" $(touch x) `e`", "100%j %% é", "\\ # ; & * ~"])
+@pytest.mark.parametrize("awkward", ["a b 'c' \"d\" $(touch x) `e`", "100%j %% é", "- # ; & * ~ ="])
 def test_awkward_names_pass_through_sbatch(
     cluster: Any, start: Callable[..., str], program: Callable[[str], list[str]], tmp_path: Path, awkward: str
 ) -> None:

@@ -55,7 +55,7 @@ def test_the_script_is_the_golden_text(job: SlurmJob, name: str) -> None:
     assert text == (GOLDEN / name).read_text()
 
 
-AWKWARD = "run 'a' \"b\" $(touch /tmp/x) %j `c` \\ é #5 ; &"
+AWKWARD = "run 'a' \"b\" $(touch /tmp/x) %j `c` é #5 ; &"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,8 @@ def test_a_line_break_in_a_name_is_refused_before_sbatch_reads_it() -> None:
     for place in ({"name": "a\nb"}, {"logs": "/r/a\nb"}, {"directory": "/r/a\nb"}):
         with pytest.raises(UserError, match="line break"):
             replace(PLAIN, **place)
+    with pytest.raises(UserError, match="takes no"):
+        replace(PLAIN, logs="/r/a\\b")
 
 
 def test_a_container_mounts_the_runs_folder_and_the_working_directory() -> None:

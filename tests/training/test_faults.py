@@ -177,7 +177,7 @@ def test_another_configuration_is_refused_by_key(finished: Path) -> None:
 
 
 def test_a_wanted_change_is_taken_recorded_and_needs_its_name_once(finished: Path) -> None:
-    with pytest.raises(UserError, match="--allow-change optimizer.lr"):
+    with pytest.raises(UserError, match=r"--allow-change optimizer\.lr"):
         go(finished, optimizer__lr=2e-3)
     changed = {"optimizer__lr": 2e-3, "schedule__steps": 14}
     with pytest.raises(UserError, match=r"schedule.steps: 12 there, 14 now"):

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.callbacks import Heartbeat, ProgressCallback
-from data_pipeline.durable import file_lock, file_sha256
-from data_pipeline.errors import UserError
+from data_pipeline.durable import file_lock, file_sha256, write_durably
+from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format import sidecar
 from data_pipeline.format.index import index_shard
 from data_pipeline.format.manifest import (
@@ -88,13 +87,15 @@ def index_set(
         ) from None
 
 
-def write_index(path: Path, shard: str, rows: pa.Table, size: int, digest: str, names: dict[int, str]) -> ShardEntry:
+def write_index(
+    path: Path, shard: str, rows: pa.Table, size: int, digest: str, names: dict[int, str], *, laid_out: str = ""
+) -> ShardEntry:
     """Writes the index of one shard with all that the manifest will say of it, so that work done is never done again.
 
     `names`: those of its labels. Returns the entry; `kept_entry` gives both back.
     """
-    entry = ShardEntry(shard, path.name, sidecar.packed_rows(rows).num_rows, size, digest)
-    about = json.dumps({"entry": asdict(entry), "names": names}).encode()
+    entry = ShardEntry(shard, path.name, sidecar.slot_rows(rows).num_rows, size, digest, laid_out)
+    about = json.dumps({"entry": entry.as_json(), "names": names}).encode()
     sidecar.write_sidecar(path, rows.replace_schema_metadata({_ABOUT: about}))
     return entry
 
@@ -105,6 +106,21 @@ def kept_entry(path: Path) -> tuple[ShardEntry, dict[int, str]] | None:
         about = json.loads((pq.read_schema(path).metadata or {})[_ABOUT])
         return ShardEntry(**about["entry"]), {int(label): str(name) for label, name in about["names"].items()}
     return None
+
+
+def keep_entry(one: Manifest, entry: ShardEntry) -> None:
+    """Puts a changed entry where the writer of the shard keeps it besides the manifest: in its statistics or index."""
+    path = one.sidecar_path(entry)
+    kept = kept_entry(path)
+    if kept is not None:
+        about = json.dumps({"entry": entry.as_json(), "names": kept[1]}).encode()
+        sidecar.write_sidecar(path, sidecar.read_sidecar(path).replace_schema_metadata({_ABOUT: about}))
+    statistics = path.with_name(f"{path.stem}_stats.json")
+    with suppress(FileNotFoundError):
+        content = json.loads(statistics.read_bytes())
+        if isinstance(content, dict) and "shard" in content:
+            content["shard"] = entry.as_json()
+            write_durably(statistics, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -148,9 +164,14 @@ def _indexed(path: Path, *, index_folder: Path, known: dict[str, ShardEntry], fo
         entry, names = kept
     if entry is not None and _current(entry, path, index_folder / entry.sidecar):
         return entry, names
-    rows = index_shard(path)
+    rows, laid_out = index_shard(path), ""
+    with suppress(BadDataError):  # there is no former index, or none that can be read
+        rows = sidecar.carry_decisions(sidecar.read_sidecar(index), rows)
+    if (kept := kept_entry(index)) is not None and sidecar.ERASED in rows["status"].to_pylist():
+        laid_out = kept[0].slots  # zeroed bytes move no slot
     names = label_names(path, sidecar.packed_rows(rows))
-    return write_index(index, path.name, rows, path.stat().st_size, file_sha256(path), names), names
+    entry = write_index(index, path.name, rows, path.stat().st_size, file_sha256(path), names, laid_out=laid_out)
+    return entry, names
 
 
 def joined_classes(former: Sequence[str] | None, names: Mapping[int, str]) -> tuple[str, ...] | None:

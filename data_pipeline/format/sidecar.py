@@ -1,4 +1,10 @@
-"""The Parquet file beside a shard: one row an input row, packed or rejected with its reason."""
+"""The Parquet file beside a shard: one row an input row, with its status and the reason for it.
+
+    packed      stands in the shard and is used            \
+    dropped     stands in the shard; curation left it out   } a slot: a place in the order of samples, for good
+    erased      its bytes in the shard are zeros           /
+    rejected    was never in the shard
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,12 +21,16 @@ from data_pipeline.format.labels import LABEL_INVALID
 
 PACKED = "packed"
 REJECTED = "rejected"
+DROPPED = "dropped"
+ERASED = "erased"
+# Begins the reason of a row that must never be fetched again, whatever its status.
+TAKEN_DOWN = "taken_down"
 
 SIDECAR_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),  # number of the input row; in a foreign shard, of the sample in it
-        pa.field("status", pa.string(), nullable=False),  # packed | rejected
-        pa.field("reason", pa.string(), nullable=False),  # why rejected, or what a packed sample lacks; else ""
+        pa.field("status", pa.string(), nullable=False),  # packed | dropped | erased | rejected
+        pa.field("reason", pa.string(), nullable=False),  # why not packed, or what a packed sample lacks; else ""
         pa.field("key", pa.string(), nullable=False),
         pa.field("url", pa.string()),
         pa.field("sha256", pa.string()),  # of the image bytes as they stand in the shard
@@ -75,11 +85,41 @@ def read_sidecar(path: Path) -> pa.Table:
 
 
 def packed_rows(rows: pa.Table) -> pa.Table:
-    """Returns the rows that stand in the shard, in shard order."""
+    """Returns the rows whose samples are used, in shard order."""
     return rows.filter(pc.equal(rows["status"], PACKED))
 
 
-def count_reasons(rows: pa.Table) -> dict[str, int]:
-    """Counts the rejected rows by reason, most frequent first."""
-    rejected = rows.filter(pc.equal(rows["status"], REJECTED))["reason"].to_pylist()
-    return dict(sorted(Counter(rejected).items(), key=lambda item: (-item[1], item[0])))
+def slot_rows(rows: pa.Table) -> pa.Table:
+    """Returns the rows that have a place in the shard and in the order of samples, used or not, in shard order."""
+    return rows.filter(pc.not_equal(rows["status"], REJECTED))
+
+
+def count_reasons(rows: pa.Table, *statuses: str) -> dict[str, int]:
+    """Counts the rows of these statuses (default: rejected) by reason, most frequent first.
+
+    What a reason names in particular (`duplicate of SET/KEY`) is left out: `duplicate`.
+    """
+    chosen = rows.filter(pc.is_in(rows["status"], pa.array(statuses or (REJECTED,))))["reason"].to_pylist()
+    reasons = Counter(reason.partition(" of ")[0] for reason in chosen)
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def carry_decisions(former: pa.Table, rows: pa.Table) -> pa.Table:
+    """Returns `rows` of a shard indexed anew with what curation had decided about the same samples in `former`.
+
+    A sample is the same where key and image digest are. An erased one has no digest left: its key decides, and its row
+    is the former one.
+    """
+    decided = former.filter(pc.is_in(former["status"], pa.array([DROPPED, ERASED])))
+    if not decided.num_rows:
+        return rows
+    known = {row["key"]: row for row in decided.to_pylist()}
+    merged = []
+    for row in rows.to_pylist():
+        said = known.get(row["key"])
+        if said is not None and said["status"] == ERASED and row["status"] == REJECTED:
+            row = {**said, "row": row["row"]}
+        elif said is not None and said["sha256"] == row["sha256"]:
+            row |= {"status": said["status"], "reason": said["reason"]}
+        merged.append(row)
+    return table(merged)

@@ -21,6 +21,7 @@ from data_pipeline.durable import file_sha256
 from data_pipeline.errors import UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.format import ShardEntry
+from data_pipeline.format.sidecar import TAKEN_DOWN
 from data_pipeline.preparation.fetching.web import Web, WebRules
 from data_pipeline.preparation.packing.images import ImageRules, prepare
 from data_pipeline.preparation.packing.output import hold_output
@@ -187,6 +188,8 @@ class _Run:
         return sample
 
     def _retries(self, sample: Sample) -> bool:
+        if sample.reason.startswith(TAKEN_DOWN):
+            return False
         return any(fnmatchcase(sample.reason, pattern) for pattern in self.retry)
 
     def _step(self, rows: int) -> None:

@@ -10,14 +10,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry, ShardWriter, sidecar
-from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.format.manifest import withdraw_manifest
 
 STAGING = ".new"
 COMMIT = ".commit"
@@ -32,6 +32,7 @@ class Sample:
     """One input row after preparation: packed where `image` holds bytes, else rejected for `reason`.
 
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
+    `dropped`: curation has left it out, for `reason`; it keeps its place in the shard.
     """
 
     row: int
@@ -45,6 +46,7 @@ class Sample:
     url: str | None = None
     reason: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    dropped: bool = False
 
 
 def check_rows_per_shard(count: int) -> None:
@@ -106,12 +108,16 @@ def read_entry(folder: Path, number: int) -> ShardEntry | None:
 
 
 def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
-    """Reads a shard's rows as `pack_shard` got them: written again, they give the same bytes."""
+    """Reads a shard's rows as `pack_shard` got them: written again, they give the same bytes.
+
+    What curation decided stays: dropped samples are written again as dropped; of erased ones the row stays, rejected.
+    """
     found = []
     with open(folder / entry.name, "rb") as file:
         for row in sidecar.read_sidecar(folder / entry.sidecar).to_pylist():
             kept = {name: row[name] for name in ("row", "width", "height", "caption", "label", "url", "reason")}
-            if row["status"] == sidecar.PACKED:
+            if row["status"] in (sidecar.PACKED, sidecar.DROPPED):
+                kept["dropped"] = row["status"] == sidecar.DROPPED
                 file.seek(row["json_offset"])
                 content = json.loads(file.read(row["json_size"]))
                 file.seek(row["image_offset"])
@@ -124,9 +130,10 @@ def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
 
 def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] | None) -> dict[str, Any]:
     """Packs one sample; returns its sidecar row."""
+    in_shard = sidecar.DROPPED if sample.dropped else sidecar.PACKED
     row: dict[str, Any] = {
         "row": sample.row,
-        "status": sidecar.REJECTED if sample.image is None else sidecar.PACKED,
+        "status": sidecar.REJECTED if sample.image is None else in_shard,
         "reason": sample.reason,
         "key": key,
         "url": sample.url,
@@ -171,7 +178,7 @@ def _statistics(entry: ShardEntry, rows: list[dict[str, Any]]) -> dict[str, Any]
         "successes": entry.samples,
         "failed": len(rows) - entry.samples,
         "status_dict": {"success": entry.samples, **dict(sorted(reasons.items()))},
-        "shard": asdict(entry),
+        "shard": entry.as_json(),
     }
 
 
@@ -181,7 +188,7 @@ def _staged(path: Path) -> Path:
 
 def _finish(mark: Path) -> None:
     stem = mark.name.removesuffix(COMMIT)
-    (mark.parent / SET_MANIFEST).unlink(missing_ok=True)  # the manifest describes the former shard
+    withdraw_manifest(mark.parent)  # the manifest describes the former shard
     for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
         staged = _staged(mark.with_name(name))
         if staged.exists():

@@ -33,6 +33,10 @@ class BadSample(Exception):
         self.detail = detail
 
 
+class DroppedSample(BadSample):
+    """A sample that curation has left out: replaced as a bad one is, and neither counted nor recorded as bad."""
+
+
 class Header(NamedTuple):
     """Size in pixels as it will be decoded, decoder, and EXIF orientation (1 to 8)."""
 

@@ -56,15 +56,19 @@ class RemoteFiles:
         if entry.sidecar.endswith(SHARD_INDEX_SUFFIX):
             return open(self.manifest.sidecar_path(entry), "rb")
         try:
-            return os.fdopen(self.cache.open(f"{self.url}/{entry.sidecar}", version=entry.sha256), "rb")
+            return os.fdopen(self.cache.open(f"{self.url}/{entry.sidecar}", version=self._version(entry)), "rb")
         except FetchError as error:
             raise BadSample("sidecar_unreadable", error.detail) from None
 
     def fetch(self, entry: ShardEntry) -> None:
         """Fetches sidecar and shard, unless another process is fetching them. Raises FetchError."""
         if not entry.sidecar.endswith(SHARD_INDEX_SUFFIX):
-            self.cache.fetch(f"{self.url}/{entry.sidecar}", version=entry.sha256, wait=False)
+            self.cache.fetch(f"{self.url}/{entry.sidecar}", version=self._version(entry), wait=False)
         self.cache.fetch(f"{self.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes, wait=False)
+
+    def _version(self, entry: ShardEntry) -> str:
+        """Tells copies of a sidecar apart, which changes with decisions about its rows."""
+        return entry.sha256 + self.manifest.revision
 
 
 def open_remote(url: str, config: CacheConfig, *, heartbeat: Heartbeat | None = None) -> RemoteFiles:

@@ -2,10 +2,10 @@
 
 import typer
 
-from launch.commands.shards import fetch, index, openmoji, pack, stats, verify
+from launch.commands.shards import fetch, filter, index, openmoji, pack, stats, verify
 
 app = typer.Typer(
-    help="Fetch, pack, index, verify and describe image-text shards.",
+    help="Fetch, pack, index, verify, describe and curate image-text shards.",
     epilog="Example: internimage shards pack captions.csv shards/mine",
     no_args_is_help=True,
 )
@@ -14,4 +14,5 @@ app.command(epilog=f"Example: {fetch.EXAMPLE}")(fetch.fetch)
 app.command(epilog=f"Example: {index.EXAMPLE}")(index.index)
 app.command(epilog=f"Example: {verify.EXAMPLE}")(verify.verify)
 app.command(epilog=f"Example: {stats.EXAMPLE}")(stats.stats)
+app.command("filter", epilog=f"Example: {filter.EXAMPLE}")(filter.filter_)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

@@ -9,6 +9,7 @@ SetFolder = Annotated[
     Path, typer.Argument(metavar="SET", help="Folder of a shard set, or of foreign WebDataset shards.")
 ]
 IndexFolder = Annotated[Path | None, typer.Option(help="Where the index is kept, if not beside the shards.")]
+MemoryGb = Annotated[float, typer.Option(min=0.1, help="Memory for the rows; the rest goes to the set's disk.")]
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the new set; a stopped run goes on there.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. [default: the cores]")]
 ShorterSide = Annotated[int | None, typer.Option(min=1, help="Shrink images to this shorter side, pixels.")]

@@ -31,7 +31,7 @@ def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], worker
         return
     source = iter(items)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         waiting: deque[Future[list[_Result]]] = deque()
         try:
             while True:
@@ -44,7 +44,7 @@ def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], worker
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this process when its parent is gone: a worker of a pool whose owner was killed waits for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -104,6 +104,15 @@ def check_header(where: str, header: Sequence[str]) -> None:
         raise UserError(f"table {where} names the column {twice!r} twice; rename one of the two")
 
 
+def check_names(where: str, header: Sequence[str]) -> None:
+    """Raises UserError for a first line that names no columns, but is a row already."""
+    if any(name.startswith(("http://", "https://")) for name in header):
+        raise UserError(
+            f"{where} has no header: its first line is a row ({', '.join(header)[:200]}); name the columns in their "
+            "order, as `--columns url,caption`, or the list, as `--preset cc12m`"
+        )
+
+
 def resolve(where: str, present: Sequence[str], columns: Columns, *, needs: str) -> Columns:
     """Finds the column of each role. `needs`: the role that must have one.
 
@@ -120,7 +129,9 @@ def resolve(where: str, present: Sequence[str], columns: Columns, *, needs: str)
         else:
             found[role] = given if given is not None else _by_name(where, present, role)
     if found[needs] is None:
-        raise UserError(_missing(where, present, needs))
+        raise UserError(
+            f"{where}: no column looks like the {needs} (columns: {', '.join(present)}); name the one that is"
+        )
     return Columns(**found)
 
 
@@ -182,12 +193,3 @@ def _by_name(where: str, present: Sequence[str], role: str) -> str | None:
         if fitting:
             return fitting[0]
     return None
-
-
-def _missing(where: str, present: Sequence[str], needs: str) -> str:
-    if any(column.startswith(("http://", "https://")) for column in present):
-        return (
-            f"{where} has no header: its first line is a row ({', '.join(present)[:200]}); name the columns in their "
-            "order, as `--columns url,caption`, or the list, as `--preset cc12m`"
-        )
-    return f"{where}: no column looks like the {needs} (columns: {', '.join(present)}); name the one that is"

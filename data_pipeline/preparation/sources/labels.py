@@ -35,11 +35,11 @@ def survey(source: Source, classes: Sequence[str] | None) -> tuple[int, tuple[st
                 raise UserError(f"more than {LARGEST_CLASS_COUNT:,} different labels: name another column as the label")
         elif found is not None and found > largest:
             largest, largest_row = found, count - 1
-    if refused > usable:
+    if refused > usable and 2 * refused > count:
         row, why = first_refused
         raise UserError(
             f"{refused:,} of {refused + usable:,} labels are no classes, the first in row {row}: {why}; "
-            "give the class names in their order, or name another column as the label"
+            "give the class names in their order, name another column as the label, or go without (none)"
         )
     if names and largest >= 0:
         name, row = next(iter(names.items()))

@@ -24,7 +24,7 @@ def open_images(source: str, columns: Columns, format: TableFormat, root: Path |
         return Folder(folder, labels=labels, max_caption=format.max_caption)
     parts = table_files(source)
     if not parts or (parts[0].kind == "txt" and format.columns is None):
-        raise UserError(f"{source} is neither a folder of images nor {KINDS}; give one of these")
+        raise UserError(f"{source} is neither a folder nor {KINDS}; give one of these")
     return Table(parts, columns, format, needs="image", root=root)
 
 

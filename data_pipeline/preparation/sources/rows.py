@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -28,7 +27,7 @@ class Row:
     url: str | None = None
     reason: str = ""  # why the row itself cannot be used
     expected: str | None = None
-    further: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    further: Mapping[str, object] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format.index import BAD_JSON
-from data_pipeline.preparation.sources.columns import TableFormat, check_header
+from data_pipeline.preparation.sources.columns import TableFormat, check_header, check_names
 from data_pipeline.preparation.sources.files import TableFile, text_lines
 from data_pipeline.preparation.sources.rows import BAD_QUOTES, WRONG_CELL_COUNT
 
@@ -57,7 +57,7 @@ def find_dialect(file: TableFile, format: TableFormat) -> Dialect:
         except (OSError, EOFError) as error:
             raise _unreadable(file, error) from None
     encoding = format.encoding or next((name for name, bom in _BOMS if head.startswith(bom)), "utf-8-sig")
-    if format.encoding is None and encoding == "utf-8-sig" and b"\0" in head[:64]:
+    if format.encoding is None and encoding == "utf-8-sig" and 4 * head.count(0) > len(head):
         raise UserError(f"table {file.name} looks like UTF-16 (its text has zero bytes); give --encoding utf-16-le")
     text = head.decode(encoding, "replace")
     newline = "\r" if "\r" in text and "\n" not in text else "\n"
@@ -101,6 +101,7 @@ def column_names(file: TableFile, format: TableFormat, dialect: Dialect) -> list
             f"table {file.name}: the quotes of its first line are wrong; mend them, or give --quoting none"
         )
     named = [name.strip() for name in header[1]]
+    check_names(file.name, named)
     check_header(file.name, named)
     return named
 
@@ -147,21 +148,21 @@ def _cells(file: TableFile, dialect: Dialect) -> Iterator[tuple[int, list[str] |
         (line for line, _ in lines), delimiter=dialect.delimiter, strict=True, doublequote=doubled, escapechar=escape
     )
     while True:
-        line = reader.line_num + 1
+        began = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if reader.line_num > line:
+            if reader.line_num > began:
                 raise BadDataError(
-                    f"table {file.name}, line {line}: a quote is opened there that no cell's end closes ({error}); "
+                    f"table {file.name}, line {began}: a quote is opened there that no cell's end closes ({error}); "
                     "mend that line, or give --quoting none"
                 ) from None
-            yield line, None
+            yield began, None
             continue
         if cells:
-            yield line, cells
+            yield began, cells
 
 
 def _lines(file: TableFile, dialect: Dialect, *, whole: bool = False) -> Iterator[tuple[str, int]]:
@@ -178,7 +179,7 @@ def _lines(file: TableFile, dialect: Dialect, *, whole: bool = False) -> Iterato
                     yield line, number
                     continue
                 line = line.rstrip("\r\n")
-                if line.strip():
+                if line if dialect.delimiter else line.strip():  # tabs alone are a row of empty cells
                     yield line, number
     except UnicodeError as error:
         raise BadDataError(

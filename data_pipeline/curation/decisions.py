@@ -82,10 +82,11 @@ def decide(
 ) -> None:
     """Writes down and carries out what `select` gives: id, status, reason of the rows that change.
 
-    steps: one for the history of each set, None where nothing of it is to be recorded. Sets must be held.
+    steps: one for the history of each set of the catalogue, None where nothing is decided. Sets must be held.
     """
-    first = catalogue.sets[0].index_folder
-    work = first / WORK_FOLDER
+    home = next(one for one, step in zip(catalogue.sets, steps, strict=True) if step is not None).index_folder
+    work = home / WORK_FOLDER
+    work.mkdir(exist_ok=True)
     with atomic_path(work / _DECISIONS) as path:
         catalogue.connection.execute(
             f"copy (select id, status, reason from ({select}) order by id) to {quoted(str(path))} "
@@ -103,7 +104,7 @@ def decide(
         ]
     }
     write_durably(work / _COMMIT, json.dumps(commit, ensure_ascii=False))
-    _carry_out(first, progress)
+    _carry_out(home, progress)
 
 
 def _carry_out(folder: Path, progress: ProgressCallback | None) -> None:

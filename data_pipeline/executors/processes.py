@@ -20,8 +20,10 @@ def available() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
-    """Maps over `workers` processes (one: this process); at most 4 chunks a process are under way.
+def ordered_map(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, *, chunk: int = _CHUNK
+) -> Iterator[_Result]:
+    """Maps over `workers` processes (one: this process); at most 4 chunks of items a process are under way.
 
     Fresh processes are started, not forks: a caller that trains has threads already, and a fork copies half of them.
     (So a script that calls this needs its `if __name__ == "__main__":`.)
@@ -35,8 +37,8 @@ def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], worker
         waiting: deque[Future[list[_Result]]] = deque()
         try:
             while True:
-                while len(waiting) < 4 * workers and (chunk := list(itertools.islice(source, _CHUNK))):
-                    waiting.append(pool.submit(_each, work, chunk))
+                while len(waiting) < 4 * workers and (items_now := list(itertools.islice(source, chunk))):
+                    waiting.append(pool.submit(_each, work, items_now))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,21 @@ def pack_shard(
     stem = shard_stem(number)
     tar, parquet, stats = (folder / name for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"))
     rows: list[dict[str, Any]] = []
-    with ShardWriter(_staged(tar)) as shard:
+    with ShardWriter(staged(tar)) as shard:
         for sample in samples:
             rows.append(_add(shard, sample_key(number, sample.row - first_row), sample, classes))
     columns = sidecar.joined_columns(further, sidecar.further_columns(parquet))
-    sidecar.write_sidecar(_staged(parquet), sidecar.table(rows, columns))
+    sidecar.write_sidecar(staged(parquet), sidecar.table(rows, columns))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
-    write_durably(_staged(stats), (json.dumps(_statistics(entry, rows), indent=1) + "\n").encode())
+    write_durably(staged(stats), (json.dumps(statistics(entry, rows), indent=1) + "\n").encode())
+    commit_shard(folder, stem)
+    return entry
+
+
+def commit_shard(folder: Path, stem: str) -> None:
+    """Makes the staged tar, sidecar and statistics of a shard its files, all three or none."""
     write_durably(mark := folder / (stem + COMMIT), b"")
     _finish(mark)
-    return entry
 
 
 def recover(folder: Path) -> None:
@@ -187,7 +192,7 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
     return row
 
 
-def _statistics(entry: ShardEntry, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def statistics(entry: ShardEntry, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What img2dataset's tools read (`count`, `successes`, `status_dict`), and our entry for the manifest."""
     reasons = Counter(row["reason"] for row in rows if row["status"] == sidecar.REJECTED)
     return {
@@ -199,7 +204,8 @@ def _statistics(entry: ShardEntry, rows: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _staged(path: Path) -> Path:
+def staged(path: Path) -> Path:
+    """Returns where a file of a shard is written before the shard is committed."""
     return path.with_name(path.name + STAGING)
 
 
@@ -207,8 +213,8 @@ def _finish(mark: Path) -> None:
     stem = mark.name.removesuffix(COMMIT)
     withdraw_manifest(mark.parent)  # the manifest describes the former shard
     for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
-        staged = _staged(mark.with_name(name))
-        if staged.exists():
-            os.replace(staged, mark.with_name(name))
+        new = staged(mark.with_name(name))
+        if new.exists():
+            os.replace(new, mark.with_name(name))
     sync_folder(mark.parent)
     mark.unlink()

@@ -10,7 +10,7 @@ from data_pipeline.errors import BadDataError
 from data_pipeline.hashing import Integers, key, uniforms
 from data_pipeline.reading.batch import SampleRef
 from data_pipeline.reading.config import DataConfig
-from data_pipeline.reading.decode.augmentation import augment
+from data_pipeline.reading.decode.augmentation import augment, leave_out_parts
 from data_pipeline.reading.decode.pixels import BadSample, DroppedSample, Header
 from data_pipeline.reading.decode.views import UNIFORMS, Crop, random_crop, render_views
 from data_pipeline.reading.faults import Fault
@@ -82,6 +82,11 @@ class RowFiller:
             try:
                 sample = candidate.read()
                 self._draw(sample.image, position, chances, arrays["views"][row], arrays["crops"][row])
+                if sample.caption and self._config.augmentation.caption_dropout:
+                    left = leave_out_parts(
+                        sample.caption, self._config.augmentation.caption_dropout, self._stream, position
+                    )
+                    sample = sample._replace(caption=left)
                 extra = self._targets.write(row, sample, self._sources[source], arrays["crops"][row], arrays)
                 break
             except DroppedSample:

@@ -2,7 +2,7 @@
 
 import typer
 
-from launch.commands.shards import fetch, filter, index, openmoji, pack, stats, verify
+from launch.commands.shards import dedup, fetch, filter, index, openmoji, pack, stats, takedown, verify
 
 app = typer.Typer(
     help="Fetch, pack, index, verify, describe and curate image-text shards.",
@@ -15,4 +15,6 @@ app.command(epilog=f"Example: {index.EXAMPLE}")(index.index)
 app.command(epilog=f"Example: {verify.EXAMPLE}")(verify.verify)
 app.command(epilog=f"Example: {stats.EXAMPLE}")(stats.stats)
 app.command("filter", epilog=f"Example: {filter.EXAMPLE}")(filter.filter_)
+app.command(epilog=f"Example: {dedup.EXAMPLE}")(dedup.dedup)
+app.command(epilog=f"Example: {takedown.EXAMPLE}")(takedown.takedown)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

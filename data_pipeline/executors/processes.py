@@ -34,7 +34,7 @@ def ordered_map(
         return
     source = iter(items)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         waiting: deque[Future[list[_Result]]] = deque()
         try:
             while True:
@@ -47,7 +47,7 @@ def ordered_map(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this process when its parent is gone: a worker of a pool whose owner was killed waits for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -7,7 +7,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +66,40 @@ def write_sidecar(path: Path, rows: pa.Table) -> None:
         pq.write_table(rows, file, compression="zstd")
 
 
-def read_sidecar(path: Path) -> pa.Table:
-    """Reads the rows of one sidecar. Raises BadDataError where it is missing, is no Parquet file or lacks columns."""
+def further_columns(path: Path) -> pa.Schema | None:
+    """Returns the columns that a sidecar has beyond `SIDECAR_SCHEMA`; None where there is no sidecar."""
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException):
+        return None
+    return pa.schema([field for field in schema if field.name not in SIDECAR_SCHEMA.names])
+
+
+def joined_columns(*schemas: pa.Schema | None) -> pa.Schema:
+    """Joins further columns by name; where types differ, the first counts."""
+    fields: dict[str, pa.Field] = {}
+    for schema in schemas:
+        fields = {field.name: field for field in schema or ()} | fields
+    return pa.schema(fields.values())
+
+
+def read_sidecar(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the rows of one sidecar, of all columns or of some. Raises BadDataError where it is missing, is no Parquet
+    file or lacks columns."""
     remedy = f"make it anew with `internimage shards index {path.parent}`"
     try:
-        rows = pq.ParquetFile(path, memory_map=False).read()
+        with pq.ParquetFile(path, memory_map=False) as file:
+            schema = file.schema_arrow
+            rows = file.read(columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise BadDataError(f"sidecar {path} is missing; {remedy}") from None
     except (pa.ArrowException, OSError) as error:
         raise BadDataError(f"sidecar {path} cannot be read ({error}); {remedy}") from None
     for field in SIDECAR_SCHEMA:
-        if field.name not in rows.column_names:
+        if field.name not in schema.names:
             raise BadDataError(f"sidecar {path} has no column {field.name}; {remedy}")
-        if rows.schema.field(field.name).type != field.type:
-            found = rows.schema.field(field.name).type
+        if schema.field(field.name).type != field.type:
+            found = schema.field(field.name).type
             raise BadDataError(f"sidecar {path}: column {field.name} is {found}, not {field.type}; {remedy}")
     return rows
 

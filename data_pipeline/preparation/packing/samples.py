@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import UserError
@@ -33,6 +35,8 @@ class Sample:
 
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
     `dropped`: curation has left it out, for `reason`; it keeps its place in the shard.
+    `sha256` is the image's, where it is known. `further`: values of the sidecar's further columns. `empty_text`: a
+    sample without a caption has a text member all the same, with nothing in it.
     """
 
     row: int
@@ -47,6 +51,9 @@ class Sample:
     reason: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     dropped: bool = False
+    sha256: str | None = None
+    further: Mapping[str, object] = field(default_factory=dict)
+    empty_text: bool = False
 
 
 def check_rows_per_shard(count: int) -> None:
@@ -66,11 +73,18 @@ def sample_key(number: int, place: int) -> str:
 
 
 def pack_shard(
-    folder: Path, number: int, first_row: int, samples: Iterable[Sample], *, classes: tuple[str, ...] | None = None
+    folder: Path,
+    number: int,
+    first_row: int,
+    samples: Iterable[Sample],
+    *,
+    classes: tuple[str, ...] | None = None,
+    further: pa.Schema | None = None,
 ) -> ShardEntry:
     """Writes shard `number`, whose input rows begin at `first_row`, its sidecar and its statistics as one act.
 
-    `samples` come in the order of their rows. Returns the entry for the manifest.
+    `samples` come in the order of their rows; `further`: columns of the sidecar beyond its own. A sidecar that is
+    written anew keeps the columns that were added to it. Returns the entry for the manifest.
     """
     stem = shard_stem(number)
     tar, parquet, stats = (folder / name for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"))
@@ -78,7 +92,8 @@ def pack_shard(
     with ShardWriter(staged(tar)) as shard:
         for sample in samples:
             rows.append(_add(shard, sample_key(number, sample.row - first_row), sample, classes))
-    sidecar.write_sidecar(staged(parquet), sidecar.table(rows))
+    columns = sidecar.joined_columns(further, sidecar.further_columns(parquet))
+    sidecar.write_sidecar(staged(parquet), sidecar.table(rows, columns))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
     write_durably(staged(stats), (json.dumps(statistics(entry, rows), indent=1) + "\n").encode())
     commit_shard(folder, stem)
@@ -112,12 +127,11 @@ def read_entry(folder: Path, number: int) -> ShardEntry | None:
     return entry if whole else None
 
 
-def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
-    """Reads a shard's rows as `pack_shard` got them: written again, they give the same bytes.
+def read_samples(folder: Path, entry: ShardEntry) -> Iterator[Sample]:
+    """Reads a shard's rows as `pack_shard` got them, one after the other: written again, they give the same bytes.
 
     What curation decided stays: dropped samples are written again as dropped; of erased ones the row stays, rejected.
     """
-    found = []
     with open(folder / entry.name, "rb") as file:
         for row in sidecar.read_sidecar(folder / entry.sidecar).to_pylist():
             kept = {name: row[name] for name in ("row", "width", "height", "caption", "label", "url", "reason")}
@@ -129,8 +143,10 @@ def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
                 kept["image"] = file.read(row["image_size"])
                 kept["format"], kept["extension"] = row["image_format"], _EXTENSIONS[row["image_format"]]
                 kept["fields"] = {name: value for name, value in content.items() if name not in _JSON_FIELDS}
-            found.append(Sample(**kept))
-    return found
+                kept["sha256"] = row["sha256"]
+                kept["empty_text"] = row["caption"] is None and row["text_offset"] is not None
+            kept["further"] = {name: row[name] for name in row if name not in sidecar.SIDECAR_SCHEMA.names}
+            yield Sample(**kept)
 
 
 def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] | None) -> dict[str, Any]:
@@ -146,10 +162,11 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         "label": sample.label,
         "width": sample.width,
         "height": sample.height,
+        **sample.further,
     }
     if sample.image is None:
         return row
-    digest = hashlib.sha256(sample.image).hexdigest()
+    digest = sample.sha256 or hashlib.sha256(sample.image).hexdigest()
     content = {
         "key": key,
         "row": sample.row,
@@ -163,8 +180,8 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         **sample.fields,
     }
     members = {sample.extension: sample.image}
-    if sample.caption is not None:
-        members["txt"] = sample.caption.encode()
+    if sample.caption is not None or sample.empty_text:
+        members["txt"] = (sample.caption or "").encode()
     present = {name: value for name, value in content.items() if value is not None}
     members["json"] = json.dumps(present, ensure_ascii=False).encode()
     places = shard.add(key, members)

@@ -74,6 +74,16 @@ def held_sets(paths: Sequence[SetPath], progress: ProgressCallback | None = None
                     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
 
 
+def open_settled(path: SetPath) -> Manifest:
+    """Opens a set that is only read. Raises UserError where a killed command has left decisions half done."""
+    folder = path.index_folder or path.folder
+    if (folder / WORK_FOLDER / _COMMIT).exists():
+        raise UserError(
+            f"a command of curation on {path.folder} was killed half-way; run it again, which finishes what it decided"
+        )
+    return open_set(path.folder, path.index_folder)
+
+
 def decide(
     catalogue: Catalogue,
     select: str,

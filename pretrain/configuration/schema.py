@@ -105,6 +105,9 @@ class TrainingConfig(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches of one step")
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    reduce_gradients: Literal["fp32", "compute"] = Field(
+        "fp32", description="type in which gradients are summed over ranks; compute: that of forward and backward"
+    )
     offload_optimizer: bool = False
     offload_parameters: bool = False
     offload_folder: str | None = Field(

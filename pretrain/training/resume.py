@@ -23,6 +23,7 @@ FREE = (
     "model.recompute",
     "model.compile",
     "training.zero_stage",
+    "training.reduce_gradients",
     "training.offload_optimizer",
     "training.offload_parameters",
     "training.offload_folder",

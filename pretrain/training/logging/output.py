@@ -6,7 +6,7 @@ writing fails (EPIPE, EIO)  ->  the descriptor is pointed at /dev/null, and the 
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import TextIO
 
 
 class Lenient:
@@ -38,7 +38,7 @@ class Lenient:
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 

@@ -37,10 +37,22 @@ SIDECAR_SCHEMA = pa.schema(
     ]
 )
 
+# Of annotated pictures (objects, label maps): columns that only their sidecars have.
+ANNOTATION_COLUMNS = [
+    pa.field("annotation_member", pa.string()),  # the member's name after the key: objects.json | labels.png
+    pa.field("annotation_offset", pa.int64()),
+    pa.field("annotation_size", pa.int64()),
+]
+
 
 def table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Makes a table of `SIDECAR_SCHEMA` from dictionaries; missing entries are null."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SIDECAR_SCHEMA)
+    """Makes a table of `SIDECAR_SCHEMA` from dictionaries, with the columns of annotations where a row has one;
+    missing entries are null.
+    """
+    listed = [dict(row) for row in rows]
+    annotated = any("annotation_member" in row for row in listed)
+    schema = pa.schema([*SIDECAR_SCHEMA, *(ANNOTATION_COLUMNS if annotated else [])])
+    return pa.Table.from_pylist(listed, schema=schema)
 
 
 def write_sidecar(path: Path, rows: pa.Table) -> None:

@@ -32,6 +32,7 @@ class Sample:
     """One input row after preparation: packed where `image` holds bytes, else rejected for `reason`.
 
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
+    `annotation` is a member of its own, called KEY.`annotation_member` (objects.json, labels.png).
     """
 
     row: int
@@ -45,6 +46,8 @@ class Sample:
     url: str | None = None
     reason: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    annotation: bytes | None = None
+    annotation_member: str = ""
 
 
 def check_rows_per_shard(count: int) -> None:
@@ -118,6 +121,10 @@ def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
                 kept["image"] = file.read(row["image_size"])
                 kept["format"], kept["extension"] = row["image_format"], _EXTENSIONS[row["image_format"]]
                 kept["fields"] = {name: value for name, value in content.items() if name not in _JSON_FIELDS}
+                if row.get("annotation_size") is not None:
+                    file.seek(row["annotation_offset"])
+                    kept["annotation"] = file.read(row["annotation_size"])
+                    kept["annotation_member"] = row["annotation_member"]
             found.append(Sample(**kept))
     return found
 
@@ -155,9 +162,14 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         members["txt"] = sample.caption.encode()
     present = {name: value for name, value in content.items() if value is not None}
     members["json"] = json.dumps(present, ensure_ascii=False).encode()
+    columns = [("image", sample.extension), ("text", "txt"), ("json", "json")]
+    if sample.annotation is not None:
+        members[sample.annotation_member] = sample.annotation
+        columns.append(("annotation", sample.annotation_member))
+        row["annotation_member"] = sample.annotation_member
     places = shard.add(key, members)
     row |= {"sha256": digest, "image_format": sample.format}
-    for column, extension in (("image", sample.extension), ("text", "txt"), ("json", "json")):
+    for column, extension in columns:
         if extension in places:
             row |= {f"{column}_offset": places[extension].offset, f"{column}_size": places[extension].size}
     return row

@@ -18,6 +18,10 @@ class LabelSource(StrEnum):
     none = "none"
 
 
+Annotations = Annotated[Path | None, typer.Option(help="COCO's instances JSON, of pictures under SOURCE.")]
+LabelMaps = Annotated[Path | None, typer.Option(help="Folder of PNG label maps, by the paths under SOURCE.")]
+
+
 def pack(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of images, or a CSV, TSV or Parquet table.")],
     output: options.Output,
@@ -31,27 +35,57 @@ def pack(
     shorter_side: options.ShorterSide = None,
     min_side: options.MinSide = 1,
     quality: options.Quality = 95,
+    coco: Annotations = None,
+    label_maps: LabelMaps = None,
+    reduce_zero_label: Annotated[bool, typer.Option(help="With --label-maps: 0 is no class, 1 the first.")] = False,
     rows_per_shard: options.RowsPerShard = 1000,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
-    """Pack local images and captions (folder, CSV, TSV, Parquet) into shards."""
+    """Pack local images with captions (folder, CSV, TSV, Parquet), COCO's objects or label maps into shards."""
     from data_pipeline import preparation
-    from data_pipeline.preparation import Columns, ImageRules
+    from data_pipeline.errors import UserError
+    from data_pipeline.preparation import Columns, ImageRules, PackSummary
     from launch.display import show
     from launch.progress import progress
 
+    if coco is not None and label_maps is not None:
+        raise UserError("--coco and --label-maps: a set has one of them; pack two sets")
+    columns = Columns(image=image_column, caption=caption_column, label=label_column, url=url_column)
+    rules = ImageRules(shorter_side=shorter_side, min_side=min_side, quality=quality)
+    names = options.class_names(classes)
+    tabular = columns != Columns() or root is not None or (coco is not None and names is not None)
+    if tabular and (coco is not None or label_maps is not None):
+        raise UserError("--coco, --label-maps: columns, --root, and beside --coco --classes, have no meaning there")
     with progress("packing") as report:
-        summary = preparation.pack(
-            source,
-            output,
-            columns=Columns(image=image_column, caption=caption_column, label=label_column, url=url_column),
-            root=root,
-            labels=labels.value,
-            classes=options.class_names(classes),
-            rules=ImageRules(shorter_side=shorter_side, min_side=min_side, quality=quality),
-            rows_per_shard=rows_per_shard,
-            workers=workers,
-            progress=report,
-        )
+        summary: PackSummary
+        if coco is not None:
+            summary = preparation.pack_coco(
+                source, output, coco, rules=rules, rows_per_shard=rows_per_shard, workers=workers, progress=report
+            )
+        elif label_maps is not None:
+            summary = preparation.pack_label_maps(
+                source,
+                output,
+                label_maps,
+                classes=names or (),
+                reduce_zero_label=reduce_zero_label,
+                rules=rules,
+                rows_per_shard=rows_per_shard,
+                workers=workers,
+                progress=report,
+            )
+        else:
+            summary = preparation.pack(
+                source,
+                output,
+                columns=columns,
+                root=root,
+                labels=labels.value,
+                classes=names,
+                rules=rules,
+                rows_per_shard=rows_per_shard,
+                workers=workers,
+                progress=report,
+            )
     show(summary, as_json=json)

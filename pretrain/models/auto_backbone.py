@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoBackbone, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
-from transformers.utils.backbone_utils import BackboneConfigMixin, BackboneMixin
 
 from pretrain.models.internimage import InternImage
 from pretrain.models.variants import VARIANTS

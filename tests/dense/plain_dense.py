@@ -6,10 +6,12 @@ The module's weights and its keyed draws are the product's; batches, padding, lo
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as rle
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import resize_boxes
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
@@ -56,19 +58,23 @@ def plain_losses(config: RunConfig) -> list[float]:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), config.optimizer.clip_grad)
             adam.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     return losses
 
 
 def padded_images(batch, config: RunConfig) -> Tensor:
-    """Each picture normalised in numpy, then zeros up to the next multiple of 32 of the largest."""
+    """Each picture normalised, then zeros up to the next multiple of 32 of the largest. As one factor and one summand,
+    since the last bit of a pixel decides between proposals of equal scores.
+    """
     sizes = batch.targets.sizes.tolist()
     height, width = (-(-max(side) // 32) * 32 for side in zip(*sizes, strict=True))
-    images = np.zeros((len(sizes), 3, height, width), np.float32)
+    images = torch.zeros(len(sizes), 3, height, width)
+    factor = torch.tensor([1 / (255 * std) for std in config.data.std])
+    shift = torch.tensor([-mean / std for mean, std in zip(config.data.mean, config.data.std, strict=True)])
     for row, (tall, wide) in enumerate(sizes):
-        view = batch.views[row, 0, :tall, :wide].numpy().astype(np.float64) / 255
-        images[row, :, :tall, :wide] = ((view - config.data.mean) / config.data.std).transpose(2, 0, 1)
-    return torch.from_numpy(images)
+        view = torch.addcmul(shift, batch.views[row, 0, :tall, :wide].float(), factor)
+        images[row, :, :tall, :wide] = view.permute(2, 0, 1)
+    return images
 
 
 def regions(module, images: Tensor, targets) -> Tensor:
@@ -164,3 +170,31 @@ LOSSES = {
     "query_instance": query_masks,
     "query_detection": query_boxes,
 }
+
+
+@torch.no_grad()
+def plain_detections(module, pixels: np.ndarray, config: RunConfig, image_id: int, ids: list[int]) -> list[dict]:
+    """COCO's results of one picture by torchvision's modules alone, as its reference script writes them."""
+    height, width = pixels.shape[:2]
+    factor = min(64 / min(height, width), 96 / max(height, width))
+    size = round(height * factor), round(width * factor)
+    view = F.interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None], size, mode="bicubic", antialias=True)[
+        0
+    ].permute(1, 2, 0)
+    images = np.zeros((1, 3, *(-(-side // 32) * 32 for side in size)), np.float32)
+    images[0, :, : size[0], : size[1]] = ((view.numpy() / 255 - config.data.mean) / config.data.std).transpose(2, 0, 1)
+    stages = [stage.permute(0, 3, 1, 2) for stage in module.image.forward_stages(torch.from_numpy(images))]
+    maps = module.fpn({str(level): stage for level, stage in enumerate(stages)})
+    listed = ImageList(torch.from_numpy(images), [size])
+    proposals, _ = RegionProposalNetwork.forward(module.rpn, listed, maps)
+    (found,), _ = RoIHeads.forward(module.roi_heads, maps, proposals, [size])
+    boxes = resize_boxes(found["boxes"], size, (height, width))
+    masks = paste_masks_in_image(found["masks"], boxes, (height, width))[:, 0] > 0.5
+    results = []
+    for box, mask, label, score in zip(boxes, masks, found["labels"], found["scores"], strict=True):
+        left, top, right, bottom = box.tolist()
+        coded = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+        coded["counts"] = coded["counts"].decode()
+        result = {"image_id": image_id, "category_id": ids[int(label) - 1], "score": float(score)}
+        results.append({**result, "bbox": [left, top, right - left, bottom - top], "segmentation": coded})
+    return results

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fakes import logs, metrics, run_ranks
+from training_fakes import events, finish, logs, metrics, run_ranks, start_ranks
+
+from pretrain.training.checkpoint.disk import complete_checkpoints, load_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "dense"))
 from dense_runs import LABEL_MAPS, SECTIONS, tiny

@@ -18,14 +18,14 @@ from data_pipeline.reading.dense import IGNORED, whole_pictures
 from data_pipeline.reading.dense.label_maps import decode_label_map
 from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.dense.drawing import data_uri, drawn_map
-from pretrain.evaluation.dense.views import TestTime, View, view_of, windows
+from pretrain.evaluation.dense.views import Looks, View, view_of, windows
 from pretrain.evaluation.encoding import Evaluated, device_of, inference
 from pretrain.evaluation.results import Result
 from pretrain.evaluation.sets import describe_set
 from pretrain.tasks.dense.module import PredictsClasses, padded
 
 SHOWN = 6
-ONCE = TestTime()
+ONCE = Looks()
 
 
 class Segmenter(Evaluated, PredictsClasses, Protocol):
@@ -73,7 +73,7 @@ def map_scores(matrix: NDArray[np.int64]) -> MapScores:
 
 
 def segment(
-    module: Segmenter, pixels: Pixels, data: DataConfig, *, look: TestTime = ONCE, slide: Windows | None = None
+    module: Segmenter, pixels: Pixels, data: DataConfig, *, look: Looks = ONCE, slide: Windows | None = None
 ) -> NDArray[np.uint8]:
     """The class of every pixel, uint8 [H, W] of a picture uint8 [H, W, 3]. Call within `inference`."""
     height, width = pixels.shape[:2]
@@ -115,7 +115,7 @@ def score_label_maps(
     config: RunConfig,
     *,
     classes: Sequence[str] | None,
-    look: TestTime = ONCE,
+    look: Looks = ONCE,
     slide: Windows | None = None,
 ) -> Result:
     """mIoU, mean and pixel accuracy on a set packed with label maps.

@@ -24,7 +24,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class TestTime:
+class Looks:
     """How often a picture is looked at: at each of `scales`, and mirrored as well."""
 
     scales: tuple[float, ...] = (1.0,)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from data_pipeline.reading import Targets, TargetSpec
     from pretrain.evaluation.dense.label_maps import Segmenter, Windows
-    from pretrain.evaluation.dense.views import TestTime
+    from pretrain.evaluation.dense.views import Looks
     from pretrain.tasks.module import TaskModule
     from pretrain.tasks.segmentation.pyramid import PyramidModule
     from pretrain.tasks.segmentation.queries import QueryModule
@@ -30,17 +30,17 @@ class SlideConfig(Section):
     step: int = Field(341, ge=1, description="from window to window, pixels")
 
 
-class TestTimeConfig(Section):
+class LooksConfig(Section):
     """How a picture is looked at where it is scored or predicted."""
 
     scales: list[float] = Field([1.0], min_length=1, description="factors of the resized picture, scores summed")
     flip: bool = Field(False, description="mirrored as well")
     slide: SlideConfig | None = Field(None, description="in windows, where the picture is larger than one")
 
-    def look(self) -> "TestTime":
-        from pretrain.evaluation.dense.views import TestTime
+    def look(self) -> "Looks":
+        from pretrain.evaluation.dense.views import Looks
 
-        return TestTime(tuple(self.scales), self.flip)
+        return Looks(tuple(self.scales), self.flip)
 
     def windows(self) -> "Windows | None":
         from pretrain.evaluation.dense.label_maps import Windows
@@ -55,7 +55,7 @@ class MapTask(DenseTask):
     main_score: ClassVar[MainScore | None] = MainScore("label_maps", "mIoU", "mIoU")
     annotations: ClassVar[Annotations] = "labels"
 
-    test: TestTimeConfig = TestTimeConfig()
+    test: LooksConfig = LooksConfig()
 
     def target_spec(self, data: DataConfig) -> "TargetSpec[Targets]":
         from data_pipeline.reading.dense import LabelMaps
@@ -193,7 +193,7 @@ def _query_module(
 
 
 def evaluate_maps(
-    module: "Segmenter", data: Path | str, run: RunConfig, test: TestTimeConfig, classes: Sequence[str] | None
+    module: "Segmenter", data: Path | str, run: RunConfig, test: LooksConfig, classes: Sequence[str] | None
 ) -> dict[str, Any]:
     """`Task.evaluate` of a module that gives every pixel a class."""
     from pretrain.evaluation.dense.label_maps import score_label_maps
@@ -201,7 +201,7 @@ def evaluate_maps(
     return score_label_maps(module, data, run, classes=classes, look=test.look(), slide=test.windows())
 
 
-def predict_map(module: "Segmenter", image: bytes, run: RunConfig, test: TestTimeConfig) -> Prediction:
+def predict_map(module: "Segmenter", image: bytes, run: RunConfig, test: LooksConfig) -> Prediction:
     """`Task.predict` of a module that gives every pixel a class."""
     from data_pipeline.reading.decode.pixels import decode, read_header
     from pretrain.evaluation.dense.drawing import drawn_map

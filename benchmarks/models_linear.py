@@ -1,6 +1,8 @@
 """The matrix products of an InternImage on the CPU: oneDNN (models/linear.py) against F.linear, GFLOP/s, one thread.
 
 python benchmarks/models_linear.py
+
+What models/linear.py chooses by the processor's vendor is not asked: both sides are measured on every x86.
 """
 
 import time
@@ -9,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from pretrain.models.linear import linear
+from pretrain.models.linear import OneDnnLinear
 
 SHAPES = [(16384, 32, 128), (16384, 128, 32), (4096, 64, 256), (3136, 256, 64), (1024, 128, 512), (196, 256, 1024)]
 
@@ -45,7 +47,7 @@ def main() -> None:
     print(f"{'rows, in, out':>18}   forward: F.linear  oneDNN  ratio   with backward: F.linear  oneDNN  ratio")
     for shape in SHAPES:
         plain, plain_step = speed(F.linear, *shape)
-        fast, fast_step = speed(linear, *shape)
+        fast, fast_step = speed(OneDnnLinear.apply, *shape)
         print(
             f"{shape!s:>18}   {plain:17.0f} {fast:7.0f} {fast / plain:6.2f}"
             f"   {plain_step:23.0f} {fast_step:7.0f} {fast_step / plain_step:6.2f}"

@@ -13,9 +13,11 @@ from data_pipeline.preparation.fetching.web import WebRules
 from data_pipeline.preparation.inspection import IndexSummary, Stats, VerifySummary, index, stats, verify
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.pack import PackSummary, pack
-from data_pipeline.preparation.sources.rows import Columns
+from data_pipeline.preparation.packing.usable import check_usable
+from data_pipeline.preparation.sources.columns import Columns, TableFormat
 
 __all__ = [
-    "AnnotatedSummary", "Columns", "FetchSummary", "ImageRules", "IndexSummary", "PackSummary", "Stats",
-    "VerifySummary", "WebRules", "fetch", "index", "pack", "pack_coco", "pack_label_maps", "stats", "verify",
+    "AnnotatedSummary", "Columns", "FetchSummary", "ImageRules", "IndexSummary", "PackSummary", "Stats", "TableFormat",
+    "VerifySummary", "WebRules", "check_usable", "fetch", "index", "pack", "pack_coco", "pack_label_maps", "stats",
+    "verify",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -22,15 +22,44 @@ class SourceConfig(Section):
     labels: bool = Field(True, description="use the category labels of this source")
 
 
+PerView = float | tuple[float, float]  # the same for both views, or one for each
+
+
 class AugmentationConfig(Section):
-    """The random view: crop of the (possibly flipped) image, resized to `data.image_size`."""
+    """The random view: crop of the (possibly flipped) image, resized to `data.image_size`; then colour, grey, blur,
+    solarize, RandAugment, rotation, erasing. A preset of task `pretraining` brings its paper's values for keys left
+    out.
+    """
 
     scale: tuple[float, float] = Field((0.2, 1.0), description="share of the image's area that a crop covers")
     ratio: tuple[float, float] = Field((0.75, 4 / 3), description="aspect ratio of a crop")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    color_jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation jitter")
+    color_jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation, each times 1 +- this")
+    saturation: float | None = Field(None, ge=0, description="of saturation alone; null: as color_jitter")
+    hue: float = Field(0.0, ge=0, le=0.5, description="turned by +- this share of the colour circle")
+    jitter: float = Field(1.0, ge=0, le=1, description="probability of the four above")
+    grey: PerView = Field(0.0, description="probability of a view without colour")
+    blur: PerView = Field(0.0, description="probability of a Gaussian blur")
+    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="its width, pixels of the view")
+    solarize: PerView = Field(0.0, description="probability of inverting what is brighter than half")
     rand_augment: str | None = Field(None, description="timm's notation, as rand-m9-mstd0.5-inc1")
+    rotate: float = Field(0.0, ge=0, le=180, description="the view turns by +- this, degrees")
+    shift: float = Field(0.0, ge=0, le=0.5, description="and moves by +- this share of its side")
     erase: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    caption_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of a caption's parts (between commas) left out; one always stays"
+    )
+
+    @field_validator("grey", "blur", "solarize")
+    @classmethod
+    def _probabilities(cls, value: PerView) -> PerView:
+        if not all(0 <= one <= 1 for one in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"data.augmentation: {value} is no probability between 0 and 1, nor a pair of them")
+        return value
+
+
+def of_view(value: PerView, number: int) -> float:
+    return value[number] if isinstance(value, tuple) else value
 
 
 class RectangleConfig(Section):
@@ -69,10 +98,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _rectangles(self) -> Self:
-        moved = [name for name in ("rand_augment", "erase") if getattr(self.augmentation, name)]
+        moved = [name for name in ("rand_augment", "rotate", "shift", "erase") if getattr(self.augmentation, name)]
         if self.rectangle is not None and (self.views != 1 or moved):
             raise ValueError(
                 "data.rectangle makes one view, whose boxes and masks move with it: set data.views to 1, and leave "
-                "data.augmentation.rand_augment and .erase out"
+                "rand_augment, rotate, shift and erase of data.augmentation out"
             )
         return self

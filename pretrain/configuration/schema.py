@@ -3,6 +3,7 @@
 Sections: `model`, `task`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (passed through).
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -41,6 +42,11 @@ class TaskSection(Section):
     """The `task:` section of a run. Each task brings its own subclass, with its settings (pretrain/tasks/task.py)."""
 
     name: str = Field(description="pretraining, classification, or MODULE:CLASS of a task outside this package")
+
+    @classmethod
+    def augmentation(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys of `data.augmentation` that these settings of the task bring; what a configuration gives goes before."""
+        return {}
 
 
 class OptimizerConfig(Section):

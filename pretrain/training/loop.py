@@ -72,13 +72,18 @@ def train(parts: LoopParts, step: int) -> bool:
         step += 1
         parts.checkpointer.poll()
         if step < total and parts.checkpointer.due(step):
-            parts.checkpointer.save(step, {"policy": parts.policy.state()})
+            parts.checkpointer.save(step, _state(parts))
         parts.watchdog.heartbeat()
         parts.log.step_ended(step)
-    parts.checkpointer.save(step, {"policy": parts.policy.state()})
+    parts.checkpointer.save(step, _state(parts))
     saved = parts.checkpointer.wait_or_raise()
     parts.bad_samples.check_together()  # the last step's samples
     return saved and step >= total
+
+
+def _state(parts: LoopParts) -> dict[str, object]:
+    """What a checkpoint keeps of the loop itself. Collective."""
+    return {"policy": parts.policy.state(), "meter": parts.meter.state()}
 
 
 def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) -> StepDecision:
@@ -109,9 +114,9 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) ->
         decision = parts.policy.record(step, loss, applied)
     if decision is not StepDecision.APPLY and parts.context.leader:
         parts.events(EventKind.STEP_NOT_APPLIED, step=step, loss=loss, grad_norm=norm, verdict=decision.value)
-    parts.meter.end_step()
+    parts.meter.end_step(applied=applied, norm=norm)
     if logged:
-        values = parts.meter.collect(loss, lr, norm, engine.flops_per_sample)
+        values = parts.meter.collect(lr, engine.flops_per_sample)
         parts.log.write(step + 1, values | parts.bad_samples.metrics(step + 1))
     return decision
 
@@ -125,6 +130,7 @@ def _roll_back(parts: LoopParts, step: int) -> int:
         parts.events(EventKind.ROLLBACK, step=step, to=state["step"] if state else None, passed_over=offending)
     if state is not None:
         parts.log.rewind(int(state["step"]))
+        parts.meter.load(state.get("meter"))
         if parts.teacher is not None:
             parts.teacher.refresh()
     parts.watchdog.heartbeat()

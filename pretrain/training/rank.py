@@ -178,9 +178,11 @@ def compose(
     )
     policy = DivergencePolicy(training.policy, output, leader=context.leader)
     state = checkpointer.restore()
+    meter = Meter(context, training.batch_size, training.precision, module.loss_weights())
     start = int(state["step"]) if state is not None else 0
     if state is not None:
         policy.load(state["policy"])
+        meter.load(state.get("meter"))
     if context.leader:
         events(
             EventKind.START if state is None else EventKind.RESUME,
@@ -204,7 +206,7 @@ def compose(
         checkpointer=checkpointer,
         policy=policy,
         context=context,
-        meter=Meter(context, training.batch_size, training.precision),
+        meter=meter,
         interruption=interruption,
         watchdog=watchdog,
         events=events,

@@ -5,10 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.models.linear import _AVAILABLE, Linear, _OneDnnLinear, linear, use_fast_linears
+from pretrain.models.linear import ONEDNN_AVAILABLE, Linear, OneDnnLinear, linear, made_by_intel, use_fast_linears
+
+needs_onednn = pytest.mark.skipif(not ONEDNN_AVAILABLE, reason="oneDNN's products are used on x86 only")
 
 
-@pytest.mark.skipif(not _AVAILABLE, reason="oneDNN's products are used on x86 only")
+@pytest.fixture
+def onednn(monkeypatch):
+    """oneDNN's products, also on an Intel, where they are not the default."""
+    monkeypatch.setattr("pretrain.models.linear._CHOSEN", True)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize(("inputs", "outputs"), [(48, 96), (96, 48), (64, 64)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(128,), (4, 8, 8)])
@@ -20,7 +29,7 @@ def test_outputs_and_gradients_are_f_linears(inputs, outputs, bias, shape):
     cotangent = torch.randn(*shape, outputs, generator=generator)
     wanted = [t for t in (x, weight, b) if t is not None]
     ours = linear(x, weight, b)
-    assert type(ours.grad_fn).__name__ == f"{_OneDnnLinear.__name__}Backward"
+    assert type(ours.grad_fn).__name__ == f"{OneDnnLinear.__name__}Backward"
     exact = F.linear(*(None if t is None else t.double() for t in (x, weight, b)))
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-4)
     gradients = torch.autograd.grad(ours, wanted, cotangent)
@@ -28,6 +37,8 @@ def test_outputs_and_gradients_are_f_linears(inputs, outputs, bias, shape):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-3)
 
 
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
 def test_a_transposed_input_and_a_frozen_weight():
     x = torch.randn(64, 96).t().requires_grad_()
     weight = torch.randn(80, 64)
@@ -35,6 +46,19 @@ def test_a_transposed_input_and_a_frozen_weight():
     y.sum().backward()
     torch.testing.assert_close(y, F.linear(x, weight), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(x.grad, weight.sum(0).expand(96, 64), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("vendor", "intel"), [("GenuineIntel", True), ("AuthenticAMD", False)])
+def test_an_intel_keeps_mkl(tmp_path, monkeypatch, vendor, intel):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: beside a GenuineIntel\n")
+    assert made_by_intel(cpuinfo) is intel
+    monkeypatch.setattr("platform.processor", lambda: f"Intel64 Family 6, {vendor}")
+    assert made_by_intel(tmp_path / "absent") is intel
+    monkeypatch.setattr("pretrain.models.linear._CHOSEN", not intel)
+    x, weight = torch.randn(4096, 64, requires_grad=True), torch.randn(256, 64)
+    taken = type(linear(x, weight).grad_fn).__name__
+    assert (taken == "OneDnnLinearBackward") is (ONEDNN_AVAILABLE and not intel)
 
 
 def test_other_dtypes_and_autocast_take_the_usual_path():

@@ -21,14 +21,22 @@ from typing import Any
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.durable import file_sha256, write_durably
 from data_pipeline.errors import UserError
-from data_pipeline.executors.processes import available, ordered_map
-from data_pipeline.format.index import NO_IMAGE
+from data_pipeline.executors.processes import available
 from data_pipeline.preparation.annotations.coco import CocoIndex, LeftOut, Picture
 from data_pipeline.preparation.annotations.label_maps import NO_MAP, Pair, convert_label_map, pairs
-from data_pipeline.preparation.packing.images import ImageRules, prepare
+from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import folder_digest, hold_output
-from data_pipeline.preparation.packing.pack import UNREADABLE, PackSummary, count_rows, finish, run_plan, with_image
+from data_pipeline.preparation.packing.pack import (
+    DECODER_DIED,
+    PackSummary,
+    count_rows,
+    finish,
+    read_image,
+    run_plan,
+    with_data,
+)
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
+from data_pipeline.preparation.packing.workers import surviving_map
 
 LEFT_OUT = "left_out.jsonl"
 SIZE_DIFFERS = "size_differs"  # the picture is not of the size that its annotations say
@@ -166,7 +174,8 @@ def _pack(
         entries = {number: entry for number in numbers if (entry := read_entry(output, number)) is not None}
         found = set(entries)
         left = (row for row in rows() if row.number // rows_per_shard not in found)
-        samples = _counted(ordered_map(work, left, available() if workers is None else workers), count, progress)
+        made = surviving_map(work, left, available() if workers is None else workers, _given_up)
+        samples = _counted(made, count, progress)
         for number, group in itertools.groupby(samples, key=lambda sample: sample.row // rows_per_shard):
             entries[number] = pack_shard(output, number, number * rows_per_shard, group, classes=classes)
         ordered = [entries[number] for number in numbers]
@@ -199,13 +208,14 @@ def _with_label_map(pair: Pair, rules: ImageRules, classes: int, reduce_zero_lab
 
 
 def _with_image(sample: Sample, path: Path, rules: ImageRules) -> Sample:
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return replace(sample, reason=NO_IMAGE)
-    except (OSError, ValueError):
-        return replace(sample, reason=UNREADABLE)
-    return with_image(sample, prepare(without_exif(data), rules))
+    data = read_image(path, rules.max_bytes)
+    if isinstance(data, str):
+        return replace(sample, reason=data)
+    return with_data(sample, without_exif(data), None, rules)
+
+
+def _given_up(row: Picture | Pair) -> Sample:
+    return Sample(row=row.number, reason=DECODER_DIED)
 
 
 def without_exif(data: bytes) -> bytes:

@@ -10,8 +10,8 @@ from data_pipeline.errors import BadDataError
 from data_pipeline.hashing import Integers, key, uniforms
 from data_pipeline.reading.batch import SampleRef
 from data_pipeline.reading.config import DataConfig, RectangleConfig
-from data_pipeline.reading.decode.augmentation import augment
-from data_pipeline.reading.decode.pixels import BadSample, Header
+from data_pipeline.reading.decode.augmentation import augment, leave_out_parts
+from data_pipeline.reading.decode.pixels import BadSample, DroppedSample, Header
 from data_pipeline.reading.decode.rectangle import Placed, draw_rectangle, render_rectangle
 from data_pipeline.reading.decode.views import UNIFORMS, Crop, random_crop, render_views
 from data_pipeline.reading.faults import Fault
@@ -21,7 +21,8 @@ from data_pipeline.reading.targets import Targets, TargetSource, TargetSpec
 from data_pipeline.reading.workers.memory import Arrays, Layout
 
 _AUGMENT = 5  # purpose of hash keys
-_NEAR, _FAR = 8, 24  # replacements tried in the same block, then in the whole source
+_NEAR, _FAR = 8, 24  # bad replacements passed over in the same block, then in the whole source
+_DROPPED_NEAR, _DROPPED_FAR = 256, 1024  # dropped ones, which cost no reading
 
 
 @dataclass
@@ -84,8 +85,15 @@ class RowFiller:
             try:
                 sample = candidate.read()
                 self._draw(sample.image, position, chances, row, arrays)
+                if sample.caption and self._config.augmentation.caption_dropout:
+                    left = leave_out_parts(
+                        sample.caption, self._config.augmentation.caption_dropout, self._stream, position
+                    )
+                    sample = sample._replace(caption=left)
                 extra = self._targets.write(row, sample, self._sources[source], arrays["crops"][row], arrays)
                 break
+            except DroppedSample:
+                continue
             except BadSample as error:
                 failed.append((candidate, error))
         used = candidate.ref()
@@ -174,11 +182,21 @@ class BatchBuilder:
         """Yields the sample of the place, then its replacements, near ones first: a function of the place alone."""
         order, name, shards = self._order.sources[source], self._names[source], self._sets[source]
         yield _Indexed(name, shards, shard, row)
-        for tried in range(_NEAR + _FAR):
-            near = tried < _NEAR
-            choices = order.neighbours(index, tried + 1) if near else order.anywhere(index, tried - _NEAR + 1)
-            _, found, rows = order.locate(choices[-1:])
-            yield _Indexed(name, shards, int(found[0]), int(rows[0]))
+        for choose, bad, dropped in (
+            (order.neighbour, _NEAR, _DROPPED_NEAR),
+            (order.anywhere, _FAR, _DROPPED_FAR),
+        ):
+            most = len(failed) + bad
+            for number in range(bad + dropped):
+                _, found, rows = order.locate(np.array([choose(index, number)]))
+                yield _Indexed(name, shards, int(found[0]), int(rows[0]))
+                if len(failed) >= most:
+                    break
+        if not failed:
+            raise BadDataError(
+                f"source {name}: {_DROPPED_NEAR + _DROPPED_FAR} samples in a row were dropped by curation. "
+                "Write those that are left into a set of their own: `internimage shards reshard`"
+            )
         reasons = "; ".join(sorted({f"{candidate.ref().shard}: {fault}" for candidate, fault in failed})[:4])
         raise BadDataError(
             f"source {name}: {len(failed)} samples in a row cannot be used, among them {reasons}. "

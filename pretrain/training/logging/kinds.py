@@ -1,8 +1,10 @@
-"""The kinds of events in events.jsonl, all of them, and which are good or bad news."""
+"""The kinds of events in events.jsonl, all of them, and which are good or bad news; prefixes in metrics.jsonl."""
 
 from enum import StrEnum
 
 from data_pipeline.reading import events
+
+LOSS, WEIGHTED = "loss/", "weighted/"  # a part of the loss as its objective gives it, and as it counts in the total
 
 
 class EventKind(StrEnum):

@@ -2,6 +2,7 @@
 
     shards      prepare data                        pretrain, finetune      train
     evaluate    score a checkpoint                  export                  hand a checkpoint on
+    predict     a fine-tuned run on pictures
     launch      start on one machine or many        plan, doctor            before a run
     inspect     look at what is there               report                  a run as one page
     demo        the whole way on the embedded set
@@ -27,6 +28,7 @@ from launch.commands import (
     inspect,
     launch,
     plan,
+    predict,
     pretrain,
     report,
     shards,
@@ -45,6 +47,7 @@ app.add_typer(shards.app, name="shards")
 app.command(epilog=f"Example: {pretrain.EXAMPLE}")(pretrain.pretrain)
 app.command(epilog=f"Example: {finetune.EXAMPLE}")(finetune.finetune)
 app.command(epilog=f"Example: {evaluate.EXAMPLE}")(evaluate.evaluate)
+app.command(epilog=f"Example: {predict.EXAMPLE}")(predict.predict)
 app.command(epilog=f"Example: {export.EXAMPLE}")(export.export)
 app.command(epilog=f"Example: {report.EXAMPLE}")(report.report)
 app.add_typer(launch.app, name="launch")

@@ -61,12 +61,15 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    name: Literal["cosine", "constant"] = "cosine"
+    name: Literal["cosine", "constant", "poly", "step"] = Field(
+        "cosine", description="poly: linear to the end; step: a tenth from each milestone on"
+    )
     steps: int | None = Field(None, ge=1, description="length of the run; or give `epochs`")
     epochs: float | None = Field(None, gt=0)
     warmup_steps: int | None = Field(None, ge=0)
     warmup_epochs: float | None = Field(None, ge=0)
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    milestones: list[float] = Field([2 / 3, 11 / 12], description="of `step`: shares of the run, as 8 of 12 epochs")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

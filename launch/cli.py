@@ -3,6 +3,7 @@
     shards      prepare data                        pretrain, finetune      train
     evaluate    score a checkpoint                  export                  hand a checkpoint on
     launch      start on one machine or many        plan, doctor            before a run
+    status      where runs stand                    logs                    what a rank has written
     inspect     look at what is there               report                  a run as one page
     demo        the whole way on the embedded set
 
@@ -26,10 +27,12 @@ from launch.commands import (
     finetune,
     inspect,
     launch,
+    logs,
     plan,
     pretrain,
     report,
     shards,
+    status,
 )
 
 app = typer.Typer(
@@ -48,6 +51,8 @@ app.command(epilog=f"Example: {evaluate.EXAMPLE}")(evaluate.evaluate)
 app.command(epilog=f"Example: {export.EXAMPLE}")(export.export)
 app.command(epilog=f"Example: {report.EXAMPLE}")(report.report)
 app.add_typer(launch.app, name="launch")
+app.command(epilog=f"Example: {status.EXAMPLE}")(status.status)
+app.command(epilog=f"Example: {logs.EXAMPLE}")(logs.logs)
 app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog=f"Example: {doctor.EXAMPLE}")(doctor.doctor)
 app.add_typer(inspect.app, name="inspect")

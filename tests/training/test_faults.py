@@ -269,6 +269,18 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path: Path, monkeypatc
     assert started[0]["id"] != started[2]["id"]
 
 
+def test_a_users_command_gets_the_events_and_its_failure_is_its_own(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    command = f"{{ cat; echo $INTERNIMAGE_EVENT; }} >> {told}; exit 3"
+    assert go(tmp_path / "run", training__on_event=command, training__stop_after=2) == 75
+    deadline = time.monotonic() + 20
+    while not told.exists() or "stopped" not in told.read_text().splitlines():
+        assert time.monotonic() < deadline, "nobody was told of the end"
+        time.sleep(0.05)
+    kinds = [json.loads(line)["kind"] for line in told.read_text().splitlines() if line.startswith("{")]
+    assert kinds[0] == "start" and "stopped" in kinds and "checkpoint" not in kinds
+
+
 def test_a_large_file_of_events_is_turned_over_and_nothing_reads_it_again(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

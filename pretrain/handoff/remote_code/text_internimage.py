@@ -57,5 +57,5 @@ class TextTower(nn.Module):
         for block in self.transformer.resblocks:
             x = block(x, mask)
         end = tokens.argmax(1)  # of several the first: what pads behind it is not looked at
-        pooled = self.ln_final(x)[torch.arange(len(tokens), device=tokens.device), end]
+        pooled = self.ln_final(x).gather(1, end[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
         return pooled @ self.text_projection

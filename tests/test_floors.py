@@ -19,6 +19,7 @@ FLOORS = [
     ["data_pipeline.durable"],
     ["data_pipeline.format", "data_pipeline.executors"],
     ["data_pipeline.preparation", "data_pipeline.reading"],
+    ["data_pipeline.curation"],
     ["pretrain.configuration"],
     ["pretrain.models"],
     ["pretrain.objectives"],
@@ -26,7 +27,8 @@ FLOORS = [
     ["pretrain.training"],
     ["pretrain.handoff", "pretrain.analysis"],
     ["pretrain.evaluation"],
-    ["pretrain.tasks.pretraining", "pretrain.tasks.classification"],
+    ["pretrain.tasks.pretraining", "pretrain.tasks.classification", "pretrain.tasks.detection"],
+    ["pretrain.tasks.segmentation"],
     ["pretrain.finetuning", "pretrain.report"],
     ["pretrain.demo"],
     ["launch"],
@@ -36,6 +38,7 @@ FORBIDDEN = {
     "data_pipeline": {"deepspeed", "open_clip", "timm", "dcnv3"},
     "data_pipeline.format": {"torch"},
     "data_pipeline.preparation": {"torch", "torchvision"},
+    "data_pipeline.curation": {"torch", "torchvision"},
     "pretrain.configuration": {"torch", "deepspeed", "open_clip"},
 }
 
@@ -182,7 +185,14 @@ def test_the_operator_imports_nothing_but_torch_and_the_standard_library() -> No
 
 
 @pytest.mark.parametrize(
-    "package", ["data_pipeline.preparation", "data_pipeline.format", "pretrain.configuration", "launch.cli"]
+    "package",
+    [
+        "data_pipeline.preparation",
+        "data_pipeline.curation.filters",
+        "data_pipeline.format",
+        "pretrain.configuration",
+        "launch.cli",
+    ],
 )
 def test_importing_it_does_not_load_torch(package: str) -> None:
     code = f"import sys, {package}; sys.exit('torch' in sys.modules)"

@@ -13,10 +13,10 @@ sets      open_set: by manifest, or by indexing foreign shards once
 from data_pipeline.format.index import index_shard
 from data_pipeline.format.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from data_pipeline.format.sets import index_set, open_set
-from data_pipeline.format.sidecar import count_reasons, packed_rows, read_sidecar, write_sidecar
+from data_pipeline.format.sidecar import count_reasons, packed_rows, read_sidecar, slot_rows, write_sidecar
 from data_pipeline.format.writer import Place, ShardWriter
 
 __all__ = [
     "Manifest", "Place", "ShardEntry", "ShardWriter", "count_reasons", "index_set", "index_shard", "open_set",
-    "packed_rows", "read_manifest", "read_sidecar", "write_manifest", "write_sidecar",
+    "packed_rows", "read_manifest", "read_sidecar", "slot_rows", "write_manifest", "write_sidecar",
 ]  # fmt: skip

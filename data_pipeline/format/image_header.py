@@ -3,6 +3,9 @@
 from functools import partial
 from typing import Literal, NamedTuple
 
+_USUAL_SCANS = 24
+_SCANNED_PIXELS = 500_000_000  # scans times pixels: about a second and a half of one core
+
 
 class ImageHeader(NamedTuple):
     """Format by content (not by file name) and size in pixels as stored, before any EXIF orientation."""
@@ -13,7 +16,9 @@ class ImageHeader(NamedTuple):
 
 
 def read_image_header(data: bytes) -> ImageHeader | None:
-    """Reads the header of a JPEG, PNG, WebP, GIF, BMP or TIFF image; None where `data` is none or too short."""
+    """Reads the header of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image; None where `data` is none or too short."""
+    if _is_avif(data):
+        return _avif(data)
     for signature, read in _READERS:
         if data.startswith(signature):
             try:
@@ -26,9 +31,20 @@ def read_image_header(data: bytes) -> ImageHeader | None:
 
 def is_image(data: bytes | bytearray) -> bool:
     """Tells whether `data` (16 bytes are enough) begins as an image of these formats does."""
-    return any(data.startswith(signature) for signature, _ in _READERS) and (
-        data[:4] != b"RIFF" or data[8:12] == b"WEBP"
+    return _is_avif(data) or (
+        any(data.startswith(signature) for signature, _ in _READERS) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")
     )
+
+
+def too_many_scans(data: bytes, header: ImageHeader) -> bool:
+    """Tells whether a progressive JPEG has so many scans that decoding takes many times what its size promises.
+
+    Each scan goes over the whole picture: 200 of them over 40 million pixels take 22 s. Encoders write up to 12.
+    """
+    if header.format != "jpeg":
+        return False
+    scans = data.count(b"\xff\xda")
+    return scans > _USUAL_SCANS and scans * header.width * header.height > _SCANNED_PIXELS
 
 
 def _jpeg(data: bytes) -> ImageHeader | None:
@@ -91,6 +107,25 @@ def _tiff(data: bytes) -> ImageHeader | None:
         if tag in (256, 257) and kind in (3, 4):  # ImageWidth, ImageLength; SHORT or LONG
             found[tag] = read(data, entry + 8, 2 if kind == 3 else 4)
     return ImageHeader("tiff", found[256], found[257]) if len(found) == 2 else None
+
+
+def _is_avif(data: bytes | bytearray) -> bool:
+    """ISO/IEC 23000-22: the file type box names the brand `avif` (a sequence: `avis`), as its own or among others."""
+    if data[4:8] != b"ftyp":
+        return False
+    brands = data[8 : max(16, min(int.from_bytes(data[:4], "big"), 256))]
+    return any(brands[at : at + 4] in (b"avif", b"avis") for at in (0, *range(8, len(brands), 4)))
+
+
+def _avif(data: bytes) -> ImageHeader | None:
+    """Takes the largest of the boxes `ispe` (ISO/IEC 23008-12, section 6.5.3): thumbnails and tiles have their own."""
+    sizes = []
+    position = data.find(b"ispe")
+    while position >= 0 and position + 16 <= len(data):
+        sizes.append((_big(data, position + 8, 4), _big(data, position + 12, 4)))
+        position = data.find(b"ispe", position + 4)
+    width, height = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+    return ImageHeader("avif", width, height) if width > 0 and height > 0 else None
 
 
 def _integer(data: bytes, position: int, size: int, *, order: Literal["big", "little"]) -> int:

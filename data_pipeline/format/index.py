@@ -4,10 +4,12 @@ A row is *packed* where the image can be read at its offset. What else is wrong 
 
     text_missing   it has no caption, the shard's other samples have one     text_empty  its caption is blank
     text_not_utf8  its caption is no UTF-8 (and null in the row)             bad_json    its JSON cannot be read
+    label_invalid  its label is no class number (and null in the row)
 
 A row is *rejected* where no image can be had: `image_missing`, `image_empty`, `not_an_image`, `not_a_file` (a link),
 `duplicate_key` (the first one stays), or what happened to the archive there (`ustar`: `corrupt_header`, ...).
-Damage that hit no sample in particular has a rejected row of its own with an empty key; so has an `empty_shard`.
+Damage that hit no sample in particular has a rejected row of its own with an empty key; so has an `empty_shard`, and a
+file that is compressed as a whole (`compressed_archive`).
 """
 
 import hashlib
@@ -24,9 +26,12 @@ import pyarrow as pa
 from data_pipeline.errors import UserError
 from data_pipeline.format import sidecar, ustar
 from data_pipeline.format.image_header import read_image_header
+from data_pipeline.format.labels import LABEL_INVALID, InvalidLabelError, read_label
 from data_pipeline.format.ustar import Damage, TarMember
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe")
+
+ANNOTATION_MEMBERS = ("objects.json", "labels.png")  # of annotated pictures, after the key
 
 NO_IMAGE = "image_missing"
 EMPTY_IMAGE = "image_empty"
@@ -34,10 +39,13 @@ NOT_AN_IMAGE = "not_an_image"
 NOT_A_FILE = "not_a_file"
 DUPLICATE_KEY = "duplicate_key"
 EMPTY_SHARD = "empty_shard"
+COMPRESSED = "compressed_archive"  # the whole file is gzip, zstd, bzip2 or xz: its members have no offsets
 MISSING_TEXT = "text_missing"
 EMPTY_TEXT = "text_empty"
 TEXT_NOT_UTF8 = "text_not_utf8"
 BAD_JSON = "bad_json"
+
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")
 
 # WebDataset's rule: the key ends at the first dot of the file name; names that begin with a dot are no samples.
 _NAME = re.compile(r"^((?:.*/|)[^./][^./]*)[.]([^/]*)$", re.DOTALL)
@@ -55,7 +63,11 @@ class _Sample:
         for extension in IMAGE_EXTENSIONS:
             if extension in self.members:
                 return self.members[extension]
-        nested = [member for name, member in self.members.items() if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
+        nested = [
+            member
+            for name, member in self.members.items()
+            if name.rpartition(".")[2] in IMAGE_EXTENSIONS and name not in ANNOTATION_MEMBERS
+        ]
         return nested[0] if len(nested) == 1 else None
 
 
@@ -75,12 +87,16 @@ def index_shard(path: Path) -> pa.Table:
 
 
 def _rows(buffer: mmap.mmap) -> Iterator[dict[str, Any]]:
+    if buffer[:6].startswith(_COMPRESSED):
+        yield _damage_row(COMPRESSED)
+        return
     samples, damages = _gather(buffer)
     described = [_describe(sample, buffer) for sample in samples]
     # A set of labelled or bare images lacks no text; a shard where others have a caption does.
     captioned = any(row["caption"] is not None for row in described)
     for row in described:
-        if captioned and row["caption"] is None and row["status"] == sidecar.PACKED and not row["reason"]:
+        noted = row["reason"] not in ("", LABEL_INVALID)
+        if captioned and row["caption"] is None and row["status"] == sidecar.PACKED and not noted:
             row["reason"] = MISSING_TEXT
     yield from described
     if not any(row["status"] == sidecar.PACKED for row in described):
@@ -145,9 +161,16 @@ def _describe(sample: _Sample, buffer: mmap.mmap) -> dict[str, Any]:
         "key": _clean(sample.key),
         "url": _clean(fields["url"]) if isinstance(fields.get("url"), str) else None,
         "caption": caption,
-        "label": _label(fields, sample.members.get("cls"), buffer),
     }
-    for name, member in (("image", image), ("text", text), ("json", metadata)):
+    try:
+        row["label"] = _label(fields, sample.members.get("cls"), buffer)
+    except InvalidLabelError:
+        lacking = lacking or LABEL_INVALID
+    annotation = next((name for name in ANNOTATION_MEMBERS if name in sample.members), None)
+    if annotation is not None:
+        row["annotation_member"] = annotation
+    known = (("image", image), ("text", text), ("json", metadata), ("annotation", sample.members.get(annotation or "")))
+    for name, member in known:
         if member is not None:
             row |= {f"{name}_offset": member.offset, f"{name}_size": member.size}
     if sample.duplicate:
@@ -178,14 +201,17 @@ def _caption(text: TarMember | None, buffer: mmap.mmap) -> tuple[str | None, str
 
 
 def _label(fields: dict[str, Any], member: TarMember | None, buffer: mmap.mmap) -> int | None:
-    """Returns the category number, from the JSON's `label` or from WebDataset's `KEY.cls`."""
+    """Returns the category number, from the JSON's `label` or from WebDataset's `KEY.cls`.
+
+    Raises InvalidLabelError for what is no number: names have no numbers without a list of the classes.
+    """
     label = fields.get("label")
     if label is None and member is not None:
-        try:
-            label = int(buffer[member.offset : member.offset + min(member.size, 20)])
-        except ValueError:
-            return None
-    return label if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < 2**31 else None
+        label = buffer[member.offset : member.offset + min(member.size, 64)].decode("utf-8", "replace")
+    found = read_label(label)
+    if isinstance(found, str):
+        raise InvalidLabelError(f"{found!r} is no number")
+    return found
 
 
 def _clean(text: str) -> str:

@@ -1,16 +1,17 @@
 """Opens a set: by its manifest, or, where somebody else made the shards, by indexing them once."""
 
 import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.callbacks import Heartbeat, ProgressCallback
-from data_pipeline.durable import file_lock, file_sha256
-from data_pipeline.errors import UserError
+from data_pipeline.durable import file_lock, file_sha256, write_durably
+from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format import sidecar
 from data_pipeline.format.index import index_shard
 from data_pipeline.format.manifest import (
@@ -25,6 +26,9 @@ from data_pipeline.format.manifest import (
 # img2dataset puts a Parquet file of its own beside a shard, 00000.parquet; an index must not take its name.
 SHARD_INDEX_SUFFIX = ".index.parquet"
 _ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry, kept before there is a manifest
+
+Indexed = tuple[ShardEntry, dict[int, str]]  # a shard's entry, and the names of its labels
+ShardMap = Callable[[Callable[[Path], Indexed], Iterable[Path]], Iterator[Indexed]]
 
 
 def open_set(
@@ -54,10 +58,15 @@ def index_set(
     index_folder: Path,
     *,
     force: bool = False,
+    each: ShardMap = map,
     progress: ProgressCallback | None = None,
     heartbeat: Heartbeat | None = None,
 ) -> Manifest:
-    """Indexes every `*.tar` of `folder` that has no current index in `index_folder`, and writes the manifest there."""
+    """Indexes every `*.tar` of `folder` that has no current index in `index_folder`, and writes the manifest there.
+
+    Classes are numbered as before; labels that are new (the set grew) extend them. `each` maps over
+    the shards in their order: in this process, or in several.
+    """
     folder, index_folder = Path(folder), Path(index_folder)
     if not folder.is_dir():
         raise UserError(f"shard folder {folder} does not exist; check the path")
@@ -70,7 +79,7 @@ def index_set(
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
         with file_lock(index_folder / ".index.lock", heartbeat=heartbeat):
-            return _index(folder, index_folder, shards, force, progress, heartbeat)
+            return _index(folder, index_folder, shards, force, each, progress, heartbeat)
     except OSError as error:
         raise UserError(
             f"the index of {folder} cannot be written to {index_folder} ({error.strerror}); "
@@ -78,13 +87,15 @@ def index_set(
         ) from None
 
 
-def write_index(path: Path, shard: str, rows: pa.Table, size: int, digest: str, names: dict[int, str]) -> ShardEntry:
+def write_index(
+    path: Path, shard: str, rows: pa.Table, size: int, digest: str, names: dict[int, str], *, laid_out: str = ""
+) -> ShardEntry:
     """Writes the index of one shard with all that the manifest will say of it, so that work done is never done again.
 
     `names`: those of its labels. Returns the entry; `kept_entry` gives both back.
     """
-    entry = ShardEntry(shard, path.name, sidecar.packed_rows(rows).num_rows, size, digest)
-    about = json.dumps({"entry": asdict(entry), "names": names}).encode()
+    entry = ShardEntry(shard, path.name, sidecar.slot_rows(rows).num_rows, size, digest, laid_out)
+    about = json.dumps({"entry": entry.as_json(), "names": names}).encode()
     sidecar.write_sidecar(path, rows.replace_schema_metadata({_ABOUT: about}))
     return entry
 
@@ -97,6 +108,21 @@ def kept_entry(path: Path) -> tuple[ShardEntry, dict[int, str]] | None:
     return None
 
 
+def keep_entry(one: Manifest, entry: ShardEntry) -> None:
+    """Puts a changed entry where the writer of the shard keeps it besides the manifest: in its statistics or index."""
+    path = one.sidecar_path(entry)
+    kept = kept_entry(path)
+    if kept is not None:
+        about = json.dumps({"entry": entry.as_json(), "names": kept[1]}).encode()
+        sidecar.write_sidecar(path, sidecar.read_sidecar(path).replace_schema_metadata({_ABOUT: about}))
+    statistics = path.with_name(f"{path.stem}_stats.json")
+    with suppress(FileNotFoundError):
+        content = json.loads(statistics.read_bytes())
+        if isinstance(content, dict) and "shard" in content:
+            content["shard"] = entry.as_json()
+            write_durably(statistics, (json.dumps(content, indent=1) + "\n").encode())
+
+
 def _shards(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.tar") if path.is_file())
 
@@ -106,6 +132,7 @@ def _index(
     index_folder: Path,
     shards: list[Path],
     force: bool,
+    each: ShardMap,
     progress: ProgressCallback | None,
     heartbeat: Heartbeat | None,
 ) -> Manifest:
@@ -113,28 +140,48 @@ def _index(
     known = {} if former is None else {entry.name: entry for entry in former.shards}
     entries = []
     names: dict[int, str] = {}
-    for done, path in enumerate(shards):
-        index = index_folder / (path.stem + SHARD_INDEX_SUFFIX)
-        entry = known.get(path.name)
-        if not force and entry is None and (kept := kept_entry(index)) is not None and kept[0].name == path.name:
-            entry, names = kept[0], kept[1] | names
-        if force or entry is None or not _current(entry, path, index_folder / entry.sidecar):
-            rows = index_shard(path)
-            mine = _label_names(path, sidecar.packed_rows(rows), names)
-            names |= mine
-            entry = write_index(index, path.name, rows, path.stat().st_size, file_sha256(path), mine)
+    work = partial(_indexed, index_folder=index_folder, known={} if force else known, force=force)
+    for done, (entry, mine) in enumerate(each(work, shards)):
         entries.append(entry)
+        names = mine | names
         if progress is not None:
             progress(done + 1, len(shards))
         if heartbeat is not None:
             heartbeat()
     if force or entries != list(known.values()):
-        classes = former.classes if former is not None else None
-        if classes is None and names:
-            classes = tuple(names.get(label, str(label)) for label in range(max(names) + 1))
+        classes = joined_classes(None if former is None else former.classes, names)
         name, about = (folder.resolve().name, None) if former is None else (former.name, former.about)
         write_manifest(index_folder, name=name, shards=entries, classes=classes, about=about)
     return _read(folder, index_folder)
+
+
+def _indexed(path: Path, *, index_folder: Path, known: dict[str, ShardEntry], force: bool) -> Indexed:
+    """Indexes one shard, unless its index is current; returns its entry and the names of its labels."""
+    index = index_folder / (path.stem + SHARD_INDEX_SUFFIX)
+    entry = known.get(path.name)
+    names: dict[int, str] = {}
+    if not force and entry is None and (kept := kept_entry(index)) is not None and kept[0].name == path.name:
+        entry, names = kept
+    if entry is not None and _current(entry, path, index_folder / entry.sidecar):
+        return entry, names
+    rows, laid_out = index_shard(path), ""
+    with suppress(BadDataError):  # there is no former index, or none that can be read
+        rows = sidecar.carry_decisions(sidecar.read_sidecar(index), rows)
+    if (kept := kept_entry(index)) is not None and sidecar.ERASED in rows["status"].to_pylist():
+        laid_out = kept[0].slots  # zeroed bytes move no slot
+    names = label_names(path, sidecar.packed_rows(rows))
+    entry = write_index(index, path.name, rows, path.stat().st_size, file_sha256(path), names, laid_out=laid_out)
+    return entry, names
+
+
+def joined_classes(former: Sequence[str] | None, names: Mapping[int, str]) -> tuple[str, ...] | None:
+    """Returns the classes of a set whose labels have these names, numbered as before where they were; None for none.
+
+    A number without a name goes by its digits, until a shard names it.
+    """
+    found = dict(names)
+    found |= {label: name for label, name in enumerate(former or ()) if name != str(label) or label not in found}
+    return tuple(found.get(label, str(label)) for label in range(max(found) + 1)) if found else None
 
 
 def _former(folder: Path, index_folder: Path) -> Manifest | None:
@@ -152,18 +199,23 @@ def _covers(former: Manifest, shards: list[Path]) -> bool:
     )
 
 
-def _label_names(shard: Path, packed: pa.Table, known: dict[int, str]) -> dict[int, str]:
-    """Reads the names of labels not known yet from the JSON of one sample each: shards outlive their manifest."""
+def label_names(shard: Path, packed: pa.Table) -> dict[int, str]:
+    """Reads the name of each label from the JSON of one sample: shards outlive their manifest.
+
+    A label that stands in a `.cls` member alone, or whose JSON names none, goes by its digits.
+    """
     found: dict[int, str] = {}
     with open(shard, "rb") as file:
         for row in packed.select(["label", "json_offset", "json_size"]).to_pylist():
             label = row["label"]
-            if label is None or row["json_offset"] is None or label in known or label in found:
+            if label is None or label in found:
                 continue
-            file.seek(row["json_offset"])
-            with suppress(ValueError):
-                name = json.loads(file.read(row["json_size"])).get("label_name")
-                found[label] = name if isinstance(name, str) else str(label)
+            found[label] = str(label)
+            if row["json_offset"] is not None:
+                file.seek(row["json_offset"])
+                with suppress(ValueError, AttributeError):
+                    name = json.loads(file.read(row["json_size"])).get("label_name")
+                    found[label] = name if isinstance(name, str) else str(label)
     return found
 
 

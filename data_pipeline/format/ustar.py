@@ -13,6 +13,7 @@ from typing import NamedTuple
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
 _MAX_OCTAL_SIZE = 8**11 - 1
+_LENGTH_DIGITS = 20  # of a pax record's length, and the blank behind it
 _NO_BLOCK = bytes(BLOCK_BYTES)
 
 # Reasons of damage, as they stand in the sidecar.
@@ -159,17 +160,20 @@ def _number(field: bytes) -> int:
 def _pax_records(data: bytes) -> dict[str, str] | None:
     """Reads `LENGTH KEY=VALUE\\n` records; None where their lengths do not add up."""
     records: dict[str, str] = {}
-    while data.strip(b"\0"):
-        digits, blank, _ = data.partition(b" ")
-        if not blank or not digits.isdigit():
+    data = data.rstrip(b"\0")
+    position = 0
+    while position < len(data):
+        blank = data.find(b" ", position, position + _LENGTH_DIGITS)
+        digits = data[position:blank] if blank >= 0 else b""
+        if not digits.isdigit():
             return None
-        length = int(digits)
-        record = data[len(digits) + 1 : length]
+        end = position + int(digits)
+        record = data[blank + 1 : end]
         key, equals, value = record[:-1].partition(b"=")
-        if not len(digits) + 1 < length <= len(data) or not equals or not record.endswith(b"\n"):
+        if not blank + 1 < end <= len(data) or not equals or not record.endswith(b"\n"):
             return None
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
+        position = end
     return records
 
 

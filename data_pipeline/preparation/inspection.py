@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from data_pipeline.callbacks import ProgressCallback
@@ -24,7 +25,9 @@ from data_pipeline.format import (
     packed_rows,
     read_manifest,
     read_sidecar,
+    slot_rows,
 )
+from data_pipeline.format.sidecar import DROPPED, ERASED
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Stats:
-    """A set in numbers. rows = packed + the sum of `rejected`."""
+    """A set in numbers. rows = packed + the sums of `rejected` and `dropped`."""
 
     folder: Path
     name: str
@@ -82,6 +85,7 @@ class Stats:
     rows: int
     packed: int
     rejected: Mapping[str, int]
+    dropped: Mapping[str, int]  # by curation, with those that were erased
     noted: Mapping[str, int]
     formats: Mapping[str, int]
     image_bytes: Spread
@@ -162,6 +166,7 @@ def stats(folder: Path, *, index_folder: Path | None = None, progress: ProgressC
         rows=rows.num_rows,
         packed=packed.num_rows,
         rejected=count_reasons(rows),
+        dropped=count_reasons(rows, DROPPED, ERASED),
         noted=_notes(rows),
         formats=dict(Counter(packed["image_format"].to_pylist()).most_common()),
         image_bytes=_spread(packed["image_size"].drop_null().to_numpy()),
@@ -210,17 +215,30 @@ def _problems(found: Manifest, entry: ShardEntry, decode: bool) -> Iterator[Prob
     except BadDataError as error:
         yield Problem(entry.name, "", str(error))
         return
-    packed = packed_rows(rows)
-    if packed.num_rows != entry.samples:
-        yield Problem(entry.name, "", f"sidecar has {packed.num_rows} packed rows, the manifest says {entry.samples}")
-    yield from _members(path, entry.name, packed)
+    slots = slot_rows(rows)
+    if slots.num_rows != entry.samples:
+        yield Problem(entry.name, "", f"sidecar has {slots.num_rows} slots, the manifest says {entry.samples}")
+    erased = pc.equal(slots["status"], ERASED)
+    yield from _not_erased(path, entry.name, slots.filter(erased))
+    yield from _members(path, entry.name, slots.filter(pc.invert(erased)))
     if decode:
-        yield from _undecodable(path, entry.name, packed)
+        yield from _undecodable(path, entry.name, packed_rows(rows))
+
+
+def _not_erased(path: Path, shard: str, erased: pa.Table) -> Iterator[Problem]:
+    """Names the erased samples that still have bytes."""
+    with open(path, "rb") as file:
+        for row in erased.to_pylist():
+            for part in ("image", "text", "json"):
+                if row[f"{part}_offset"] is not None:
+                    file.seek(row[f"{part}_offset"])
+                    if file.read(row[f"{part}_size"]).strip(b"\0"):
+                        yield Problem(shard, row["key"], f"is marked as erased, but its {part} still has bytes")
 
 
 def _members(path: Path, shard: str, packed: pa.Table) -> Iterator[Problem]:
     """Compares every packed row with the archive's headers, and every sample of the archive with the rows."""
-    there = {row["key"]: row for row in packed_rows(index_shard(path)).to_pylist()}
+    there = {row["key"]: row for row in slot_rows(index_shard(path)).to_pylist()}
     places = [f"{part}_{what}" for part in ("image", "text", "json") for what in ("offset", "size")]
     for row in packed.to_pylist():
         member = there.pop(row["key"], None)

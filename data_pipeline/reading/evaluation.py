@@ -10,7 +10,7 @@ from data_pipeline.callbacks import EventSink
 from data_pipeline.reading.batch import Batch, SampleRef
 from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode.centre import render_centre
-from data_pipeline.reading.decode.pixels import BadSample
+from data_pipeline.reading.decode.pixels import BadSample, DroppedSample
 from data_pipeline.reading.faults import Fault, FaultLog
 from data_pipeline.reading.storage.shards import ShardSet
 from data_pipeline.reading.storage.sources import open_files
@@ -39,8 +39,8 @@ def evaluation_batches(
     crop_fraction: timm's `crop_pct`, the share of the shorter side that is kept.
 
     `positions` are the samples' numbers in the set. Ranks take contiguous shares whose lengths differ by one at most.
-    A sample that cannot be read is left out and recorded; above `max_bad_rate` BadDataError is raised. Labels are the
-    set's own.
+    A sample that curation dropped is left out; one that cannot be read is left out and recorded; above `max_bad_rate`
+    BadDataError is raised. Labels are the set's own.
     """
     files = open_files(str(set_folder), cache or CacheConfig(), None)
     manifest = files.manifest
@@ -71,6 +71,8 @@ def evaluation_batches(
                     view, crop = render_centre(raw.image, max_pixels, image_size, crop_fraction)
                     arrays["views"][place, 0], arrays["crops"][place, 0] = view, crop
                     extras.append(targets.write(place, raw, source, arrays["crops"][place], arrays))
+                except DroppedSample:
+                    continue
                 except BadSample as bad:
                     faults.append(Fault(position, *ref, bad.reason, bad.detail, ("", "")))
                     continue

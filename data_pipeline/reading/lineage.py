@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from data_pipeline.format import Manifest, packed_rows
+from data_pipeline.format import Manifest, slot_rows
 from data_pipeline.hashing import Integers
 from data_pipeline.reading.decode.pixels import BadSample
 from data_pipeline.reading.order.samples import Located
@@ -55,10 +55,10 @@ def _record(manifest: Manifest, shard: int, row: int, rows: list[dict[str, Any]]
 
 
 def _rows(one: ShardSet, shard: int) -> list[dict[str, Any]]:
-    """Reads the packed rows of a sidecar; none where it is unreadable, which the reader records as a fault."""
+    """Reads the slots of a sidecar; none where it is unreadable, which the reader records as a fault."""
     try:
         with pq.ParquetFile(one.files.sidecar(one.manifest.shards[shard])) as file:
-            rows: list[dict[str, Any]] = packed_rows(file.read(columns=_COLUMNS)).to_pylist()
+            rows: list[dict[str, Any]] = slot_rows(file.read(columns=_COLUMNS)).to_pylist()
             return rows
     except (BadSample, OSError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors and OSErrors
         return []

@@ -113,8 +113,9 @@ class Reader(Generic[T]):
 
     @property
     def fingerprint(self) -> str:
-        """Hashes all that the order depends on: equal fingerprints give equal batches."""
-        shards = [[(s.name, s.samples, s.sha256) for s in one.manifest.shards] for one in self._sets]
+        """Hashes all that the order depends on: equal fingerprints give equal batches, but for samples that curation
+        has dropped or erased meanwhile, whose places others take."""
+        shards = [[(s.name, s.samples, s.slots) for s in one.manifest.shards] for one in self._sets]
         weights = [s.weight for s in self.config.sources]
         parts = [shards, weights, self.config.block_shards, self._seed, self.share.batch_size]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

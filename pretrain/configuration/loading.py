@@ -54,13 +54,23 @@ def parse_config(raw: Mapping[str, Any], source: str = "configuration") -> RunCo
         raise UserError("\n".join(f"{source}: {sentence}" for sentence in renamed))
     task = raw.get("task") or {}
     name = task.get("name", DEFAULT) if isinstance(task, Mapping) else DEFAULT
-    schema = _schema_with(task_class(name))
+    kind = task_class(name)
+    schema = _schema_with(kind)
     if isinstance(task, Mapping):
-        raw = {**raw, "task": {**task, "name": name}}
+        raw = _with_defaults({**raw, "task": {**task, "name": name}}, kind.augmentation(task))
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, source, schema) for e in error.errors())) from None
+
+
+def _with_defaults(raw: dict[str, Any], augmentation: Mapping[str, Any]) -> dict[str, Any]:
+    """`raw` with the keys of `data.augmentation` that the task brings and the configuration leaves out."""
+    data = raw.get("data")
+    given = data.get("augmentation") or {} if isinstance(data, Mapping) else None
+    if not augmentation or not isinstance(given, Mapping):
+        return raw  # what is wrong here, validation says
+    return {**raw, "data": {**(data or {}), "augmentation": {**augmentation, **given}}}
 
 
 @functools.cache

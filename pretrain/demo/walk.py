@@ -1,10 +1,10 @@
 """The walk: seven stages, each a command that anybody would type, on drawings that pip has brought.
 
-    OUTPUT/shards/{train,validation,held-out}/   OpenMoji, split by concept
+    OUTPUT/shards/                               two artists' drawings, split by concept and by artist
     OUTPUT/                                      the pretraining run: checkpoints, metrics.jsonl, report.html, ...
     OUTPUT/export/backbone.safetensors           the image encoder alone
     OUTPUT/finetune/  OUTPUT/scratch/            the same fine-tuning from it and from random weights
-    OUTPUT/evaluation/*.json                     scores on the held-out concepts
+    OUTPUT/evaluation/*.json                     scores on what was held out: unseen concepts, another artist
 
 Run again, it goes on where it was: every stage sees what is there.
 """
@@ -23,6 +23,8 @@ from pretrain.demo.commands import Job
 
 PRETRAINING, FINETUNING = "demo", "demo_finetune"
 DRAWINGS_A_CONCEPT = 3  # people come in dozens, told apart by skin tone: with all of them little else is learned
+# What is withheld, in words, and what the names of its results begin with.
+HELD_OUT = {"held-out-artist": ("another artist", "artist"), "held-out": ("unseen concepts", "unseen")}
 SEGMENT_STEPS, PATIENCE, LEAST_STEPS = 50, 4, 250
 
 
@@ -34,7 +36,7 @@ def walk(output: Path, overrides: tuple[str, ...] = ()) -> int:
     began = time.monotonic()
     output = Path(output)
     shards = output / "shards"
-    with _stage(1, "Shards from OpenMoji drawings"):
+    with _stage(1, "Shards from OpenMoji and Twemoji drawings"):
         _prepare(shards)
     with _stage(2, "Pretraining, stopped by SIGTERM in the middle"):
         pretraining = _pretraining(output, shards, overrides)
@@ -52,8 +54,8 @@ def walk(output: Path, overrides: tuple[str, ...] = ()) -> int:
         jobs = [_finetuning(output, shards, "finetune", backbone), _finetuning(output, shards, "scratch", None)]
         for job, code in zip(jobs, commands.run_side_by_side(jobs, threads=_threads(len(jobs))), strict=True):
             commands.check(code, f"{job.title} ({job.run / 'output.log'})")
-    with _stage(6, "Scores on held-out concepts"):
-        results = _score(output, shards / "held-out")
+    with _stage(6, "Scores on held-out drawings"):
+        results = _score(output, shards)
     with _stage(7, "Report"):
         from pretrain.report import write_report
 
@@ -120,29 +122,35 @@ def _threads(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _score(output: Path, held_out: Path) -> dict[str, dict[str, Any]]:
+def _score(output: Path, shards: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results by what was held out."""
     from pretrain.evaluation import evaluate, put_beside, write_result
 
-    scores = evaluate(output, held_out, tasks=("retrieval", "zero-shot"), say=print)
-    top1 = {
-        name: evaluate(output / name, held_out, tasks=("top1",), choice="best", untrained=False, say=print)["top1"]
-        for name in ("finetune", "scratch")
-    }
-    tuned = put_beside(top1["finetune"], "random weights", top1["scratch"])
-    write_result(output, "fine-tuned-top1", tuned)
-    return {**scores, "fine-tuned": tuned}
+    found = {}
+    for name, (title, label) in HELD_OUT.items():
+        held_out = shards / name
+        scores = evaluate(output, held_out, tasks=("retrieval", "zero-shot"), label=label, say=print)
+        top1 = {
+            run: evaluate(output / run, held_out, tasks=("top1",), choice="best", untrained=False, say=print)["top1"]
+            for run in ("finetune", "scratch")
+        }
+        tuned = put_beside(top1["finetune"], "random weights", top1["scratch"])
+        write_result(output, f"{label}-fine-tuned-top1", tuned)
+        found[title] = [*scores.values(), tuned]
+    return found
 
 
-def _table(results: dict[str, dict[str, Any]], report: Path, seconds: float) -> None:
+def _table(results: dict[str, list[dict[str, Any]]], report: Path, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from pretrain.evaluation import summary
 
-    table = Table("held-out concepts", "score", "chance", "beside", title=None)
-    for row in summary(results.values()):
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print()
-    console.print(table)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    for title, found in results.items():
+        table = Table(title, "score", "chance", "beside", title=None)
+        for row in summary(found):
+            table.add_row(*row)
+        console.print()
+        console.print(table)
     console.print(f"{report} (open it in a browser); {seconds / 60:.1f} minutes in all", soft_wrap=True)

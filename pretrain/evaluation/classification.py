@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,22 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.encoding import Classifier, ImageTextModel, encode_set, encode_texts
-from pretrain.evaluation.metrics import largest_share, mean_per_class, per_class, top_hits
+from pretrain.evaluation.metrics import (
+    answer_counts,
+    expected_calibration_error,
+    largest_share,
+    mean_per_class,
+    per_class,
+    top_hits,
+)
 from pretrain.evaluation.results import Result, score
-from pretrain.evaluation.sets import AboutSet, describe_set
+from pretrain.evaluation.sets import AboutSet, classes_refusal, describe_set
 from pretrain.tasks.class_names import row_names
 
 # The class by its bare name, as tags name it; CLIP's "a photo of a {}" suits captions of photographs.
 TEMPLATES = ("{}",)
+SHOWN_CLASSES = 30  # of a table of answers that a page bears
+SHOWN_MISTAKES = 20
 
 
 def top1(
@@ -38,18 +48,17 @@ def top1(
     encoded = encode_set(model, set_folder, config, model.classify, batch_size=batch_size)
     names = row_names(classes, encoded.values.shape[1]) or ()
     labels = about.rows_in(names)[encoded.labels]
-    return classification_result("top1", title, encoded.values, labels, names, about)
+    result = classification_result("top1", title, encoded.values, labels, names, about)
+    known = labels >= 0
+    ece = expected_calibration_error(encoded.values[known], labels[known])
+    return {**result, "calibration_error": ece}
 
 
 def top1_refusal(rows: int, set_folder: Path | str, classes: Sequence[str] | None) -> str | None:
     """Why a classifier of `rows` rows named `classes` cannot be scored on the set; None where it can."""
     if not rows:
         return "the model has no classifier"
-    try:
-        describe_set(set_folder).rows_in(classes or ())
-    except UserError as error:
-        return str(error)
-    return None
+    return classes_refusal(set_folder, classes)
 
 
 def zero_shot(
@@ -137,5 +146,27 @@ def classification_result(
         "classes": classes,
         "scores": scores,
         "per_class": per_class(hits, labels, names),
+        **answers(logits, labels, names),
         **about.credit,
     }
+
+
+def answers(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """What is taken for what: the commonest mistakes, and of few classes the whole table.
+
+    logits: [N, classes]; labels: [N]. Classes that neither occur nor are answered are left out of the table.
+    """
+    counts = answer_counts(logits, labels)
+    wrong = counts - counts.diag().diag()
+    found = wrong.flatten().topk(min(SHOWN_MISTAKES, wrong.numel()))
+    mistakes = [
+        {"class": names[i], "answer": names[j], "count": count, "of": int(counts[i].sum())}
+        for count, place in zip(found.values.tolist(), found.indices.tolist(), strict=True)
+        if count
+        for i, j in [divmod(place, len(names))]
+    ]
+    seen = ((counts.sum(0) + counts.sum(1)) > 0).nonzero().flatten()
+    if len(seen) > SHOWN_CLASSES:
+        return {"mistakes": mistakes}
+    table = {"classes": [names[i] for i in seen.tolist()], "counts": counts[seen][:, seen].tolist()}
+    return {"mistakes": mistakes, "confusion": table}

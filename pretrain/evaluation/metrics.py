@@ -97,6 +97,28 @@ def mean_per_class(hits: Tensor, labels: Tensor) -> float:
     return (sums / torch.bincount(index, minlength=len(found))).mean().item()
 
 
+def answer_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """int64 [classes, classes]: how many samples of each class (rows) are given each answer (columns).
+
+    logits: [N, classes]; labels: [N] in [0, classes). Of equal logits the first class is the answer.
+    """
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes).view(classes, classes)
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Mean distance between the probability of the answer and how often it is right, over `bins` equal ranges of the
+    probability, each counting by its samples (Guo et al. 2017, section 2).
+
+    logits: [N, classes], whose softmax are the probabilities; labels: [N].
+    """
+    confidence, answer = logits.double().softmax(1).max(1)
+    right = (answer == labels).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
+    return gap.abs().sum().item() / len(labels)
+
+
 def largest_share(labels: Tensor) -> float:
     """Share of the commonest class: what always answering with it scores. labels: [N]."""
     return torch.bincount(labels).max().item() / len(labels)

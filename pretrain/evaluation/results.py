@@ -2,7 +2,8 @@
 
     {"task", "title", "set", "samples", "weights",
      "scores": [{"name", "title", "value", "interval", "chance", "beside": {what: value}}],
-     "per_class"?: {class: {"value", "samples"}}, "examples"?: [...], "attribution"?, "settings"?}
+     "per_class"?: {class: {"value", "samples"}}, "confusion"?: {"classes", "counts"}, "mistakes"?: [...],
+     "calibration_error"?, "images_per_second"?, "examples"?: [...], "attribution"?, "settings"?}
 
 No score stands alone: `chance` is exact, and `beside` holds what else asks no understanding (a constant answer, the
 largest category, an oracle that knows the category alone, the same model untrained).

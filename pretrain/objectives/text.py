@@ -5,13 +5,10 @@ downloaded.
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from pretrain.models.compilation import compiled_region
-from pretrain.models.randomness import hashed_uniform
-from pretrain.objectives.keys import SALT_TOKEN
 
 FULL_VOCABULARY = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, start and end of text
 
@@ -45,16 +42,6 @@ def build_text_tower(config: TowerShape, context_length: int, embed_dim: int) ->
         output_dim=embed_dim,
         pool_type="argmax",  # the end-of-text token has the highest id
     )
-
-
-def drop_tokens(tokens: Tensor, keys: Tensor, share: float) -> Tensor:
-    """int64 [B, L] with each token but the start and the end blanked (0, the padding) with probability `share`, fixed
-    by the sample keys int64 [B].
-    """
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    draws = hashed_uniform((keys[:, None] + (places << 32)).flatten(), SALT_TOKEN).view(tokens.shape)
-    between = (places > 0) & (places < tokens.argmax(1, keepdim=True))
-    return tokens.masked_fill(between & (draws < share), 0)
 
 
 def build_tokenizer(context_length: int, vocab_size: int = FULL_VOCABULARY) -> Callable[[list[str]], Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 520, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 38
 MOST_POINTS = 500
 COLOURS = 6  # --c1 .. --c6 of the page
 
@@ -32,11 +32,11 @@ def line_chart(
     *,
     marks: Sequence[Mark] = (),
     log_y: bool = False,
-    unit: str = "",
+    unit: str,
     zero: bool = False,
     noisy: bool = True,
 ) -> str:
-    """Steps across, values up, one line a series.
+    """Steps across, values up, one line a series. unit: what the values are, written on their axis.
 
     Long noisy series are shown twice: every point faint, their running mean in full colour. `zero`: the axis begins at
     0. Non-finite values, and values at or below 0 on a logarithmic axis, break the line. Returns "" where no series has
@@ -50,29 +50,62 @@ def line_chart(
     steps = [x for s in shown for x in s.xs]
     x_axis = _Axis(min(steps), max(steps), LEFT, WIDTH - RIGHT, False)
     y_axis = _Axis(*_padded([*values, 0.0] if zero else values, log_y), HEIGHT - BOTTOM, TOP, log_y)
-    parts = [_grid(x_axis, y_axis, unit)]
-    for mark in marks:
-        if x_axis.low <= mark.x <= x_axis.high:
-            x = x_axis.place(mark.x)
-            parts.append(
-                f'<line class="mark {escape(mark.kind)}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
-                f"<title>{escape(mark.text)}</title></line>"
-            )
+    parts = [_grid(x_axis, y_axis, unit), _marks(marks, x_axis)]
     for i, s in enumerate(shown):
-        colour = f"var(--c{i % COLOURS + 1})"
+        colour = _colour(i)
         smooth = _running_mean(s.ys) if noisy and len(s.ys) > 40 else None
         if smooth:
             parts.append(_path(s.xs, s.ys, x_axis, y_axis, colour, "raw"))
         parts.append(_path(s.xs, smooth or s.ys, x_axis, y_axis, colour, "line", s.name))
-    legend = ""
-    if len(shown) > 1:
-        keys = (
-            f'<li><i style="background:var(--c{i % COLOURS + 1})"></i>{escape(s.name)}</li>'
-            for i, s in enumerate(shown)
-        )
-        legend = f'<ul class="legend">{"".join(keys)}</ul>'
-    label = escape(", ".join(s.name for s in shown))
+    return _drawing(parts, [s.name for s in shown])
+
+
+def stacked_chart(series: Sequence[Series], *, marks: Sequence[Mark] = (), unit: str) -> str:
+    """Bands on top of each other, the first at the bottom: the upper edge is their sum. All have the same steps.
+
+    Long series are drawn as means of equal runs of steps. Returns "" where there is nothing to stack, or a value is
+    negative or not finite, which no band can show.
+    """
+    if len(series) < 2 or not series[0].xs or len({tuple(s.xs) for s in series}) > 1:
+        return ""
+    if not all(math.isfinite(y) and y >= 0 for s in series for y in s.ys):
+        return ""
+    runs = [_drawable(s, False) for s in series]
+    xs = runs[0][0]
+    edges = [[0.0] * len(xs)]
+    for _, ys in runs:
+        edges.append([below + y for below, y in zip(edges[-1], ys, strict=True)])
+    x_axis = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, False)
+    y_axis = _Axis(0.0, 1.05 * max(edges[-1]) or 1.0, HEIGHT - BOTTOM, TOP, False)
+    parts = []
+    for i, s in enumerate(series):
+        corners = [*zip(xs, edges[i + 1], strict=True), *reversed([*zip(xs, edges[i], strict=True)])]
+        points = "L".join(f"{x_axis.place(x):.1f} {y_axis.place(y):.1f}" for x, y in corners)
+        parts.append(f'<path class="band" d="M{points}Z" fill="{_colour(i)}"><title>{escape(s.name)}</title></path>')
+    return _drawing([_grid(x_axis, y_axis, unit), *parts, _marks(marks, x_axis)], [s.name for s in series])
+
+
+def _drawing(parts: Sequence[str], names: Sequence[str]) -> str:
+    """The SVG around the parts, and below it which colour is what, where there are several."""
+    keys = "".join(f'<li><i style="background:{_colour(i)}"></i>{escape(name)}</li>' for i, name in enumerate(names))
+    legend = f'<ul class="legend">{keys}</ul>' if len(names) > 1 else ""
+    label = escape(", ".join(names))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>{legend}'
+
+
+def _colour(index: int) -> str:
+    return f"var(--c{index % COLOURS + 1})"
+
+
+def _marks(marks: Sequence[Mark], x_axis: "_Axis") -> str:
+    """Those within the axis, as dashed lines with a title."""
+    return "".join(
+        f'<line class="mark {escape(mark.kind)}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
+        f"<title>{escape(mark.text)}</title></line>"
+        for mark in marks
+        if x_axis.low <= mark.x <= x_axis.high
+        for x in [x_axis.place(mark.x)]
+    )
 
 
 def score_bar(value: float, interval: tuple[float, float] | None, ticks: Sequence[tuple[float, str, str]]) -> str:
@@ -112,7 +145,7 @@ def timeline(events: Sequence[tuple[float, str, str]], start: float, end: float)
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float) -> str:
@@ -208,8 +241,8 @@ def _grid(x_axis: _Axis, y_axis: _Axis, unit: str) -> str:
         x = x_axis.place(value)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{number(value)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
-    if unit:
-        parts.append(f'<text class="unit" x="{LEFT + 4}" y="{TOP + 8}">{escape(unit)}</text>')
+    parts.append(f'<text class="unit" x="{LEFT + 4}" y="{TOP + 8}">{escape(unit)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">step</text>')
     return "".join(parts)
 
 

@@ -23,6 +23,11 @@ h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; letter-spacing: -.01em; ov
 h2 { font-size: 1.2rem; margin: 44px 0 12px; }
 h3 { font-size: 1rem; margin: 24px 0 8px; }
 .note { color: var(--soft); font-size: .875rem; margin: 8px 0; max-width: 70ch; }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; margin: 20px 0 0; }
+.answers div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
+.answers dt { color: var(--soft); font-size: .8125rem; } .answers dd { margin: 2px 0 0; font-size: .875rem;
+  line-height: 1.4; overflow-wrap: anywhere; } .answers p { margin: 0 0 4px; }
+.answers + .tiles { margin-top: 12px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 24px 0 0; }
 .tiles div, figure, details, .wide { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tiles + .charts { margin-top: 16px; }
@@ -40,6 +45,10 @@ tr.group th { font-weight: 600; padding-top: 16px; }
 tr.group small { font-weight: 400; color: var(--soft); margin-left: 8px; }
 thead + tbody tr.group th { border-top-width: 1px; }
 td:nth-child(n+2), thead th:nth-child(n+2) { text-align: right; }
+table.confusion { width: auto; font-size: .8125rem; } table.confusion td { text-align: right; padding: 4px 8px;
+  background: color-mix(in srgb, var(--accent) calc(.6 * var(--share, 0%)), transparent); min-width: 2.6em; }
+table.confusion thead th { text-align: right; padding: 4px 8px; max-width: 8em; }
+.mistakes { margin: 8px 0 12px; font-size: .875rem; color: var(--soft); }
 table.events td { text-align: left; white-space: normal; }
 table.events td:last-child { color: var(--soft); overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 16px; }
@@ -50,9 +59,10 @@ svg text { fill: var(--soft); font-size: 12.5px; font-family: inherit; }
 svg.bar { width: 180px; } svg.timeline text { font-size: 15px; }
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
 path.line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+path.band { stroke: none; opacity: .75; }
 path.raw { fill: none; stroke-width: 1; opacity: .3; }
 .mark { stroke: var(--soft); stroke-dasharray: 4 4; } .mark.stopped { stroke: var(--stop); }
-.mark.resumed { stroke: var(--c3); }
+.mark.resumed { stroke: var(--c3); } .mark.bad { stroke: var(--bad); }
 .rail { fill: var(--line); } .fill { fill: var(--accent); }
 .whisker { stroke: var(--ink); fill: none; stroke-width: 1.5; }
 .tick { stroke: var(--soft); stroke-width: 2; } .tick.chance { stroke: var(--bad); }
@@ -83,7 +93,15 @@ pre { margin: 0; padding: 14px; overflow-x: auto; border-top: 1px solid var(--li
   Consolas, "Liberation Mono", monospace; }
 footer { margin-top: 48px; color: var(--soft); font-size: .8125rem; }
 @media (max-width: 560px) { main { padding: 20px 12px 40px; } .tiles { grid-template-columns: 1fr 1fr;
-  } h1 { font-size: 1.375rem; } }
+  } h1 { font-size: 1.375rem; } .answers { grid-template-columns: 1fr; gap: 8px; margin-top: 14px; }
+  .answers div { padding: 8px 12px; } .answers dd { font-size: .8125rem; } .answers p { margin: 0; }
+  table.scores thead { display: none; } table.scores tr { display: flex; flex-wrap: wrap; align-items: center;
+  gap: 2px 14px; padding: 8px 12px; border-top: 1px solid var(--line); } table.scores :is(th, td) { display: block;
+  border: 0; padding: 0; white-space: normal; text-align: left; } table.scores th { flex: 1 0 100%; }
+  table.scores td.drawn { flex: 1 1 120px; } table.scores svg.bar { width: 100%; }
+  table.scores td.none { display: none; }
+  table.scores td[data-label] { font-size: .8125rem; color: var(--soft); }
+  table.scores td[data-label]::before { content: attr(data-label) " "; } }
 @media print { body { background: #fff; } figure, .tiles div { break-inside: avoid; } }
 """
 

@@ -1,6 +1,7 @@
 """What a run directory says about itself, read leniently: a run may be young, killed in mid-line, or still going.
 
-RUN/config.yaml  environment.json  metrics.jsonl  events.jsonl  evaluation/*.json
+RUN/config.yaml  environment.json  metrics.jsonl  events.jsonl  evaluation/*.json  figures/*.png
+RUN/checkpoints/           of the newest: what it was trained on, how many parameters
 RUN/NAME/metrics.jsonl     runs that were started inside it, as fine-tuning, up to three folders down
 RUN/NAME/validation.json   their scores on the validation set as they trained
 """
@@ -8,6 +9,7 @@ RUN/NAME/validation.json   their scores on the validation set as they trained
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,6 +18,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading.events import read_jsonl, without_repeats
+from pretrain.training.checkpoint.disk import complete_checkpoints
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class RunRecord:
     results: tuple[dict[str, Any], ...]
     validation: tuple[tuple[float, float], ...] = ()
     validation_score: str = ""  # what `validation` is, as top1
+    trained_on: dict[str, Any] = field(default_factory=dict)  # of the newest checkpoint: sources, epoch_samples
+    parameters: dict[str, int] = field(default_factory=dict)  # of the same: values of each parameter, by its name
     parts: tuple["RunRecord", ...] = field(default=())
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -61,6 +66,7 @@ def read_run(folder: Path) -> RunRecord:
 def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
     config_text = _text(folder / "config.yaml")
     validation = list(_validation(_json(_text(folder / "validation.json"))))
+    trained_on, parameters = _checkpointed(folder)
     return RunRecord(
         folder=folder,
         config=_mapping(_yaml(config_text)),
@@ -71,8 +77,19 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
         results=tuple(_results(folder / "evaluation")),
         validation=tuple((step, value) for step, _, value in validation),
         validation_score=validation[-1][1] if validation else "",
+        trained_on=trained_on,
+        parameters=parameters,
         parts=parts,
     )
+
+
+def _checkpointed(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What the newest whole checkpoint says of its data and parameters; empty where there is none yet."""
+    with suppress(UserError, KeyError, TypeError, ValueError):
+        for checkpoint in complete_checkpoints(folder)[:1]:
+            entries = checkpoint.index["parameters"].items()
+            return checkpoint.trained_on.as_json(), {name: math.prod(entry["shape"]) for name, entry in entries}
+    return {}, {}
 
 
 def _one_a_step(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
@@ -111,7 +128,21 @@ def _shown_parts(result: Mapping[str, Any]) -> dict[str, Any]:
         placed = is_number(example.get("place")) and is_number(example.get("candidates"))
         if retrieved:
             examples.append({**example, "retrieved": retrieved, "place": example["place"] if placed else None})
-    return {"scores": scores, "per_class": categories, "examples": examples}
+    return {
+        "scores": scores,
+        "per_class": categories,
+        "examples": examples,
+        "confusion": _confusion(_mapping(result.get("confusion"))),
+    }
+
+
+def _confusion(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The table of a classifier's answers, where it is square and of numbers."""
+    names, counts = entry.get("classes"), entry.get("counts")
+    if not isinstance(names, list) or not isinstance(counts, list) or len(counts) != len(names):
+        return None
+    square = all(isinstance(row, list) and len(row) == len(names) and all(map(is_finite, row)) for row in counts)
+    return {"classes": [str(name) for name in names], "counts": counts} if square else None
 
 
 def _is_interval(value: Any) -> bool:

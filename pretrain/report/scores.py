@@ -19,11 +19,11 @@ def scores(results: Iterable[ScoredResult]) -> str:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in beside)
     return (
-        '<section id="scores"><h2>Scores</h2><div class="wide"><table><thead><tr><th>Score</th><th>Value</th><th></th>'
-        f"<th>95 % interval</th><th>Chance</th>{head}</tr></thead>{groups}</table></div>"
-        '<p class="note">The bar is the score, its whisker the 95 % interval; the ticks are chance and the columns '
-        "to the right of it.</p>"
-        f"{''.join(_per_class(r) for r in results)}</section>"
+        '<section id="scores"><h2>Scores</h2><div class="wide"><table class="scores"><thead><tr><th>Score</th>'
+        f"<th>Value</th><th></th><th>95 % interval</th><th>Chance</th>{head}</tr></thead>{groups}</table></div>"
+        '<p class="note">The bar is the score, its whisker the 95 % interval; the ticks are chance and what else '
+        "stands beside it.</p>"
+        f"{''.join(_per_class(r) + _confusion(r) for r in results)}</section>"
     )
 
 
@@ -40,8 +40,9 @@ def samples(results: Iterable[ScoredResult]) -> str:
     credit = "".join(f'<p class="note">Pictures: {escape(text)}</p>' for text in dict.fromkeys(credits))
     return (
         '<section id="samples"><h2>Samples and their retrieved captions</h2>'
-        '<p class="note">Each picture with the captions of its set that the model places nearest. '
-        "A tick marks a caption that belongs to the picture.</p>"
+        '<p class="note">Each picture with the captions of its set that the model places nearest, and the place of '
+        "its own among all. A tick marks a caption that belongs to the picture. Pictures are cut to the centre "
+        "square, as the model is shown them, and drawn small.</p>"
         f'<div class="cards">{"".join(cards)}</div>{credit}</section>'
     )
 
@@ -60,22 +61,33 @@ def _score_rows(result: ScoredResult, beside: list[str]) -> str:
         known = {"chance": chance, **levels} if is_finite(chance) else dict(levels)
         ticks = [(level, "chance" if name == "chance" else "other", name) for name, level in known.items()]
         interval = score.get("interval")
-        cells = "".join(f"<td>{percent(levels[n]) if n in levels else '–'}</td>" for n in beside)
+        cells = "".join(_level(name, levels.get(name)) for name in beside)
         rows.append(
             f"<tr><th scope=row>{escape(str(score.get('title') or score.get('name')))}</th>"
-            f"<td><b>{percent(value)}</b></td><td>{score_bar(value, tuple(interval) if interval else None, ticks)}</td>"
-            f"<td>{f'{percent(interval[0])} – {percent(interval[1])}' if interval else '–'}</td>"
-            f"<td>{percent(chance) if is_finite(chance) else '–'}</td>{cells}</tr>"
+            f'<td class="value"><b>{percent(value)}</b></td>'
+            f'<td class="drawn">{score_bar(value, tuple(interval) if interval else None, ticks)}</td>'
+            f'<td data-label="95 %">{f"{percent(interval[0])} – {percent(interval[1])}" if interval else "–"}</td>'
+            f"{_level('chance', chance if is_finite(chance) else None)}{cells}</tr>"
         )
     if not rows:
         return ""
     facts = [str(result[k]) for k in ("set", "weights", "checkpoint") if result.get(k)]
     if is_number(result.get("samples")):
         facts.insert(1 if result.get("set") else 0, f"{number(result['samples'])} samples")
+    if is_finite(error := result.get("calibration_error")):
+        facts.append(f"calibration error {percent(error)}")
+    if is_finite(speed := result.get("images_per_second")):
+        facts.append(f"{number(speed)} images/s")
     title = escape(str(result.get("title") or result["name"]))
     small = f"<small>{escape(' · '.join(facts))}</small>"
     head = f'<tr class="group"><th colspan="{5 + len(beside)}">{title} {small}</th></tr>'
     return f"<tbody>{head}{''.join(rows)}</tbody>"
+
+
+def _level(name: str, value: float | None) -> str:
+    """A cell of what a score is compared with; on a phone, where the head of the table is gone, it names itself."""
+    shown, kind = ("–", ' class="none"') if value is None else (percent(value), "")
+    return f'<td{kind} data-label="{escape(name)}">{shown}</td>'
 
 
 def _per_class(result: ScoredResult) -> str:
@@ -83,14 +95,48 @@ def _per_class(result: ScoredResult) -> str:
     if not classes:
         return ""
     rows = "".join(
-        f"<tr><th scope=row>{escape(str(name))}</th><td><b>{percent(row['value'])}</b></td>"
-        f"<td>{score_bar(row['value'], None, [])}</td><td>{number(row['samples'])} samples</td></tr>"
+        f'<tr><th scope=row>{escape(str(name))}</th><td class="value"><b>{percent(row["value"])}</b></td>'
+        f'<td class="drawn">{score_bar(row["value"], None, [])}</td><td>{number(row["samples"])} samples</td></tr>'
         for name, row in classes.items()
         if is_finite(row.get("value"))
     )
     title = escape(str(result.get("title") or result["name"]))
-    table = f'<div class="wide"><table><tbody>{rows}</tbody></table></div>'
+    table = f'<div class="wide"><table class="scores"><tbody>{rows}</tbody></table></div>'
     return f"<details><summary>{title}, by category</summary>{table}</details>"
+
+
+def _confusion(result: ScoredResult) -> str:
+    """Rows are what a sample is, columns what the model says; of many classes the commonest mistakes instead.
+
+    The darker a cell, the larger its share of the row.
+    """
+    title = escape(str(result.get("title") or result["name"]))
+    parts = []
+    if table := result.get("confusion"):
+        names, counts = table["classes"], table["counts"]
+        head = "".join(f"<th><span>{escape(name)}</span></th>" for name in names)
+        rows = "".join(
+            f"<tr><th scope=row>{escape(name)}</th>{''.join(_cell(count, sum(row)) for count in row)}</tr>"
+            for name, row in zip(names, counts, strict=True)
+        )
+        parts.append(
+            f'<div class="wide"><table class="confusion"><thead><tr><th>is &#8595; said &#8594;</th>{head}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+    mistakes = [m for m in result.get("mistakes", ()) if isinstance(m, Mapping) and is_number(m.get("count"))]
+    lines = "".join(
+        f"<li>{escape(str(m.get('class')))} taken for {escape(str(m.get('answer')))}: "
+        f"{number(m['count'])} of {number(m.get('of', 0))}</li>"
+        for m in mistakes
+    )
+    if lines and not parts:
+        parts.append(f'<ol class="mistakes">{lines}</ol>')
+    return f"<details><summary>{title}, what is taken for what</summary>{''.join(parts)}</details>" if parts else ""
+
+
+def _cell(count: float, of: float) -> str:
+    shade = f' style="--share:{100 * count / of:.0f}%"' if count and of else ""
+    return f"<td{shade}>{number(count) if count else ''}</td>"
 
 
 def _card(example: Mapping[str, Any]) -> str:
@@ -103,6 +149,6 @@ def _card(example: Mapping[str, Any]) -> str:
         tick = '<b aria-label="correct">✓</b> ' if right else ""
         items.append(f"<li{' class=right' if right else ''}>{score}{tick}{escape(str(found['caption']))}</li>")
     caption = escape(str(example.get("caption", "")))
-    place, missed = example.get("place"), not any(found.get("correct") for found in example["retrieved"])
-    own = f"<p>its own: place {number(place)} of {number(example['candidates'])}</p>" if missed and place else ""
+    place = example.get("place")
+    own = f"<p>its own: place {number(place)} of {number(example['candidates'])}</p>" if place else ""
     return f'<figure class="card">{picture}<figcaption>{caption}</figcaption><ol>{"".join(items)}</ol>{own}</figure>'

@@ -8,15 +8,18 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from pretrain.report.charts import Mark, Series, duration, line_chart, number, percent, timeline
+from pretrain.report.charts import Mark, Series, duration, line_chart, number, percent, stacked_chart, timeline
 from pretrain.report.record import RunRecord, is_finite, is_number
-from pretrain.training.logging.kinds import BAD, GOOD, EventKind
+from pretrain.training.logging.kinds import BAD, GOOD, LOSS, WEIGHTED, EventKind
 
-MARKED_EVENTS = {EventKind.STOPPED.value: "stopped", EventKind.RESUME.value: "resumed"}
-EVENT_CLASSES = dict.fromkeys(GOOD, "good") | dict.fromkeys(BAD, "bad") | MARKED_EVENTS
+RESTARTS = {EventKind.STOPPED.value: "stopped", EventKind.RESUME.value: "resumed"}
+MARKED_EVENTS = RESTARTS | dict.fromkeys(
+    (EventKind.ROLLBACK.value, EventKind.HANG.value, EventKind.FAILED.value, EventKind.GAVE_UP.value), "bad"
+)
+EVENT_CLASSES = dict.fromkeys(GOOD, "good") | dict.fromkeys(BAD, "bad") | RESTARTS
 LISTED_EVENTS = 40
 SCORE_TITLES = {"top1": "Top-1 accuracy"}
-GROUPED = ("loss/", "grad_norm/")  # metrics with a chart a group; others named part/measure have a chart a measure
+GROUPED = (LOSS, WEIGHTED, "grad_norm/", "data/")  # others named part/measure have a chart a measure
 
 
 def headline(run: RunRecord) -> str:
@@ -34,7 +37,8 @@ def headline(run: RunRecord) -> str:
         if is_number(batch):
             tiles.append(("Images seen", number(steps[-1] * batch), f"{number(batch)} a step"))
     if losses:
-        tiles.append(("Loss", number(losses[-1]), f"from {number(losses[0])}" if len(losses) > 1 else ""))
+        first = f"mean of the last log; the first {number(losses[0])}" if len(losses) > 1 else ""
+        tiles.append(("Loss", number(losses[-1]), first))
     if speeds:
         tiles.append(("Images a second", number(median(speeds)), "median"))
     if waits and sum(lengths) > 0:
@@ -53,12 +57,21 @@ def headline(run: RunRecord) -> str:
 def curves(run: RunRecord) -> str:
     """Losses, rate, throughput and what else was logged, against the step."""
     marks = _marks(run)
-    parts = [Series(key.removeprefix("loss/"), *run.series(key)) for key in run.keys("loss/")]
+    whole = [Series(key.removeprefix(WEIGHTED), *run.series(key)) for key in run.keys(WEIGHTED)]
+    parts = [Series(key.removeprefix(LOSS), *run.series(key)) for key in run.keys(LOSS)]
+    stacked = stacked_chart(whole, marks=marks, unit="loss")
     charts = [
-        ("Loss", line_chart([Series("total", *run.series("loss"))], marks=marks)),
-        ("Parts of the loss", line_chart(parts, marks=marks)),
-        ("Accuracy in the batch", line_chart(_by_prefix(run, "accuracy"), marks=marks)),
-        ("Learning rate", line_chart([Series("learning rate", *run.series("lr"))], marks=marks, noisy=False)),
+        ("Loss, means between logs", line_chart([Series("total", *run.series("loss"))], marks=marks, unit="loss")),
+        ("Parts of the loss, weighted: together the total", stacked),
+        ("Parts of the loss, unweighted", line_chart(parts, marks=marks, unit="loss") if not stacked else ""),
+        (
+            "Accuracy in the batch",
+            line_chart(_by_prefix(run, "accuracy"), marks=marks, unit="share of samples", zero=True),
+        ),
+        (
+            "Learning rate",
+            line_chart([Series("learning rate", *run.series("lr"))], marks=marks, unit="lr", noisy=False),
+        ),
         (
             "Throughput",
             line_chart(
@@ -74,25 +87,40 @@ def curves(run: RunRecord) -> str:
                 zero=True,
             ),
         ),
-        ("Gradient norm", line_chart([Series("gradient norm", *run.series("grad_norm"))], marks=marks, log_y=True)),
-        ("Memory", line_chart([Series("memory", *run.series("memory_mb"))], marks=marks, unit="MB", zero=True)),
+        (
+            "Gradient norm, before clipping",
+            line_chart(
+                [Series("gradient norm", *run.series("grad_norm"))], marks=marks, unit="norm, logarithmic", log_y=True
+            ),
+        ),
+        (
+            _memory_title(run),
+            line_chart([Series("memory", *run.series("memory_mb"))], marks=marks, unit="MB", zero=True),
+        ),
     ]
     drawn = _figures(charts)
     if not drawn:
         return ""
-    note = '<p class="note">Dashed lines: stopped and resumed.</p>' if marks else ""
+    kinds = dict.fromkeys(mark.text.partition(" at ")[0] for mark in marks)
+    note = f'<p class="note">Dashed lines: {escape(", ".join(kinds))}.</p>' if marks else ""
     body = f'<div class="charts">{drawn}</div>{note}{_diagnostics(run, marks)}'
     return f'<section id="curves"><h2>Training</h2>{body}</section>'
 
 
+def _memory_title(run: RunRecord) -> str:
+    """What `memory_mb` is, which depends on the device (training/logging/meter.py)."""
+    on_gpu = run.environment.get("device") not in (None, "cpu")
+    return "Peak GPU memory allocated, rank 0" if on_gpu else "Peak resident memory of the process, rank 0"
+
+
 def _marks(run: RunRecord) -> list[Mark]:
-    """Where the run stopped and resumed; a stop without a step of its own stands at that of the event before it."""
+    """Where the run stopped, resumed and broke; an event without a step stands at that of the event before it."""
     found, last = [], 0.0
     for event in run.events:
         kind = MARKED_EVENTS.get(str(event.get("kind")))
         last = float(event["step"]) if is_number(event.get("step")) else last
         if kind:
-            found.append(Mark(last, f"{kind} at step {number(last)}", kind))
+            found.append(Mark(last, f"{_words(str(event['kind']))} at step {number(last)}", kind))
     return found
 
 
@@ -100,9 +128,13 @@ def _diagnostics(run: RunRecord, marks: list[Mark]) -> str:
     """What else was logged as part/measure (the objective's collapse watch), a chart a measure, folded away."""
     names = [key.partition("/")[2] for key in run.keys("") if "/" in key and not key.startswith(GROUPED)]
     gradients = [Series(key.removeprefix("grad_norm/"), *run.series(key)) for key in run.keys("grad_norm/")]
-    charts = [("Gradient norm of each loss", line_chart(gradients, marks=marks, log_y=True))]
+    parts = [Series(key.removeprefix(LOSS), *run.series(key)) for key in run.keys(LOSS)]
+    charts = [
+        ("Parts of the loss, unweighted", line_chart(parts, marks=marks, unit="loss") if len(parts) > 1 else ""),
+        ("Gradient norm of each loss", line_chart(gradients, marks=marks, unit="norm, logarithmic", log_y=True)),
+    ]
     charts += [
-        (_words(name), line_chart(_by_prefix(run, name), marks=marks))
+        (_words(name), line_chart(_by_prefix(run, name), marks=marks, unit=_words(name)))
         for name in dict.fromkeys(names)
         if name != "accuracy"
     ]
@@ -130,12 +162,14 @@ def inner_runs(run: RunRecord) -> str:
     names = {id(part): str(part.folder.relative_to(run.folder)) for part in run.parts}
     series = [Series(names[id(p)], [s for s, _ in p.validation], [v for _, v in p.validation]) for p in run.parts]
     scores = dict.fromkeys(SCORE_TITLES.get(p.validation_score, p.validation_score) for p in run.parts if p.validation)
-    together = _figures([(f"{', '.join(scores)} on validation", line_chart(series, noisy=False))])
+    together = _figures(
+        [(f"{', '.join(scores)} on validation", line_chart(series, unit="share of samples", noisy=False))]
+    )
     blocks = []
     for part in run.parts:
         charts = [
-            ("Loss", line_chart([Series("total", *part.series("loss"))])),
-            ("Learning rate", line_chart([Series("learning rate", *part.series("lr"))], noisy=False)),
+            ("Loss, means between logs", line_chart([Series("total", *part.series("loss"))], unit="loss")),
+            ("Learning rate", line_chart([Series("learning rate", *part.series("lr"))], unit="lr", noisy=False)),
         ]
         if drawn := _figures(charts):
             inside = f'{headline(part)}<div class="charts">{drawn}</div>'

@@ -7,6 +7,7 @@ from data_pipeline.durable import write_durably
 from pretrain.report import scores, sections
 from pretrain.report.page import page
 from pretrain.report.record import RunRecord, read_run
+from pretrain.report.summary import summary
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -19,6 +20,7 @@ def write_report(run_dir: Path | str) -> Path:
     body = "\n".join(
         part
         for part in (
+            summary(run),
             sections.headline(run),
             scores.scores(run.results),
             scores.samples(run.results),

@@ -82,6 +82,10 @@ class TaskModule(nn.Module):
         budget = values_within(gigabytes, image.arguments, image_size, rows=rows, width=width)
         image.recompute_within(budget, image_size)
 
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each part of the loss in the total; a part that is not named counts whole."""
+        return {}
+
     def notices(self) -> list[str]:
         """What a user should know before the first step, one sentence each, as a loss that the data switch off."""
         return []

@@ -8,10 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
+from pretrain.evaluation.classification import answers
 from pretrain.evaluation.metrics import (
+    answer_counts,
     chance_at_k,
+    expected_calibration_error,
     hits_at_k,
     largest_share,
     mean_per_class,
@@ -139,3 +143,19 @@ def test_wrong_input_is_refused(similarity, relevant, k, message):
 def test_labels_out_of_range_are_refused():
     with pytest.raises(ValueError, match="9 classes"):
         top_hits(torch.zeros(1, 9), torch.tensor([9]))
+
+
+def test_calibration_and_confusion_are_those_of_torchmetrics():
+    draw = torch.Generator().manual_seed(3)
+    logits, labels = torch.randn(500, 7, generator=draw) * 3, torch.randint(7, (500,), generator=draw)
+    ece = multiclass_calibration_error(logits.double().softmax(1), labels, num_classes=7, n_bins=15, norm="l1")
+    assert expected_calibration_error(logits, labels) == pytest.approx(ece.item(), abs=1e-6)
+    assert expected_calibration_error(torch.full((2, 2), 0.0), torch.tensor([0, 1])) == 0
+    assert torch.equal(answer_counts(logits, labels), multiclass_confusion_matrix(logits, labels, num_classes=7))
+
+
+def test_mistakes_are_the_commonest_first_and_rows_are_what_is():
+    logits = torch.eye(3)[[0, 0, 1, 1, 1, 2, 2]]
+    told = answers(logits, torch.tensor([0, 1, 1, 2, 2, 2, 0]), ("ant", "bee", "cat"))
+    assert told["confusion"] == {"classes": ["ant", "bee", "cat"], "counts": [[1, 0, 1], [1, 1, 0], [0, 2, 1]]}
+    assert told["mistakes"][0] == {"class": "cat", "answer": "bee", "count": 2, "of": 3} and len(told["mistakes"]) == 3

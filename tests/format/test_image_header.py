@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.format.image_header import read_image_header
+from data_pipeline.format.image_header import ImageHeader, is_image, read_image_header, too_many_scans
 
 SIZES = [(1, 1), (7, 300), (513, 64)]
 KINDS = [
@@ -62,3 +62,18 @@ def test_every_cut_gives_the_true_size_or_nothing(kind: str, name: str, options:
 )
 def test_what_is_no_image_has_no_header(data: bytes) -> None:
     assert read_image_header(data) is None
+
+
+@pytest.mark.parametrize("size", [(16, 16), (300, 70)])
+def test_avif_is_known_by_its_boxes(size: tuple[int, int]) -> None:
+    data = encoded("AVIF", size)
+    assert is_image(data[:32]) and read_image_header(data) == ("avif", *size)
+    assert {read_image_header(data[:cut]) for cut in range(len(data))} <= {None, ("avif", *size)}
+
+
+def test_only_many_scans_over_many_pixels_are_too_many() -> None:
+    usual = encoded("JPEG", (64, 48), progressive=True)
+    many = usual[:-2] + b"\xff\xda\x00\x08" * 200 + usual[-2:]
+    assert not too_many_scans(usual, ImageHeader("jpeg", 8000, 6000))
+    assert not too_many_scans(many, ImageHeader("jpeg", 64, 48))
+    assert too_many_scans(many, ImageHeader("jpeg", 8000, 5000))

@@ -66,7 +66,8 @@ def test_labels_come_from_json_or_cls(make_picture: Callable[..., bytes], pack_s
     found = rows(pack_shard(files))
     assert [row["label"] for row in found.values()] == [7, 3, None, None]
     assert [row["image_format"] for row in found.values()] == ["jpeg", "png", "webp", "jpeg"]
-    assert all(row["reason"] == "" and row["caption"] is None for row in found.values())  # no text is missed here
+    assert [row["reason"] for row in found.values()] == ["", "", "label_invalid", "label_invalid"]
+    assert all(row["caption"] is None for row in found.values())  # no text is missed here
 
 
 def test_format_is_told_by_content_not_by_name(

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import time
 from collections.abc import Callable
 
 import pytest
@@ -175,3 +176,17 @@ def test_no_bytes_make_the_walk_raise_or_point_outside(data: bytes, at: int) -> 
     for event in ustar.walk(bytes(base)):
         if isinstance(event, TarMember):
             assert event.offset >= 512 and event.offset + event.size <= len(base)
+
+
+def test_a_pax_header_of_a_megabyte_takes_no_time(make_archive: Callable[..., bytes]) -> None:
+    records = b"".join(b"30 comment=%018d\n" % n for n in range(100_000))
+    body = records + b"16 path=big.jpg\n"
+    header = bytearray(ustar.encode_header("PaxHeader", len(body)))
+    header[156:157] = b"x"
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    data = bytes(header) + body + ustar.padding(len(body)) + make_archive({"a.jpg": b"1"})
+    started = time.process_time()
+    found, damage = split(data)
+    assert damage == [] and [member.name for member in found] == ["big.jpg"]
+    assert time.process_time() - started < 5  # 0.1 s; the quadratic form took ten seconds a megabyte

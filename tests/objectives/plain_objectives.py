@@ -156,6 +156,10 @@ class Plain:
         fused = self.encode(images_of(self.task, self.batch.views[:, 0]))
         return self.text(self.task.image.clip_projector(fused))
 
+    def clip_category(self) -> Tensor:
+        vectors = self.task.image.clip_projector(self.encode(images_of(self.task, self.batch.views[:, 0])))
+        return self.text(vectors) + self.category(vectors)
+
     def masked(self) -> tuple[Tensor, Tensor]:
         view = images_of(self.task, self.batch.views[:, 0])
         seen = view.clone()

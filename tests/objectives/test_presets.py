@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
+import yaml
 from objective_samples import CLASSES, SIZE, make_batch, make_config, make_task
 from plain_objectives import Plain, images_of
 
 from data_pipeline.errors import UserError
+from pretrain.configuration import dump_config, parse_config
 from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.mixing import draw_cells, partners
 from pretrain.objectives.mixup import mix_pairs
+from pretrain.tasks.pretraining.augmentations import AUGMENTATIONS
 from pretrain.tasks.pretraining.recipes import RECIPES
 from pretrain.tasks.task import module_of
 
@@ -206,13 +209,14 @@ def test_bfloat16_weights_give_finite_gradients_and_fp32_losses():
         ({"size": 80, "mask_cell": 32}, 3, "task.mask_cell 32"),
         ({"views": 1}, 3, "data.views is 1"),
         ({"rows": 2}, 3, "model.num_classes is 2, but the data name 3"),
+        ({"rotate": 5.0}, 3, "set data.augmentation.rotate and data.augmentation.shift to 0"),
     ],
 )
 def test_what_does_not_fit_together_is_told_before_the_first_step(change, classes, message):
     change = dict(change)
-    views, rows = change.pop("views", 2), change.pop("rows", 0)
+    views, rows, rotate = change.pop("views", 2), change.pop("rows", 0), change.pop("rotate", 0.0)
     config = make_config(change.pop("preset", "m3i"), **change)
-    config.data.views = views
+    config.data.views, config.data.augmentation.rotate = views, rotate
     config.model.num_classes = rows
     with pytest.raises(UserError, match=message):
         module_of(config, classes=classes)
@@ -228,3 +232,14 @@ def test_encoding_for_evaluation():
     with pytest.raises(UserError, match="no text tower"):
         make_task("siamese").encode_text(batch.targets.tokens)
     assert not hasattr(make_task("supervised"), "encode_image"), "another task, whose models meet no text"
+
+
+def test_a_preset_brings_its_papers_augmentation_for_what_is_left_out():
+    siamese, clip = make_config("siamese").data.augmentation, make_config("clip").data.augmentation
+    assert (siamese.scale, siamese.blur, siamese.solarize, siamese.hue) == ((0.2, 1.0), (1.0, 0.1), (0.0, 0.2), 0.1)
+    assert (clip.flip, clip.blur, clip.color_jitter) == (0.0, 0.0, 0.0)
+    raw = yaml.safe_load(dump_config(make_config("byol")))
+    raw["data"]["augmentation"] = {"grey": 0.5}
+    given = parse_config(raw).data.augmentation
+    assert (given.grey, given.saturation, given.scale) == (0.5, 0.2, (0.08, 1.0))
+    assert AUGMENTATIONS.keys() >= RECIPES.keys()

@@ -274,7 +274,7 @@ def test_what_cannot_be_fetched_at_all_is_the_users_error(text: str, options: di
     with pytest.raises(UserError, match=said):
         fetch(tmp_path / "t.csv", tmp_path / "set", **options)
     with pytest.raises(UserError, match="table of URLs"):
-        fetch(tmp_path, tmp_path / "set")
+        fetch(tmp_path / "set.xml", tmp_path / "set")
     with pytest.raises(UserError, match=r"10\.0\.0\.0/33"):
         WebRules(private_networks=("10.0.0.0/33",))
     with pytest.raises(UserError, match="attempts"):

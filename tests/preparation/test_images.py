@@ -8,10 +8,11 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_pipeline.errors import UserError
 from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
+from data_pipeline.reading.decode.pixels import decode, read_header
 
 RULES = ImageRules()
 
@@ -172,3 +173,57 @@ def test_small_images_are_rejected_where_asked(picture: Callable, encode: Callab
 def test_wrong_rules_are_the_users_error(wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         ImageRules(**wrong)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "PNG", "AVIF", "JPEG"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_pack_and_reader_agree_on_what_is_upright(
+    kind: str, orientation: int, picture: Callable, encode: Callable
+) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encode(picture(5), kind, exif=exif)
+    packed = prepare(data, RULES).data
+    as_packed, as_read = (decode(one, read_header(one, 10**7)).astype(int) for one in (packed, data))
+    assert near(as_packed, as_read, 6)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")).astype(int)
+    assert near(as_read, shown, 2)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("rules", [ImageRules(), ImageRules(shorter_side=20)])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_kept_and_noted(
+    rules: ImageRules, progressive: bool, picture: Callable, encode: Callable
+) -> None:
+    data = encode(picture(0), progressive=progressive)
+    found = prepare(data[:-2], rules)
+    assert found == prepare(data, rules)._replace(note="end_marker_added")
+    assert prepare(data[:-3], rules).reason == "image_truncated"
+
+
+@pytest.mark.parametrize("format", ["jpg", "png", "webp"])
+def test_a_set_may_have_one_image_format(format: str, picture: Callable, encode: Callable) -> None:
+    for kind in ("JPEG", "PNG", "WEBP", "GIF"):
+        data = encode(picture(0), kind)
+        found = prepare(data, ImageRules(format=format))
+        assert (found.extension, Image.open(io.BytesIO(found.data)).format.lower()) == (format, found.format)
+        assert (found.data == data) == (found.format == kind.lower())
+        assert near(pixels(found), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int), 6)
+
+
+def test_floats_are_packed_in_their_range() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, 1, 640, dtype=np.float32).reshape(16, 40)).save(file, "TIFF")
+    found = pixels(prepare(file.getvalue(), RULES))
+    assert near(found[..., 0], np.linspace(0, 255, 640).reshape(16, 40), 3)
+
+
+def test_a_jpeg_of_two_hundred_scans_is_refused_before_it_is_decoded(encode: Callable) -> None:
+    data = encode(Image.new("L", (6000, 4000)), progressive=True)
+    data = data[:-2] + b"\xff\xda\x00\x08" * 200 + data[-2:]
+    assert prepare(data, RULES) == Refused("too_many_scans", 6000, 4000)
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\x1cftypheic", b"\xff\x0a\xfa\x7f", b"\0\0\0\x0cJXL \r\n\x87\n"])
+def test_pictures_of_other_formats_are_named_so(head: bytes) -> None:
+    assert prepare(head + bytes(100), RULES) == Refused("format_unsupported")

@@ -32,6 +32,7 @@ def write_set(
     captions: bool = True,
     classes: Sequence[str] | None = None,
     image: Callable[[int], bytes] = picture,
+    caption: Callable[[int], str] = "picture {}".format,
 ) -> Manifest:
     """A prepared set: shards of the given sizes, each sample with a picture of its own."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def write_set(
                 data, key = image(number), f"{shard:05d}{n:04d}"
                 members = {"jpg": data}
                 if captions:
-                    members["txt"] = f"picture {number}".encode()
+                    members["txt"] = caption(number).encode()
                 members["json"] = json.dumps({"url": f"https://pictures.invalid/{number}"}).encode()
                 places = writer.add(key, members)
                 rows.append(
@@ -55,7 +56,7 @@ def write_set(
                         "key": key,
                         "url": f"https://pictures.invalid/{number}",
                         "sha256": hashlib.sha256(data).hexdigest(),
-                        "caption": f"picture {number}" if captions else None,
+                        "caption": caption(number) if captions else None,
                         "label": number % len(classes) if classes else None,
                         "image_offset": places["jpg"].offset,
                         "image_size": places["jpg"].size,

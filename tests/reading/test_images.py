@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from reading_sets import picture
+from scipy.ndimage import gaussian_filter
 
 from data_pipeline.hashing import key, uniforms, uniforms_at
-from data_pipeline.reading.decode.augmentation import erase, jitter_colours
+from data_pipeline.reading.config import AugmentationConfig
+from data_pipeline.reading.decode.augmentation import augment, change_colours, erase, leave_out_parts, turn
 from data_pipeline.reading.decode.pixels import BadSample, decode, read_header
 from data_pipeline.reading.decode.views import (
     UNIFORMS,
@@ -167,19 +169,27 @@ def test_reduced_decoding_keeps_the_crops_geometry():
     assert np.abs(view.astype(int) - exact).mean() < 2
 
 
-def test_colour_jitter_is_its_three_changes_one_after_the_other():
+def test_colour_jitter_is_its_four_changes_one_after_the_other():
     """Against each done by itself in floating point, on colours far enough from black and white that none is cut."""
     rng = np.random.default_rng(0)
     luma = np.array([0.299, 0.587, 0.114])
     for _ in range(20):
-        view, u = rng.integers(90, 150, (16, 16, 3), dtype=np.uint8), rng.random(6).tolist()
+        view, u = rng.integers(90, 150, (16, 16, 3), dtype=np.uint8), rng.random(8).tolist()
         expected = view.astype(np.float64)
-        for operation in sorted(range(3), key=lambda n: u[3 + n]):
-            factor = 1 + 0.4 * (2 * u[operation] - 1)
+        for operation in sorted(range(4), key=lambda n: u[(3, 4, 5, 7)[n]]):
             grey = (expected @ luma)[..., None]
+            if operation == 3:  # hue: the colour vector turns about the axis of greys, seen from equal luma
+                angle = 2 * np.pi * 0.1 * (2 * u[6] - 1)
+                i, q = expected @ [0.596, -0.274, -0.322], expected @ [0.211, -0.523, 0.312]
+                i, q = i * np.cos(angle) - q * np.sin(angle), i * np.sin(angle) + q * np.cos(angle)
+                yiq = np.stack([grey[..., 0], i, q])
+                axes = np.array([luma, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+                expected = np.linalg.solve(axes, yiq.reshape(3, -1)).T.reshape(expected.shape)
+                continue
+            factor = 1 + 0.4 * (2 * u[operation] - 1)
             pivot = [0.0, grey.mean(), grey][operation]
             expected = pivot + factor * (expected - pivot)
-        jitter_colours(view, 0.4, u)
+        change_colours(view, (0.4, 0.4, 0.4, 0.1), u)
         assert np.abs(view - expected).max() < 1  # rounding, and OpenCV counts factors in 1/1024
 
 
@@ -193,13 +203,72 @@ def test_numbers_of_one_position_are_those_of_many():
 def test_colour_jitter_changes_colours_by_its_strength():
     view = decoded(picture(10, size=(16, 16))).copy()
     before = view.copy()
-    jitter_colours(view, 0.4, [0.5, 0.5, 0.5, 0.1, 0.2, 0.3])  # factors of exactly 1
+    change_colours(view, (0.4, 0.4, 0.4, 0), [0.5, 0.5, 0.5, 0.1, 0.2, 0.3, 0, 0])  # factors of exactly 1
     assert np.array_equal(view, before)
-    jitter_colours(view, 0.4, [1.0, 0.5, 0.5, 0.1, 0.2, 0.3])  # brightness 1.4, the rest 1
+    change_colours(view, (0.4, 0.4, 0.4, 0), [1.0, 0.5, 0.5, 0.1, 0.2, 0.3, 0, 0])  # brightness 1.4, the rest 1
     assert np.abs(view - np.clip(before * 1.4, 0, 255)).max() <= 1
     grey = before.copy()
-    jitter_colours(grey, 1.0, [0.5, 0.5, 0.0, 0.1, 0.2, 0.3])  # saturation 0
+    change_colours(grey, (1.0, 1.0, 1.0, 0), [0.5, 0.5, 0.0, 0.1, 0.2, 0.3, 0, 0])  # saturation 0
     assert np.ptp(grey, axis=2).max() <= 1
+
+
+def test_a_grey_view_is_the_luma_of_what_the_jitter_made():
+    view = decoded(picture(10, size=(16, 16))).copy()
+    expected = view @ np.array([0.299, 0.587, 0.114])
+    change_colours(view, (0, 0, 0, 0), [0.5] * 8, grey=True)
+    assert np.ptp(view, axis=2).max() == 0 and np.abs(view[..., 0] - expected).max() <= 1
+
+
+def test_each_augmentation_is_drawn_with_its_own_probability_of_its_own_view():
+    """1000 positions: blur in all first views and a tenth of the second, solarize in a fifth of the second alone."""
+    config = AugmentationConfig(blur=(1.0, 0.1), solarize=(0.0, 0.2), jitter=0.8, color_jitter=0.4, grey=0.2)
+    before = np.tile(np.array([[[30, 60, 90], [200, 150, 220]]], np.uint8), (16, 8, 1))
+    changed = {name: np.zeros((2, 1000)) for name in ("blur", "solarize", "jitter", "grey")}
+    for name, seen in changed.items():
+        alone = {"blur": 0.0, "solarize": 0.0, "grey": 0.0, "color_jitter": 0.0}
+        alone |= {"color_jitter": 0.4} if name == "jitter" else {name: getattr(config, name)}
+        one = AugmentationConfig(**alone, jitter=0.8, blur_sigma=(1.0, 2.0))
+        for number in (0, 1):
+            for position in range(1000):
+                view = before.copy()
+                augment(view, one, 5, position, number)
+                seen[number, position] = not np.array_equal(view, before)
+    shares = {name: seen.mean(1).tolist() for name, seen in changed.items()}
+    expected = {"blur": (1.0, 0.1), "solarize": (0.0, 0.2), "jitter": (0.8, 0.8), "grey": (0.2, 0.2)}
+    for name, pair in expected.items():
+        assert shares[name] == pytest.approx(list(pair), abs=0.04), name
+    both = changed["jitter"][0] * changed["jitter"][1]
+    assert both.mean() == pytest.approx(0.64, abs=0.05)  # the views draw apart
+
+
+def test_solarizing_inverts_what_is_brighter_than_half_and_blur_is_gaussian():
+    before = decoded(picture(10, size=(32, 32)))
+    view = before.copy()
+    augment(view, AugmentationConfig(solarize=1.0), 1, 2, 0)
+    assert np.array_equal(view, np.where(before >= 128, 255 - before, before))
+    augment(view := before.copy(), AugmentationConfig(blur=1.0, blur_sigma=(1.5, 1.5)), 1, 2, 0)
+    exact = gaussian_filter(before.astype(float), (1.5, 1.5, 0), mode="mirror")
+    assert np.abs(view - exact).max() < 2
+
+
+def test_turning_moves_pixels_as_the_angle_and_the_shift_say():
+    view = np.zeros((33, 33, 3), np.uint8)
+    view[16, 26] = 250  # right of the centre
+    turned = view.copy()
+    turn(turned, 90.0, 0.0, [1.0, 0.5, 0.5])  # anticlockwise: above the centre
+    assert np.unravel_index(turned[..., 0].argmax(), (33, 33)) == (6, 16)
+    turn(view, 0.0, 4 / 33, [0.5, 1.0, 0.0])
+    assert np.unravel_index(view[..., 0].argmax(), (33, 33)) == (12, 30)
+
+
+def test_parts_of_a_caption_are_left_out_by_their_share_and_one_always_stays():
+    caption = "koala, marsupial, animal mammal, animals & nature"
+    said = [leave_out_parts(caption, 0.5, 7, position) for position in range(2000)]
+    assert all(said) and said == [leave_out_parts(caption, 0.5, 7, position) for position in range(2000)]
+    for part in caption.split(", "):
+        assert sum(part in one.split(", ") for one in said) / 2000 == pytest.approx(0.5 + 0.5**4 / 4, abs=0.04)
+    assert {len(one.split(", ")) for one in said} == {1, 2, 3, 4}
+    assert leave_out_parts("koala", 0.9, 7, 1) == "koala"
 
 
 def test_erasing_fills_a_box_of_its_area():
@@ -210,3 +279,56 @@ def test_erasing_fills_a_box_of_its_area():
     rows, columns = np.flatnonzero(view.any((1, 2))), np.flatnonzero(view.any((0, 2)))
     area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     assert 0.28 < area / 64**2 < 0.36 and view[rows[0] : rows[-1], columns[0] : columns[-1]].std() > 60
+
+
+def turned(kind: str, place: str) -> bytes:
+    """A 32 x 16 picture that is to be turned by a quarter; `place`: where the file says so."""
+    image, exif = opened(picture(4, size=(32, 16))), Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    options = {"exif": {"exif": exif}, "xmp": {"xmp": xmp}, "late": {"exif": exif, "icc_profile": bytes(200_000)}}[
+        place
+    ]
+    file = io.BytesIO()
+    if kind == "PNG" and place == "xmp":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+        options = {"pnginfo": text}
+    image.save(file, kind, **options)
+    data = file.getvalue()
+    if kind == "JPEG" and place == "late":  # the profile's segments before EXIF's
+        begin = data.index(b"Exif") - 4
+        length = 2 + int.from_bytes(data[begin + 2 : begin + 4], "big")
+        tables = data.index(b"\xff\xdb", begin)
+        data = data[:begin] + data[begin + length : tables] + data[begin : begin + length] + data[tables:]
+        assert data.index(b"Exif") > 70_000
+    return data
+
+
+@pytest.mark.parametrize("place", ["exif", "xmp", "late"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_pixels_are_turned_once_wherever_the_file_says_so(kind, place):
+    if kind in ("TIFF", "AVIF") and place != "exif":
+        pytest.skip("one place alone")
+    data = turned(kind, place)
+    header, found = read_header(data, LIMIT), decoded(data)
+    expected = np.asarray(ImageOps.exif_transpose(opened(data)).convert("RGB")).astype(int)
+    assert (header.height, header.width) == found.shape[:2] == expected.shape[:2] == (32, 16)
+    assert np.abs(found - expected).max() <= 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0), (-5.0, 5.0)])
+def test_floats_are_scaled_by_the_range_they_are_written_in(low, high):
+    levels = np.linspace(low, high, 64, dtype=np.float32)[None].repeat(4, 0)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "TIFF")
+    found = decoded(file.getvalue())[0, :, 0]
+    assert np.abs(found - np.linspace(0, 255, 64)).max() <= 1
+
+
+def test_a_jpeg_of_two_hundred_scans_is_bad_before_it_is_decoded():
+    file = io.BytesIO()
+    Image.new("L", (6000, 4000)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    with pytest.raises(BadSample, match="too_many_scans"):
+        read_header(data[:-2] + b"\xff\xda\x00\x08" * 200 + data[-2:], 10**8)

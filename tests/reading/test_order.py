@@ -98,10 +98,11 @@ def test_replacements_come_from_the_block_first_and_are_a_function_of_the_place(
     order = SourceOrder([4] * 6, block_shards=2, seed=0)
     shards = order.locate(np.arange(24))[1]
     block = set(shards[8:16].tolist())
-    near = order.neighbours(10, 6)
+    near = np.array([order.neighbour(10, n) for n in range(6)])
     assert set(order.locate(near)[1].tolist()) <= block
-    assert near.tolist() == SourceOrder([4] * 6, block_shards=2, seed=0).neighbours(10, 6).tolist()
-    far = order.anywhere(24 + 3, 40)
+    again = SourceOrder([4] * 6, block_shards=2, seed=0)
+    assert near.tolist() == [again.neighbour(10, n) for n in range(6)]
+    far = np.array([order.anywhere(24 + 3, n) for n in range(40)])
     assert set(far // 24) == {1} and len(set(order.locate(far)[1].tolist())) > 2
 
 

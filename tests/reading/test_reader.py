@@ -253,3 +253,24 @@ def test_a_caption_is_tokenised_once_while_it_is_remembered(monkeypatch):
         assert np.array_equal(remembered(captions), tokenize(captions).numpy())
     assert asked == [["a", "b"], ["c"], ["c", "d", "e", "f"], ["a", "e", "g", "h", "i"]]
     assert len(remembered._kept) == 5  # one batch may be larger than what is kept
+
+
+def test_parts_of_captions_are_left_out_the_same_way_for_any_ranks_and_workers(tmp_path: Path):
+    folder = tmp_path / "set"
+    write_set(folder, (48,), caption=lambda number: "red, round, small thing")
+    rules = {"views": 1, "augmentation": {"caption_dropout": 0.5}}
+
+    def captions(world: int, workers: int) -> list[str]:
+        readers = [
+            Reader(config(folder, workers=workers, **rules), ImageText(tokenize, 8), batch_size=24, rank=rank,
+                   world_size=world, seed=5) for rank in range(world)
+        ]  # fmt: skip
+        streams = [reader.batches(0) for reader in readers]
+        said = [caption for _ in range(3) for stream in streams for caption in next(stream).targets.captions]
+        for reader in readers:
+            reader.close()
+        return said
+
+    said = captions(1, 0)
+    assert said == captions(2, 1)
+    assert len(set(said)) == 7  # every choice of three parts but none

@@ -53,7 +53,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def drawings(embedded: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
-    """Two epochs of the held-out drawings (190) and of those for training (thousands), in one process."""
+    """Two epochs of the held-out drawings (200) and of those for training (thousands), in one process."""
     return {
         split: two_epochs(config(embedded[split], views=1), count(embedded[split]), batch)
         for split, batch in (("held-out", BATCH), ("train", 16 * BATCH))
@@ -78,7 +78,7 @@ def test_two_epochs_of_the_held_out_drawings(
     embedded: dict[str, Path], drawings: dict[str, list[dict[str, Any]]], world: int, workers: int
 ) -> None:
     settings = config(embedded["held-out"], views=1, workers=workers)
-    assert_same(two_epochs(settings, 190, BATCH, world=world), drawings["held-out"])
+    assert_same(two_epochs(settings, 200, BATCH, world=world), drawings["held-out"])
 
 
 @pytest.mark.parametrize(

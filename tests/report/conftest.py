@@ -5,11 +5,14 @@ import io
 import json
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "handoff"))  # for checkpoints
 
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.record import EventLog
@@ -32,6 +35,7 @@ def metric_row(step: int, draw: random.Random, start: float = 1_760_000_000.0) -
         "time": start + step * 0.9 + (30 if step > 200 else 0),
         "loss": sum(parts.values()),
         **parts,
+        **{name.replace("loss/", "weighted/"): value for name, value in parts.items()},
         "text/accuracy": 0.6 * (1 - falling),
         "category/accuracy": 0.11 + 0.5 * (1 - falling),
         "intra/rank": 20 + 90 * (1 - falling),
@@ -127,7 +131,7 @@ def run_dir(tmp_path: Path) -> Path:
                 "key": key,
                 "caption": caption,
                 "image": picture(colour),
-                "place": 41,
+                "place": 41 if caption.startswith(("blue", "yellow")) else 1 + (caption != "green circle"),
                 "candidates": 190,
                 "retrieved": [
                     {"caption": "green circle", "score": 0.41, "correct": caption == "green circle"},
@@ -160,6 +164,8 @@ def run_dir(tmp_path: Path) -> Path:
                 "beside": {"largest category": 0.2, "from random weights": 0.55},
             }
         ],
+        "confusion": {"classes": ["Animals & Nature", "Symbols"], "counts": [[21, 9], [7, 31]]},
+        "calibration_error": 0.043,
         "per_class": {"Animals & Nature": {"value": 0.7, "samples": 30}, "Symbols": {"value": 0.8, "samples": 38}},
     }
     (run / "evaluation/retrieval.json").write_text(json.dumps(retrieval))

@@ -1,21 +1,71 @@
 """Means of what a step logs: each over the micro-batches that it was measured in."""
 
+import math
+
 import torch
 
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.meter import Meter, peak_flops
 
 
+def meter(**weights: float) -> Meter:
+    return Meter(DistributedContext(0, 1, torch.device("cpu"), None), 4, "fp32", weights)
+
+
+def take(watch: Meter, step: int, *, applied: bool = True, metrics: dict[str, torch.Tensor] | None = None) -> None:
+    """One step of two micro-batches; its total is text + 2 category."""
+    for micro in range(2):
+        parts = {"text": torch.tensor(1.0 + step + micro), "category": torch.tensor(10.0 / (1 + step))}
+        watch.add(parts["text"] + 2 * parts["category"], parts, metrics or {})
+    loss = float(watch.micro_loss())
+    watch.end_step(applied=applied, loss=loss, norm=float(step))
+
+
 def test_a_diagnostic_measured_on_one_step_in_five_is_not_divided_by_five() -> None:
-    meter = Meter(DistributedContext(0, 1, torch.device("cpu"), None), batch_size=4, precision="fp32")
+    watch = meter()
     for step in range(5):
-        metrics = {"intra/feature_std": torch.tensor(0.9)} if step == 4 else {}
-        meter.add(torch.tensor(1.0), {"text": torch.tensor(float(step))}, metrics)
-        loss = meter.loss()
-        meter.end_step()
-    values = meter.collect(loss, 0.1, 1.0, None)
-    assert values["loss/text"] == 2.0  # mean of 0 .. 4
+        take(watch, step, metrics={"intra/feature_std": torch.tensor(0.9)} if step == 4 else {})
+    values = watch.collect(0.1, None)
+    assert values["loss/text"] == 3.5  # mean of 1.5 .. 5.5
     assert abs(values["intra/feature_std"] - 0.9) < 1e-6
+    assert values["grad_norm"] == 2
+
+
+def test_the_loss_is_what_its_weighted_parts_add_up_to() -> None:
+    watch = meter(category=2.0)
+    for step in range(7):
+        take(watch, step)
+    values = watch.collect(0.1, None)
+    assert values["weighted/text"] == values["loss/text"] and values["weighted/category"] == 2 * values["loss/category"]
+    assert math.isclose(values["loss"], values["weighted/text"] + values["weighted/category"], rel_tol=1e-6)
+
+
+def test_a_step_that_changed_no_weights_counts_in_no_mean_of_losses() -> None:
+    watch, without = meter(), meter()
+    for step in range(4):
+        take(watch, step, applied=step != 2)
+        if step != 2:
+            take(without, step)
+    watched, expected = watch.collect(0.1, None), without.collect(0.1, None)
+    assert {k: watched[k] for k in ("loss", "loss/text", "grad_norm")} == {
+        k: expected[k] for k in ("loss", "loss/text", "grad_norm")
+    }
+    take(watch, 9, applied=False)
+    values = watch.collect(0.1, None)
+    assert values["loss"] == 12.5 and "loss/text" not in values, "a lone step is shown as it was"
+
+
+def test_an_interval_that_a_resume_cuts_is_logged_as_an_unbroken_one() -> None:
+    unbroken, before, after = meter(), meter(), meter()
+    for step in range(5):
+        take(unbroken, step)
+        take(before if step < 3 else after, step)
+        if step == 2:
+            after.load(before.state())
+    said = unbroken.collect(0.1, None)
+    assert {k: v for k, v in after.collect(0.1, None).items() if "/" in k or k in ("loss", "grad_norm")} == {
+        k: v for k, v in said.items() if "/" in k or k in ("loss", "grad_norm")
+    }
 
 
 def test_the_peak_of_a_device_is_that_of_the_precision_that_runs_on_it() -> None:

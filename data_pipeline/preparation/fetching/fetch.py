@@ -10,31 +10,25 @@ with `retry` asks again for failed rows of these reasons alone, and writes a sha
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_pipeline.callbacks import ProgressCallback
-from data_pipeline.durable import file_sha256
+from data_pipeline.callbacks import Notice, ProgressCallback
 from data_pipeline.errors import UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.format import ShardEntry
 from data_pipeline.preparation.fetching.web import Web, WebRules
-from data_pipeline.preparation.packing.images import ImageRules, prepare
+from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output
-from data_pipeline.preparation.packing.pack import (
-    count_rows,
-    finish,
-    numbered,
-    run_plan,
-    sample_of,
-    survey,
-    with_image,
-)
-from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry, read_samples
-from data_pipeline.preparation.sources.rows import Columns, Row, read_table, resolve, table_kind
+from data_pipeline.preparation.packing.pack import Captionless, count_rows, finish, run_plan, sample_of, with_data
+from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
+from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
+from data_pipeline.preparation.sources.columns import Columns, TableFormat
+from data_pipeline.preparation.sources.labels import numbered, survey
+from data_pipeline.preparation.sources.opening import open_urls
+from data_pipeline.preparation.sources.rows import Row, Source
 
 _SHARDS_UNDER_WAY = 2
 
@@ -71,42 +65,45 @@ class _Tally:
 
 
 def fetch(
-    table: Path,
+    table: Path | str,
     output: Path,
     *,
     columns: Columns | None = None,
+    format: TableFormat | None = None,
     classes: Sequence[str] | None = None,
     rules: ImageRules | None = None,
+    captionless: Captionless = "keep",
     web: WebRules | None = None,
     retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
+    notice: Notice | None = None,
 ) -> FetchSummary:
-    """Fetches the images that a CSV, TSV, Parquet or text table (one URL a line) names, into the set `output`.
+    """Fetches the images that a table names (or a text file with one URL a line) into the set `output`.
 
-    columns: of the table, by role; classes: as in `pack`; rules: what is done with the images
+    table: one file, a folder of parts, or the URL of one; columns, format: as in `pack`, and so are classes, rules,
+    captionless and notice
     web: how the network is used; may change from run to run
     retry: reasons (`timeout`, `http_5*`, ...) whose rows are asked for again in shards that are finished
     workers: threads that decode; default: one a core
     Raises UserError for what cannot be fetched at all; a row that cannot is recorded in its sidecar, never raised.
     """
     started = time.monotonic()
-    table, output, rules, web = Path(table), Path(output), rules or ImageRules(), web or WebRules()
+    output, rules, web = Path(output), rules or ImageRules(), web or WebRules()
     check_rows_per_shard(rows_per_shard)
-    if table_kind(table) is None or table.is_dir():
-        raise UserError(f"{table} is no .csv, .tsv, .parquet or .txt table of URLs; give one of these")
-    columns = resolve(table, columns or Columns(), needs="url")
-    columns = replace(columns, image=None)  # a column of local paths may stand beside the URLs
-    number_of_rows, names = survey(read_table(table, columns), classes)
+    source = open_urls(str(table), columns or Columns(), format or TableFormat())
+    number_of_rows, names = survey(source, classes)
     if number_of_rows == 0:
         raise UserError(f"{table} holds no rows to fetch; check the file")
-    source = {"sha256": file_sha256(table), "columns": asdict(columns)}
-    plan = run_plan("fetch", source, number_of_rows, rows_per_shard, names, rules)
+    if notice is not None:
+        notice(source.describe())
+    plan = run_plan("fetch", source.identity(), number_of_rows, rows_per_shard, names, rules)
+    plan |= {"captionless": captionless}
     tally = _Tally(number_of_rows)
     with hold_output(output, plan):
-        run = _Run(output, names, rules, web, tuple(retry), rows_per_shard, tally, progress)
-        rows = numbered(read_table(table, columns), names)
+        run = _Run(output, source, names, rules, captionless, web, tuple(retry), rows_per_shard, tally, progress)
+        rows = numbered(source.rows(), names)
         try:
             asyncio.run(run.all(rows, available() if workers is None else workers))
         except* (OSError, UserError) as group:  # a full disk, a damaged sidecar: the first error names the cause
@@ -127,8 +124,10 @@ def fetch(
 @dataclass
 class _Run:
     output: Path
+    source: Source
     classes: tuple[str, ...] | None
     rules: ImageRules
+    captionless: Captionless
     web: WebRules
     retry: tuple[str, ...]
     rows_per_shard: int
@@ -149,45 +148,45 @@ class _Run:
         """Makes one shard, or leaves it alone, or makes it anew with the rows that `retry` asks for."""
         entry = read_entry(self.output, number)
         if entry is None:
-            samples = await asyncio.gather(*(self.row(row) for row in rows))
-            self.tally.packed += sum(sample.image is not None for sample in samples)
+            samples: Iterable[Sample] = await asyncio.gather(*(self.row(row) for row in rows))
         else:
-            found = read_samples(self.output, entry) if self.retry else []
-            again = [place for place, sample in enumerate(found) if sample.image is None and self._retries(sample)]
+            again = wanted_again(self.output, entry, self.retry) if self.retry else {}
             self._step(len(rows) - len(again))
-            fresh = await asyncio.gather(*(self.row(rows[place]) for place in again))
+            fresh = await asyncio.gather(*(self.row(row) for row in rows if row.number in again))
             self.tally.retried += len(again)
-            self.tally.packed += sum(sample.image is not None for sample in fresh)
-            samples = list(found)
-            for place, sample in zip(again, fresh, strict=True):
-                samples[place] = sample
-            if samples == found:
+            made = {sample.row: sample for sample in fresh}
+            if unchanged(again, made):
                 self.tally.untouched += 1
                 self.tally.entries[number] = entry
                 return
-        first = number * self.rows_per_shard
-        write = asyncio.to_thread(pack_shard, self.output, number, first, samples, classes=self.classes)
-        self.tally.entries[number] = await write
+            samples = merged(self.output, entry, made)
+        self.tally.entries[number] = await asyncio.to_thread(
+            pack_shard,
+            self.output,
+            number,
+            number * self.rows_per_shard,
+            samples,
+            classes=self.classes,
+            further=self.source.further,
+        )
 
     async def row(self, row: Row) -> Sample:
         """Fetches and prepares one input row."""
-        sample = sample_of(row)
-        if not row.reason:
+        sample = sample_of(row, self.captionless)
+        if not sample.reason:
             fetched = await self.session.fetch(row.url)
             self.tally.requests += fetched.asked
             if fetched.data is None:
                 sample = replace(sample, reason=fetched.reason, width=fetched.width, height=fetched.height)
             else:
                 loop = asyncio.get_running_loop()
-                image = await loop.run_in_executor(self.threads, prepare, fetched.data, self.rules)
-                sample = with_image(sample, image)
+                made = loop.run_in_executor(self.threads, with_data, sample, fetched.data, row.expected, self.rules)
+                sample = await made
                 if sample.image is not None:
+                    self.tally.packed += 1
                     sample = replace(sample, fields={"status": "success"})  # as img2dataset's readers expect it
         self._step(1)
         return sample
-
-    def _retries(self, sample: Sample) -> bool:
-        return any(fnmatchcase(sample.reason, pattern) for pattern in self.retry)
 
     def _step(self, rows: int) -> None:
         self.tally.done += rows

@@ -13,11 +13,12 @@ from yarl import URL
 
 from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import is_image, read_image_header
-from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
+from data_pipeline.format.index import EMPTY_IMAGE
 from data_pipeline.preparation.fetching import robots
 from data_pipeline.preparation.fetching.addresses import AddressRule, CheckedResolver, PrivateAddressError
 from data_pipeline.preparation.fetching.robots import Robots, opted_out, retry_after
-from data_pipeline.preparation.packing.images import ImageRules, size_refused
+from data_pipeline.preparation.fetching.urls import join_url, parse_url
+from data_pipeline.preparation.packing.images import ImageRules, no_image_reason, size_refused
 
 URL_MISSING = "url_missing"
 URL_INVALID = "url_invalid"
@@ -140,7 +141,7 @@ class Web:
 
     async def _attempt(self, url: str) -> Fetched:
         try:
-            target = URL(url.strip())
+            target = parse_url(url)
         except ValueError:
             return Fetched(None, URL_INVALID, asked=0)
         asked, left = 0, self.rules.deadline
@@ -161,7 +162,7 @@ class Web:
                     left -= time.monotonic() - started
                 if not location:
                     return Fetched(None, URL_INVALID, asked)
-                target = target.join(URL(location))
+                target = join_url(target, location)
             return Fetched(None, TOO_MANY_REDIRECTS, asked)
         except ValueError:  # a Location that is no URL
             return Fetched(None, URL_INVALID, asked)
@@ -198,7 +199,7 @@ class Web:
                 return Fetched(None, TOO_LARGE)
             if not sized and len(body) >= 16:
                 if not is_image(body):
-                    return Fetched(None, NOT_AN_IMAGE)
+                    return Fetched(None, no_image_reason(body))
                 header = read_image_header(bytes(body[: 1 << 20]))
                 sized = header is not None or len(body) > 1 << 20
                 refused = None if header is None else size_refused(header, self._images)
@@ -233,7 +234,7 @@ class Web:
                 raise PrivateAddressError(f"{url} is not a public address")
             async with self._slot(url), asyncio.timeout(self.rules.deadline), self._get(url) as answer:
                 if answer.status in _REDIRECT and "Location" in answer.headers:
-                    url = url.join(URL(answer.headers["Location"]))
+                    url = join_url(url, answer.headers["Location"])
                     continue
                 if answer.status >= 500 or answer.status == 429:
                     return robots.NOTHING

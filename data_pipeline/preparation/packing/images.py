@@ -1,32 +1,44 @@
-"""Prepares one image for packing: upright, opaque, 8 bits, within bounds; or gives the reason why not."""
+"""Prepares one image for packing: upright, opaque, 8 bits, within bounds; or gives the reason why not.
+
+JPEG            simplejpeg into NumPy, scaled in its DCT to no less than twice the size that is kept
+anything else   Pillow
+shrink (area average)  ->  turn upright  ->  encode
+"""
 
 import io
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from data_pipeline.errors import UserError
-from data_pipeline.format.image_header import ImageHeader, read_image_header
+from data_pipeline.format.image_header import ImageHeader, read_image_header, too_many_scans
 from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
 from data_pipeline.format.opaque import opaque
+from data_pipeline.format.sidecar import END_MARKER_ADDED
+from data_pipeline.format.upright import UPRIGHT, orientation, turned_by_pillow, upright
 
 TOO_MANY_PIXELS = "too_many_pixels"
+TOO_MANY_SCANS = "too_many_scans"
 TOO_SMALL = "too_small"
 TRUNCATED = "image_truncated"
 UNDECODABLE = "image_undecodable"
+UNSUPPORTED = "format_unsupported"  # a picture, of a format that is not read here
 
-_ORIENTATION = 274  # TIFF 6.0, section 8: how rows and columns lie
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+ImageFormat = Literal["keep", "jpg", "png", "webp"]
+
 _KEPT = {"jpeg": "jpg", "png": "png", "webp": "webp"}  # formats that may stand in a shard, by their extension
+_FORMATS = {extension: format for format, extension in _KEPT.items()}
+_END_MARKER = b"\xff\xd9"
+_FOREIGN = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"8BPS")  # JPEG XL, JPEG 2000, PSD
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -36,13 +48,17 @@ class ImageRules:
     shorter_side: images whose shorter side is longer are shrunk to it (area average); None leaves the size alone
     min_side: images with a shorter side below it are rejected
     max_pixels: images above it are refused before they are decoded (decompression bombs)
-    quality: of the JPEG that an image becomes where it cannot stay as it is
+    max_bytes: files above it are refused; no more of a file is read
+    quality: of the JPEG or WebP that an image becomes where it cannot stay as it is
+    format: keep leaves JPEG, PNG and WebP as they are where nothing else changes; jpg, png, webp bring all to one
     """
 
     shorter_side: int | None = None
     min_side: int = 1
     max_pixels: int = 89_478_485
+    max_bytes: int = 100_000_000
     quality: int = 95
+    format: ImageFormat = "keep"
 
     def __post_init__(self) -> None:
         if self.shorter_side is not None and self.shorter_side < 1:
@@ -51,16 +67,22 @@ class ImageRules:
             raise UserError(f"quality {self.quality}: JPEG quality runs from 1 to 100")
         if not 1 <= self.max_pixels <= 178_956_970:
             raise UserError(f"max_pixels {self.max_pixels}: the decoder takes 1 to 178,956,970 pixels")
+        if self.max_bytes < 1:
+            raise UserError(f"max_bytes {self.max_bytes}: must be above zero")
+        if self.format != "keep" and self.format not in _FORMATS:
+            raise UserError(f"format {self.format!r}: give keep, {', '.join(_FORMATS)}")
 
 
 class Prepared(NamedTuple):
-    """Bytes as they will stand in the shard; `extension` is the member's, `format` the sidecar's."""
+    """Bytes as they will stand in the shard; `extension` is the member's, `format` the sidecar's. `note`: what was
+    mended, "" for nothing."""
 
     data: bytes
     extension: str
     format: str
     width: int
     height: int
+    note: str = ""
 
 
 class Refused(NamedTuple):
@@ -72,18 +94,21 @@ class Refused(NamedTuple):
 
 
 def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
-    """Applies EXIF orientation, lays transparency on white, brings CMYK, palettes and 16 bits to 8-bit RGB, shrinks.
+    """Turns upright, lays transparency on white, brings CMYK, palettes, 16 bits and floats to 8-bit RGB, shrinks.
 
-    A sound JPEG, PNG or WebP that needs none of this keeps its bytes; all else becomes JPEG. Of animations the first
-    frame is taken. Every image is decoded once, so that what is packed can be read.
+    A sound JPEG, PNG or WebP that needs none of this keeps its bytes, unless the rules ask for another format; all else
+    becomes JPEG. Of animations the first frame is taken. Every image is decoded once, so that what is packed can be
+    read. A JPEG that lacks only its end marker gets one, and a note.
     """
     if not data:
         return Refused(EMPTY_IMAGE)
     header = read_image_header(data)
     if header is None:
-        return Refused(TRUNCATED if data[:3] == b"\xff\xd8\xff" else NOT_AN_IMAGE)
+        return Refused(TRUNCATED if data[:3] == b"\xff\xd8\xff" else no_image_reason(data))
     if (refused := size_refused(header, rules)) is not None:
         return refused
+    if too_many_scans(data, header):
+        return Refused(TOO_MANY_SCANS, header.width, header.height)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # size_refused() has the say
@@ -95,6 +120,8 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damaged bytes
         if isinstance(error, MemoryError):
             raise
+        if header.format.upper() not in Image.OPEN:
+            return Refused(UNSUPPORTED, header.width, header.height)
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower() or "incomplete" in str(error).lower()
         return Refused(TRUNCATED if cut else UNDECODABLE, header.width, header.height)
 
@@ -108,43 +135,85 @@ def size_refused(header: ImageHeader, rules: ImageRules) -> Refused | None:
     return None
 
 
+def no_image_reason(data: bytes | bytearray) -> str:
+    """Tells a picture of a format that is not read here (HEIC, JPEG XL, JPEG 2000, PSD) from what is no picture."""
+    return UNSUPPORTED if data[4:8] == b"ftyp" or data.startswith(_FOREIGN) else NOT_AN_IMAGE
+
+
 def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
-    with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
-        orientation = _orientation(image)
-        scale = None if rules.shorter_side is None else rules.shorter_side / min(image.size)
-        shrinks = scale is not None and scale < 1
-        keeps = (
-            header.format in _KEPT
-            and orientation == 1
-            and not shrinks
-            and image.mode in ("RGB", "L", "P")
-            and not image.has_transparency_data
-            and getattr(image, "n_frames", 1) == 1
-            and (image.mode != "P" or header.format == "png")
-            and not (header.format == "png" and data[24] == 16)
-        )
-        if shrinks and header.format == "jpeg":  # DCT scaling: decode no more than twice what is kept
-            image.draft(None, (2 * round(image.width * scale), 2 * round(image.height * scale)))  # type: ignore[operator]
-        image.load()
-        if keeps:
-            return Prepared(data, _KEPT[header.format], header.format, *image.size)
-        pixels = opaque(image)
-    if orientation in _UPRIGHT:
-        pixels = pixels.transpose(_UPRIGHT[orientation])
-    array = np.ascontiguousarray(pixels)
+    turn = orientation(data, header.format)
+    width, height = (header.width, header.height) if turn < 5 else (header.height, header.width)
+    shrinks = rules.shorter_side is not None and rules.shorter_side < min(width, height)
     if shrinks:
         assert rules.shorter_side is not None
-        width, height = (header.width, header.height) if orientation < 5 else (header.height, header.width)
         ratio = rules.shorter_side / min(width, height)
-        size = max(1, round(width * ratio)), max(1, round(height * ratio))
-        array = cv2.resize(array, size, interpolation=cv2.INTER_AREA)
-    encoded = simplejpeg.encode_jpeg(array, quality=rules.quality, colorsubsampling="420")
-    return Prepared(encoded, "jpg", "jpeg", array.shape[1], array.shape[0])
+        width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
+    kept = _KEPT.get(header.format, "")
+    may_stay = kept != "" and turn == UPRIGHT and not shrinks and rules.format in ("keep", kept)
+    note = ""
+    pixels: Pixels | None = None
+    if header.format == "jpeg":
+        data, pixels, note = _jpeg(data, None if may_stay else (width, height) if turn < 5 else (height, width))
+        if pixels is not None and may_stay:
+            return Prepared(data, "jpg", "jpeg", header.width, header.height, note)
+    turned = False
+    if pixels is None:
+        with Image.open(io.BytesIO(data), formats=[header.format.upper()]) as image:
+            stays = may_stay and _is_plain(image, data, header.format)
+            if shrinks and header.format == "jpeg":  # CMYK, and JPEGs with faults that do no harm
+                image.draft(None, (2 * width, 2 * height))
+            image.load()
+            if stays:
+                return Prepared(data, kept, header.format, *image.size)
+            pixels = np.array(opaque(image))
+            turned = turned_by_pillow(header.format)
+    if shrinks:
+        stored = (width, height) if turn < 5 or turned else (height, width)
+        pixels = cv2.resize(pixels, stored, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    if not turned:
+        pixels = upright(pixels, turn)
+    extension = "jpg" if rules.format == "keep" else rules.format
+    encoded = _encode(pixels, extension, rules.quality)
+    return Prepared(encoded, extension, _FORMATS[extension], pixels.shape[1], pixels.shape[0], note)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata does not make the pixels bad; Pillow raises many kinds
-        return 1
-    return value if value in _UPRIGHT else 1
+def _jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, Pixels | None, str]:
+    """Decodes a JPEG to uint8 RGB [H, W, 3], at least twice `size` (width, height) or as large as it is; None only
+    looks for faults, at an eighth of its size. Returns the data, with its end marker, the pixels, and a note.
+
+    No pixels: CMYK, or a fault. Pillow decides about these, for many faults are harmless.
+    """
+    for candidate, note in ((data, ""), (data + _END_MARKER, END_MARKER_ADDED)):
+        if note and data.endswith(_END_MARKER):
+            break
+        with suppress(ValueError):
+            _, _, colours, _ = simplejpeg.decode_jpeg_header(candidate)
+            if colours not in ("YCbCr", "Gray", "RGB"):
+                break
+            if size is None:
+                found = simplejpeg.decode_jpeg(candidate, "GRAY", min_height=1, min_width=1)
+            else:
+                found = simplejpeg.decode_jpeg(candidate, "RGB", min_height=2 * size[1], min_width=2 * size[0])
+            return candidate, found, note
+    return data, None, ""
+
+
+def _is_plain(image: ImageFile.ImageFile, data: bytes, format: str) -> bool:
+    """Tells whether an image can be read by anyone as it is: opaque, 8 bits, grey or RGB, one frame."""
+    return (
+        image.mode in ("RGB", "L", "P")
+        and not image.has_transparency_data
+        and getattr(image, "n_frames", 1) == 1
+        and (image.mode != "P" or format == "png")
+        and not (format == "png" and data[24] == 16)
+    )
+
+
+def _encode(pixels: Pixels, extension: str, quality: int) -> bytes:
+    if extension == "jpg":
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="420"))
+    options = [cv2.IMWRITE_WEBP_QUALITY, quality] if extension == "webp" else []
+    done, encoded = cv2.imencode(f".{extension}", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise ValueError(f"the picture cannot be written as {extension}")
+    return encoded.tobytes()

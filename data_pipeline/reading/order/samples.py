@@ -87,20 +87,17 @@ class SourceOrder:
                 rows[chosen] = places - layout.starts[slots]
         return epochs, shards, rows
 
-    def neighbours(self, index: int, count: int) -> Integers:
-        """Picks `count` running indices by hash from the block that holds `index`: int64 [count]."""
+    def neighbour(self, index: int, number: int) -> int:
+        """Picks a running index by hash from the block that holds `index`: the `number`-th choice."""
         epoch, offset = divmod(index, self.samples)
         layout = self._epoch(epoch)
         block = int(np.searchsorted(layout.block_starts, offset, side="right")) - 1
         start, end = int(layout.block_starts[block]), self._block_end(layout, block)
-        steps = np.array([key(*self._stream, _NEAR, index, n) % (end - start) for n in range(count)], dtype=np.int64)
-        return epoch * self.samples + start + steps
+        return epoch * self.samples + start + key(*self._stream, _NEAR, index, number) % (end - start)
 
-    def anywhere(self, index: int, count: int) -> Integers:
-        """Picks `count` running indices by hash from the whole source, in the same epoch: int64 [count]."""
-        epoch = index // self.samples
-        steps = np.array([key(*self._stream, _FAR, index, n) % self.samples for n in range(count)], dtype=np.int64)
-        return epoch * self.samples + steps
+    def anywhere(self, index: int, number: int) -> int:
+        """Picks a running index by hash from the whole source, in the same epoch: the `number`-th choice."""
+        return index // self.samples * self.samples + key(*self._stream, _FAR, index, number) % self.samples
 
     def coming_shards(self, index: int, count: int) -> list[int]:
         """Lists the shards of the block that holds running index `index`, then the next ones: `count` at most."""

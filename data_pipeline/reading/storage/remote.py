@@ -13,9 +13,9 @@ from typing import BinaryIO
 from data_pipeline.callbacks import Heartbeat
 from data_pipeline.durable import file_lock, file_sha256
 from data_pipeline.errors import UserError
-from data_pipeline.format import Manifest, ShardEntry, index_shard, read_manifest, write_manifest
+from data_pipeline.format import Manifest, ShardEntry, index_shard, packed_rows, read_manifest, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST, parse_manifest
-from data_pipeline.format.sets import SHARD_INDEX_SUFFIX, kept_entry, write_index
+from data_pipeline.format.sets import SHARD_INDEX_SUFFIX, joined_classes, kept_entry, label_names, write_index
 from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode.pixels import BadSample
 from data_pipeline.reading.order.samples import SourceOrder
@@ -56,15 +56,19 @@ class RemoteFiles:
         if entry.sidecar.endswith(SHARD_INDEX_SUFFIX):
             return open(self.manifest.sidecar_path(entry), "rb")
         try:
-            return os.fdopen(self.cache.open(f"{self.url}/{entry.sidecar}", version=entry.sha256), "rb")
+            return os.fdopen(self.cache.open(f"{self.url}/{entry.sidecar}", version=self._version(entry)), "rb")
         except FetchError as error:
             raise BadSample("sidecar_unreadable", error.detail) from None
 
     def fetch(self, entry: ShardEntry) -> None:
         """Fetches sidecar and shard, unless another process is fetching them. Raises FetchError."""
         if not entry.sidecar.endswith(SHARD_INDEX_SUFFIX):
-            self.cache.fetch(f"{self.url}/{entry.sidecar}", version=entry.sha256, wait=False)
+            self.cache.fetch(f"{self.url}/{entry.sidecar}", version=self._version(entry), wait=False)
         self.cache.fetch(f"{self.url}/{entry.name}", sha256=entry.sha256, size=entry.bytes, wait=False)
+
+    def _version(self, entry: ShardEntry) -> str:
+        """Tells copies of a sidecar apart, which changes with decisions about its rows."""
+        return entry.sha256 + self.manifest.revision
 
 
 def open_remote(url: str, config: CacheConfig, *, heartbeat: Heartbeat | None = None) -> RemoteFiles:
@@ -108,39 +112,46 @@ def cache_shares(sets: Sequence[RemoteFiles], config: CacheConfig, block_shards:
 
 
 def _index(url: str, own: Path, cache: FileCache, heartbeat: Heartbeat | None) -> Manifest:
-    """Indexes the `*.tar` of `url`; sidecars and manifest stay in `own`. Labels without names are left out."""
+    """Indexes the `*.tar` of `url`; sidecars and manifest stay in `own`."""
     system, path = cache.system(url)
     names = sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False) if name.endswith(".tar"))
     if not names:
         raise UserError(f"{url} holds no {SET_MANIFEST} and no .tar shard; check the URL")
     sizes = system.sizes([f"{path}/{name}" for name in names])
     with file_lock(own / ".index.lock", heartbeat=heartbeat):
-        former = read_manifest(own).shards if (own / SET_MANIFEST).exists() else ()
+        former = read_manifest(own) if (own / SET_MANIFEST).exists() else None
         entries = []
+        labels: dict[int, str] = {}
         for name, size in zip(names, sizes, strict=True):
-            entries.append(_index_shard(f"{url}/{name}", own / (Path(name).stem + SHARD_INDEX_SUFFIX), size, cache))
+            index = own / (Path(name).stem + SHARD_INDEX_SUFFIX)
+            entry, mine = _index_shard(f"{url}/{name}", index, size, cache)
+            entries.append(entry)
+            labels = mine | labels
             if heartbeat is not None:
                 heartbeat()
-        if tuple(entries) == former:
-            return read_manifest(own)
-        return write_manifest(own, name=url.rpartition("/")[2] or "remote", shards=entries)
+        classes = joined_classes(None if former is None else former.classes, labels)
+        if former is not None and (tuple(entries), classes) == (former.shards, former.classes):
+            return former
+        return write_manifest(own, name=url.rpartition("/")[2] or "remote", shards=entries, classes=classes)
 
 
-def _index_shard(url: str, index: Path, size: int | None, cache: FileCache) -> ShardEntry:
-    """Returns one shard's entry: the kept one, unless the shard has another size now."""
+def _index_shard(url: str, index: Path, size: int | None, cache: FileCache) -> tuple[ShardEntry, dict[int, str]]:
+    """Returns one shard's entry and the names of its labels: the kept ones, unless the shard has another size now."""
     name, version = url.rpartition("/")[2], str(size)
     kept = kept_entry(index)
     if kept is not None and kept[0].name == name and size in (None, kept[0].bytes):
-        return kept[0]
+        return kept
     file = cache.open(url, version=version)
     try:
         copy = Path(f"/dev/fd/{file}")  # by descriptor: others may evict the name
         digest = file_sha256(copy)
-        entry = write_index(index, name, index_shard(copy), os.fstat(file).st_size, digest, {})
+        rows = index_shard(copy)
+        labels = label_names(copy, packed_rows(rows))
+        entry = write_index(index, name, rows, os.fstat(file).st_size, digest, labels)
     finally:
         os.close(file)
     cache.rename(url, version, digest)
-    return entry
+    return entry, labels
 
 
 class ShardPrefetcher:

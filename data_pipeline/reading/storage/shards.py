@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.format import Manifest, ShardEntry, packed_rows
+from data_pipeline.format import Manifest, ShardEntry, slot_rows
+from data_pipeline.format.sidecar import HARMLESS_NOTES, PACKED
 from data_pipeline.format.ustar import BLOCK_BYTES, TarMember, walk
-from data_pipeline.reading.decode.pixels import BadSample
+from data_pipeline.reading.decode.pixels import BadSample, DroppedSample
 
 _COLUMNS = ["status", "reason", "key", "sha256", "caption", "label", "image_offset", "image_size"]
 
@@ -40,11 +42,12 @@ class RawSample(NamedTuple):
 
 @dataclass(frozen=True)
 class _Index:
-    """The packed rows of a sidecar, kept small."""
+    """The slots of a sidecar, kept small."""
 
     keys: pa.StringArray
     captions: pa.StringArray
-    notes: dict[int, str]
+    notes: dict[int, str]  # of samples that are used: what they lack
+    dropped: dict[int, str]  # why not used
     labels: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
@@ -54,20 +57,24 @@ class _Index:
 
     @classmethod
     def read(cls, path: Path | BinaryIO, members: Sequence[str]) -> "_Index":
-        columns = _COLUMNS + [f"{name}_{what}" for name in members for what in ("offset", "size")]
         with pq.ParquetFile(path) as file:
-            rows = packed_rows(file.read(columns=columns, use_threads=False)).combine_chunks()
+            members = [name for name in members if f"{name}_offset" in file.schema_arrow.names]
+            columns = _COLUMNS + [f"{name}_{what}" for name in members for what in ("offset", "size")]
+            rows = slot_rows(file.read(columns=columns, use_threads=False)).combine_chunks()
 
         def numbers(name: str) -> np.ndarray:
             return np.asarray(rows[name].fill_null(-1))
 
+        used = rows["status"].to_numpy() == PACKED
+        reasons = [(n, reason) for n, reason in enumerate(rows["reason"].to_pylist()) if reason or not used[n]]
         digests = rows["sha256"].to_pylist()
         has_digest = np.array([digest is not None for digest in digests], dtype=bool)
         packed = b"".join(bytes.fromhex(digest) if digest else bytes(32) for digest in digests)
         return cls(
             keys=_column(rows, "key"),
             captions=_column(rows, "caption"),
-            notes={n: note for n, note in enumerate(rows["reason"].to_pylist()) if note},
+            notes={n: reason for n, reason in reasons if used[n] and reason not in HARMLESS_NOTES},
+            dropped={n: reason for n, reason in reasons if not used[n]},
             labels=numbers("label"),
             offsets=numbers("image_offset"),
             sizes=numbers("image_size"),
@@ -115,7 +122,7 @@ class OpenShard:
     """One shard with its index. Faults found on opening are raised by each `read`, so that each sample says why."""
 
     def __init__(self, entry: ShardEntry, files: ShardFiles, members: Sequence[str] = ()) -> None:
-        self._entry = entry
+        self._entry, self._files = entry, files
         self._file: int | None = None
         self._index: _Index | None = None
         self._fault: BadSample | None = None
@@ -138,12 +145,14 @@ class OpenShard:
         return str(self._index.keys[row])
 
     def read(self, row: int) -> RawSample:
-        """Reads the packed row `row`. Raises BadSample; docs/reading.md lists its reasons."""
+        """Reads the sample of slot `row`. Raises BadSample, whose reasons docs/reading.md lists, or DroppedSample."""
         if self._fault is not None:
             # A new exception each time: an exception raised twice keeps every frame of the first time, with its batch.
             raise BadSample(self._fault.reason, self._fault.detail)
         assert self._index is not None and self._file is not None
         index = self._index
+        if row in index.dropped:
+            raise DroppedSample("dropped", index.dropped[row])
         if row >= len(index):
             raise BadSample("index_out_of_date", f"manifest counts {self._entry.samples} samples, sidecar {len(index)}")
         offset, size = int(index.offsets[row]), int(index.sizes[row])
@@ -158,6 +167,7 @@ class OpenShard:
             damaged = BadSample("image_damaged", "the image's sha256 is not the one in the sidecar")
             fault = self._misplaced(row) or damaged
         if fault is not None:
+            self._raise_if_dropped_since(row)
             raise fault
         caption = index.captions[row].as_py()
         label = int(index.labels[row])
@@ -173,6 +183,13 @@ class OpenShard:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _raise_if_dropped_since(self, row: int) -> None:
+        """Looks at the sidecar anew: a takedown may have erased bytes while the shard was open."""
+        with suppress(OSError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors and OSErrors
+            now = _Index.read(self._files.sidecar(self._entry), ())
+            if row in now.dropped:
+                raise DroppedSample("dropped", now.dropped[row])
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
         assert self._file is not None

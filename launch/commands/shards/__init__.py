@@ -2,10 +2,23 @@
 
 import typer
 
-from launch.commands.shards import fetch, index, openmoji, pack, stats, verify
+from launch.commands.shards import (
+    dedup,
+    fetch,
+    filter,
+    index,
+    merge,
+    openmoji,
+    pack,
+    reshard,
+    split,
+    stats,
+    takedown,
+    verify,
+)
 
 app = typer.Typer(
-    help="Fetch, pack, index, verify and describe image-text shards.",
+    help="Fetch, pack, index, verify, describe and curate image-text shards.",
     epilog="Example: internimage shards pack captions.csv shards/mine",
     no_args_is_help=True,
 )
@@ -14,4 +27,10 @@ app.command(epilog=f"Example: {fetch.EXAMPLE}")(fetch.fetch)
 app.command(epilog=f"Example: {index.EXAMPLE}")(index.index)
 app.command(epilog=f"Example: {verify.EXAMPLE}")(verify.verify)
 app.command(epilog=f"Example: {stats.EXAMPLE}")(stats.stats)
+app.command("filter", epilog=f"Example: {filter.EXAMPLE}")(filter.filter_)
+app.command(epilog=f"Example: {dedup.EXAMPLE}")(dedup.dedup)
+app.command(epilog=f"Example: {takedown.EXAMPLE}")(takedown.takedown)
+app.command(epilog=f"Example: {reshard.EXAMPLE}")(reshard.reshard)
+app.command(epilog=f"Example: {merge.EXAMPLE}")(merge.merge)
+app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

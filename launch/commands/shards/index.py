@@ -18,9 +18,11 @@ def index(
 ) -> None:
     """Index foreign WebDataset shards: sidecars and a manifest."""
     from data_pipeline import preparation
+    from data_pipeline.preparation import check_usable
     from launch.display import show
     from launch.progress import progress
 
     with progress("indexing") as report:
         summary = preparation.index(folder, index_folder=index_folder, force=force, progress=report)
     show(summary, as_json=json)
+    check_usable(summary)

@@ -35,6 +35,11 @@ def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig,
     weights, notices = _weights(task, recipe, classes)
     if data.views < recipe.views:
         raise UserError(f"task.preset {task.preset!r} compares two views of an image, but data.views is 1: set it to 2")
+    if "inter" in weights and recipe.dense and (data.augmentation.rotate or data.augmentation.shift):
+        raise UserError(
+            f"task.preset {task.preset!r} must know where the tokens of one view lie in the other, which a turned view "
+            "does not tell: set data.augmentation.rotate and data.augmentation.shift to 0"
+        )
     overrides = dict(model.overrides)
     width = overrides.setdefault("head_hidden_size", task.embed_dim)
     if width != task.embed_dim:

@@ -25,7 +25,6 @@ from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics, collapse_alarms
 from pretrain.objectives.mixing import TOKEN, Cells, cell_size, draw_cells, mix, partners
 from pretrain.objectives.position import identity_parameters, relative_parameters
-from pretrain.objectives.text import drop_tokens
 from pretrain.tasks.module import BackboneLayout, LossOutput, TaskModule, TeacherTargets, image_text_of, layout_of
 from pretrain.tasks.pretraining.recipes import MOCO_TEMPERATURE, RECIPES, DenseTarget
 from pretrain.tasks.pretraining.teacher import Teacher, TeacherRecipe
@@ -94,6 +93,9 @@ class PretrainingModule(TaskModule):
 
     def backbone(self) -> BackboneLayout:
         return layout_of(self.image, "image.")
+
+    def loss_weights(self) -> dict[str, float]:
+        return self.weights
 
     def notices(self) -> list[str]:
         return self._notices
@@ -202,10 +204,7 @@ class PretrainingModule(TaskModule):
             seen = metrics.watch_gradient(fused, "pooled")
             pooled = torch.stack([self.image.clip_projector(seen[:, s.tokens])[s.owner] for s in sources])
             if self._on("text"):
-                tokens = known.tokens
-                if self.training and self.settings.text.token_dropout > 0:
-                    tokens = drop_tokens(tokens, sample_keys(keys, batch.positions), self.settings.text.token_dropout)
-                text, scale = self.text(tokens), self.logit_scale()
+                text, scale = self.text(known.tokens), self.logit_scale()
                 parts["text"] = text_loss(metrics.watch_gradient(pooled, "text"), text, scale, known, metrics)
             if self._on("category"):
                 parts["category"] = self._category(metrics.watch_gradient(pooled, "category"), known, metrics)

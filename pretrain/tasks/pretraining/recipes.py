@@ -50,5 +50,6 @@ RECIPES: dict[str, Recipe] = {
     "moco": Recipe(view=1, pooled="info_nce"),
     "simmim": Recipe(image="masked", pixels=True),
     "clip": Recipe(text=True),
+    "clip_category": Recipe(text=True, category=True),
 }
 MOCO_TEMPERATURE = 0.2

@@ -1,13 +1,14 @@
 """The `task:` section of image-text pretraining, and what a run asks of it. Imports no torch until a run needs it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.reading.config import DataConfig, Section
 from pretrain.configuration.schema import ModelConfig, RunConfig
+from pretrain.tasks.pretraining.augmentations import AUGMENTATIONS
 from pretrain.tasks.pretraining.recipes import RECIPES
 from pretrain.tasks.task import MainScore, Task
 
@@ -26,7 +27,16 @@ class TextConfig(Section):
     layers: int = Field(12, ge=1)
     heads: int = Field(8, ge=1)
     vocab_size: int = Field(49408, ge=2)
-    token_dropout: float = Field(0.0, ge=0, lt=1, description="share of a caption's tokens blanked in training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_key(cls, values: object) -> object:
+        """`token_dropout` emptied captions and made false negatives: configurations of finished runs have it, as 0."""
+        if isinstance(values, dict) and values.get("token_dropout"):
+            raise ValueError(
+                "task.text.token_dropout is no more: data.augmentation.caption_dropout leaves parts of captions out"
+            )
+        return {k: v for k, v in values.items() if k != "token_dropout"} if isinstance(values, dict) else values
 
 
 class DecoderConfig(Section):
@@ -70,6 +80,10 @@ class Pretraining(Task):
         if preset not in RECIPES:
             raise ValueError(f"task.preset {preset!r}: choose one of {', '.join(RECIPES)}")
         return preset
+
+    @classmethod
+    def augmentation(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return AUGMENTATIONS.get(str(settings.get("preset", cls.model_fields["preset"].default)), {})
 
     def build(self, model: ModelConfig, data: DataConfig, *, classes: int) -> "PretrainingModule":
         from pretrain.tasks.pretraining.build import build_pretraining

@@ -1,8 +1,10 @@
-"""The kinds of events in events.jsonl, all of them, and which are good or bad news."""
+"""The kinds of events in events.jsonl, all of them, and which are good or bad news; prefixes in metrics.jsonl."""
 
 from enum import StrEnum
 
 from data_pipeline.reading import events
+
+LOSS, WEIGHTED = "loss/", "weighted/"  # a part of the loss as its objective gives it, and as it counts in the total
 
 
 class EventKind(StrEnum):
@@ -15,6 +17,7 @@ class EventKind(StrEnum):
     NOTICE = "notice"
     ALARM = "alarm"
     INITIALIZED = "initialized"
+    CONFIG_CHANGED = "config_changed"
     CHECKPOINT = "checkpoint"
     CHECKPOINT_FAILED = "checkpoint_failed"
     CHECKPOINT_REFUSED = "checkpoint_refused"

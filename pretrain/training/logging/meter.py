@@ -5,29 +5,50 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 from pretrain.training.distributed import DistributedContext
+from pretrain.training.logging.kinds import LOSS, WEIGHTED
 
 R = TypeVar("R")
 
 
-class Meter:
-    """Sums over micro-batches and steps since the last log; means over ranks only when asked for."""
+class MeterState(TypedDict):
+    """The sums of an interval that a checkpoint cuts. sums, counts: by metric; the others over `applied` steps."""
 
-    def __init__(self, context: DistributedContext, batch_size: int, precision: str) -> None:
+    sums: dict[str, float]
+    counts: dict[str, int]
+    applied: int
+    loss: float
+    norm: float
+
+
+class Meter:
+    """Means since the last log: losses over micro-batches, steps and ranks, times over the steps of this process.
+
+    Every loss is a mean over the same steps, those that changed the weights, so `loss` is what its weighted parts add
+    up to. weights: of the parts in the total; a part without one counts whole.
+    """
+
+    def __init__(
+        self, context: DistributedContext, batch_size: int, precision: str, weights: Mapping[str, float] | None = None
+    ) -> None:
         self._context, self._batch_size, self._precision = context, batch_size, precision
+        self._weights = dict(weights or {})
         self._micro_losses: list[Tensor] = []
+        self._micro_values: list[tuple[str, Tensor]] = []
+        self._last_loss = 0.0
         self._clear()
         self._mark = time.perf_counter()
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}  # diagnostics are measured on logged steps only, losses on all
-        self._steps = 0
+        self._applied, self._loss_sum, self._norm_sum = 0, 0.0, 0.0
+        self._timed = 0
         self._wait = self._elapsed = 0.0
 
     @contextmanager
@@ -40,39 +61,80 @@ class Meter:
     def add(self, total: Tensor, parts: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
         """One micro-batch's output; no device synchronisation."""
         self._micro_losses.append(total.detach().float())
-        named = {f"loss/{name}": value for name, value in parts.items()} | dict(metrics)
-        for name, value in named.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+        named = {f"{LOSS}{name}": value for name, value in parts.items()} | dict(metrics)
+        self._micro_values += [(name, value.detach().double()) for name, value in named.items()]
 
-    def loss(self) -> float:
-        """Mean over this step's micro-batches and all ranks. Collective."""
-        mine = float(torch.stack(self._micro_losses).mean())
+    def micro_loss(self) -> Tensor:
+        """This rank's mean over the micro-batches of the step, 0-d, on the device; no synchronisation."""
+        mine = torch.stack(self._micro_losses).mean()
         self._micro_losses.clear()
-        return self._context.sum([mine])[0] / self._context.world_size
+        return mine
 
-    def end_step(self) -> None:
+    def end_step(self, *, applied: bool, loss: float, norm: float) -> None:
+        """applied: whether the step changed the weights; one that did not counts in no mean but those of time.
+
+        loss: of the step, over all ranks.
+        """
+        self._last_loss = loss
         now = time.perf_counter()
-        self._elapsed, self._mark, self._steps = self._elapsed + now - self._mark, now, self._steps + 1
+        self._elapsed, self._mark, self._timed = self._elapsed + now - self._mark, now, self._timed + 1
+        if applied:
+            self._applied += 1
+            self._loss_sum += self._last_loss
+            self._norm_sum += norm
+            for name, value in self._micro_values:
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+                self._counts[name] = self._counts.get(name, 0) + 1
+        self._micro_values.clear()
 
     def pause(self) -> None:
         """What happened since the last step's end (a rollback, the start) is no step's time."""
         self._mark = time.perf_counter()
 
-    def collect(self, loss: float, lr: float, norm: float, flops_per_sample: float | None) -> dict[str, float]:
+    def state(self) -> MeterState:
+        """The sums since the last log, averaged over the ranks, for a checkpoint. Collective."""
+        names = sorted(self._sums)
+        sums = self._context.sum([float(self._sums[name]) for name in names])
+        return MeterState(
+            sums={name: value / self._context.world_size for name, value in zip(names, sums, strict=True)},
+            counts=dict(self._counts),
+            applied=self._applied,
+            loss=self._loss_sum,
+            norm=self._norm_sum,
+        )
+
+    def load(self, state: MeterState | None) -> None:
+        """Go on from a checkpoint's sums, so that the next log says what an unbroken run says; None: from nothing."""
+        self._clear()
+        if state is not None:
+            device = self._context.device
+            self._sums = {
+                name: torch.tensor(v, dtype=torch.float64, device=device) for name, v in state["sums"].items()
+            }
+            self._counts = dict(state["counts"])
+            self._applied, self._loss_sum, self._norm_sum = state["applied"], state["loss"], state["norm"]
+
+    def collect(self, lr: float, flops_per_sample: float | None) -> dict[str, float]:
         """Everything since the last call, averaged. Collective: all ranks call it at the same step.
 
         flops_per_sample: of one training step, for tflops_per_rank and, on a GPU whose peak is known, mfu.
+        Where no step changed the weights, `loss` is the last step's, and there is nothing else to average.
         """
         names = sorted(self._sums)
         local = [float(self._sums[name]) / self._counts[name] for name in names]
-        world, steps = self._context.world_size, max(1, self._steps)
+        world, applied = self._context.world_size, self._applied
         means = [value / world for value in self._context.sum([*local, self._wait])]
-        step_seconds = self._elapsed / steps
-        values = {"loss": loss, **dict(zip(names, means, strict=False)), "lr": lr, "grad_norm": norm}
+        values = {"loss": self._loss_sum / applied if applied else self._last_loss}
+        values |= dict(zip(names, means, strict=False))
+        values |= {
+            WEIGHTED + name.removeprefix(LOSS): self._weights.get(name.removeprefix(LOSS), 1.0) * values[name]
+            for name in names
+            if name.startswith(LOSS)
+        }
+        step_seconds = self._elapsed / max(1, self._timed)
+        values |= {"lr": lr, "grad_norm": self._norm_sum / applied if applied else math.nan}
         values["images_per_second"] = self._batch_size / step_seconds if step_seconds else 0.0
-        values["data_wait_ms"] = 1e3 * means[-1] / steps
+        values["data_wait_ms"] = 1e3 * means[-1] / max(1, self._timed)
         values["step_ms"] = 1e3 * step_seconds
         values["memory_mb"] = memory_mb(self._context.device)
         if flops_per_sample:

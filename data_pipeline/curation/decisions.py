@@ -1,0 +1,193 @@
+"""Carries out decisions about rows: written down whole before the first sidecar changes, then done whatever is killed.
+
+    SET/.curation/decisions.parquet    set, shard, place, status, reason: what each row becomes, in this order
+                  decisions.json       the sets, and the step for their histories; from here on it will be done
+    SET/00000.parquet ...              rewritten one by one
+    SET/00000.tar                      of erased samples the bytes are zeroed in place
+    SET/manifest.json                  gets the step; then `.curation` goes
+
+Whoever comes next to any of the sets finishes first what is written down in the set's folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.callbacks import ProgressCallback
+from data_pipeline.curation.catalogue import WORK_FOLDER, Catalogue, quoted
+from data_pipeline.durable import atomic_path, file_lock, file_sha256, remove_leftovers, write_durably
+from data_pipeline.errors import UserError
+from data_pipeline.format import Manifest, ShardEntry, open_set, read_sidecar, write_manifest, write_sidecar
+from data_pipeline.format.manifest import parse_manifest
+from data_pipeline.format.sets import keep_entry
+from data_pipeline.format.sidecar import ERASED
+
+_DECISIONS, _COMMIT = "decisions.parquet", "decisions.json"
+_PARTS = ("image", "text", "json", "annotation")
+
+
+class SetPath(NamedTuple):
+    """Where a set is, as the user names it. `index_folder` has its sidecars, if not beside the shards."""
+
+    folder: Path
+    index_folder: Path | None = None
+
+
+@contextmanager
+def held_sets(paths: Sequence[SetPath], progress: ProgressCallback | None = None) -> Iterator[list[Manifest]]:
+    """Opens sets for a decision, locked against other writers; finishes first what a killed run had decided.
+
+    Raises UserError where another run is writing to one of them, or where one of them does not exist.
+    """
+    folders = [path.index_folder or path.folder for path in paths]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"a set is named twice: {', '.join(str(path.folder) for path in paths)}")
+    with ExitStack() as held:
+        for path, folder in zip(paths, folders, strict=True):
+            if not (folder / WORK_FOLDER / _COMMIT).exists():
+                open_set(path.folder, path.index_folder)  # indexes foreign shards; before that there is nothing to lock
+        for folder in sorted(folders, key=lambda folder: folder.resolve()):
+            try:
+                mine = held.enter_context(file_lock(folder / ".lock", wait=False))
+            except OSError as error:
+                raise UserError(f"{folder} cannot be written: {error.strerror}; copy the set elsewhere") from None
+            if not mine:
+                raise UserError(f"another run is writing to {folder}; wait for it")
+            remove_leftovers(folder)
+        for folder in folders:
+            _carry_out(folder, progress)
+            shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # of a run that had decided nothing yet
+        try:
+            yield [_opened(path.folder, folder) for path, folder in zip(paths, folders, strict=True)]
+        finally:
+            for folder in folders:
+                if not (folder / WORK_FOLDER / _COMMIT).exists():
+                    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+
+
+def open_settled(path: SetPath) -> Manifest:
+    """Opens a set that is only read. Raises UserError where a killed command has left decisions half done."""
+    folder = path.index_folder or path.folder
+    if (folder / WORK_FOLDER / _COMMIT).exists():
+        raise UserError(
+            f"a command of curation on {path.folder} was killed half-way; run it again, which finishes what it decided"
+        )
+    return open_set(path.folder, path.index_folder)
+
+
+def decide(
+    catalogue: Catalogue,
+    select: str,
+    steps: Sequence[Mapping[str, Any] | None],
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Writes down and carries out what `select` gives: id, status, reason of the rows that change.
+
+    steps: one for the history of each set of the catalogue, None where nothing is decided. Sets must be held.
+    """
+    home = next(one for one, step in zip(catalogue.sets, steps, strict=True) if step is not None).index_folder
+    work = home / WORK_FOLDER
+    work.mkdir(exist_ok=True)
+    with atomic_path(work / _DECISIONS) as path:
+        catalogue.connection.execute(
+            f"copy (select id, status, reason from ({select}) order by id) to {quoted(str(path))} "
+            "(format parquet, row_group_size 100000)"
+        )
+    commit = {
+        "sets": [
+            {
+                "folder": str(one.folder.resolve()),
+                "index": str(one.index_folder.resolve()),
+                "revision": one.revision,
+                "step": None if step is None else dict(step),
+            }
+            for one, step in zip(catalogue.sets, steps, strict=True)
+        ]
+    }
+    write_durably(work / _COMMIT, json.dumps(commit, ensure_ascii=False))
+    _carry_out(home, progress)
+
+
+def _carry_out(folder: Path, progress: ProgressCallback | None) -> None:
+    """Does what is written down in `folder`, if anything is."""
+    work = folder / WORK_FOLDER
+    try:
+        commit = json.loads((work / _COMMIT).read_bytes())
+    except FileNotFoundError:
+        return
+    sets = [_opened(Path(said["folder"]), Path(said["index"])) for said in commit["sets"]]
+    shards = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.shards))]
+    entries = [list(one.shards) for one in sets]
+    for sidecar, rows in groupby(_written_down(work / _DECISIONS), key=lambda row: row[0] >> 32):
+        number, shard = shards[sidecar]
+        changes = {row_id & 0xFFFFFFFF: (status, reason) for row_id, status, reason in rows}
+        entries[number][shard] = _change(sets[number], entries[number][shard], changes)
+        if progress is not None:
+            progress(sidecar + 1, len(shards))
+    for one, said, now in zip(sets, commit["sets"], entries, strict=True):
+        if said["step"] is not None and one.revision == said["revision"]:
+            history = [*one.history, said["step"]]
+            write_manifest(
+                one.index_folder, name=one.name, shards=now, classes=one.classes, about=one.about, history=history
+            )
+    (work / _COMMIT).unlink()
+    (work / _DECISIONS).unlink(missing_ok=True)
+
+
+def _written_down(path: Path) -> Iterator[tuple[int, str, str]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=65536):
+            yield from zip(*(batch[name].to_pylist() for name in ("id", "status", "reason")), strict=True)
+
+
+def _change(one: Manifest, entry: ShardEntry, changes: Mapping[int, tuple[str, str]]) -> ShardEntry:
+    """Gives rows of a shard, by place, their new status and reason; returns the shard's entry, new where bytes went."""
+    path = one.sidecar_path(entry)
+    rows = read_sidecar(path)
+    metadata = rows.schema.metadata
+    statuses, reasons = rows["status"].to_pylist(), rows["reason"].to_pylist()
+    captions = rows["caption"].to_pylist()
+    for place, (status, reason) in changes.items():
+        statuses[place], reasons[place] = status, reason
+        if status == ERASED:
+            captions[place] = None
+    for name, values in (("status", statuses), ("reason", reasons), ("caption", captions)):
+        index = rows.column_names.index(name)
+        rows = rows.set_column(index, rows.schema.field(name), pa.array(values, pa.string()))
+    write_sidecar(path, rows.replace_schema_metadata(metadata))
+    erased = [place for place, (status, _) in changes.items() if status == ERASED]
+    if not erased:
+        return entry
+    _zero(one.shard_path(entry), rows.take(erased))
+    changed = replace(entry, sha256=file_sha256(one.shard_path(entry)), laid_out=entry.slots)
+    keep_entry(one, changed)
+    return changed
+
+
+def _zero(tar: Path, rows: pa.Table) -> None:
+    """Overwrites the members of samples with zeros, where they lie, so that no other byte moves."""
+    file = os.open(tar, os.O_WRONLY)
+    try:
+        for row in rows.to_pylist():
+            for part in _PARTS:
+                if row.get(f"{part}_offset") is not None:
+                    os.pwrite(file, bytes(row[f"{part}_size"]), row[f"{part}_offset"])
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _opened(folder: Path, index: Path) -> Manifest:
+    """Reads the manifest as it is. Nothing is indexed here: half an erasure must not look like a changed shard."""
+    with suppress(FileNotFoundError):
+        return parse_manifest((index / "manifest.json").read_bytes(), folder, where=str(index), index_folder=index)
+    raise UserError(f"{index / 'manifest.json'} is gone, though decisions about the set are written down; restore it")

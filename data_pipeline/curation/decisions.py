@@ -32,7 +32,7 @@ from data_pipeline.format.sets import keep_entry
 from data_pipeline.format.sidecar import ERASED
 
 _DECISIONS, _COMMIT = "decisions.parquet", "decisions.json"
-_PARTS = ("image", "text", "json")
+_PARTS = ("image", "text", "json", "annotation")
 
 
 class SetPath(NamedTuple):
@@ -72,6 +72,16 @@ def held_sets(paths: Sequence[SetPath], progress: ProgressCallback | None = None
             for folder in folders:
                 if not (folder / WORK_FOLDER / _COMMIT).exists():
                     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+
+
+def open_settled(path: SetPath) -> Manifest:
+    """Opens a set that is only read. Raises UserError where a killed command has left decisions half done."""
+    folder = path.index_folder or path.folder
+    if (folder / WORK_FOLDER / _COMMIT).exists():
+        raise UserError(
+            f"a command of curation on {path.folder} was killed half-way; run it again, which finishes what it decided"
+        )
+    return open_set(path.folder, path.index_folder)
 
 
 def decide(
@@ -169,7 +179,7 @@ def _zero(tar: Path, rows: pa.Table) -> None:
     try:
         for row in rows.to_pylist():
             for part in _PARTS:
-                if row[f"{part}_offset"] is not None:
+                if row.get(f"{part}_offset") is not None:
                     os.pwrite(file, bytes(row[f"{part}_size"]), row[f"{part}_offset"])
         os.fsync(file)
     finally:

@@ -34,7 +34,7 @@ def hold_output(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
             raise UserError(f"output folder {folder} cannot be written: {error.strerror}; choose another") from None
         if not mine:
             raise UserError(f"another run is writing to {folder}; wait for it, or choose another output")
-        _agree(folder, plan)
+        agree_on_plan(folder, plan)
         recover(folder)
         yield
 
@@ -48,7 +48,8 @@ def folder_digest(folder: Path, paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
+def agree_on_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Writes `plan.json` where there is none; raises UserError where it says something else. Call under a lock."""
     path = folder / PLAN
     wanted = json.loads(json.dumps(plan))
     if not path.exists():

@@ -2,7 +2,20 @@
 
 import typer
 
-from launch.commands.shards import dedup, fetch, filter, index, openmoji, pack, stats, takedown, verify
+from launch.commands.shards import (
+    dedup,
+    fetch,
+    filter,
+    index,
+    merge,
+    openmoji,
+    pack,
+    reshard,
+    split,
+    stats,
+    takedown,
+    verify,
+)
 
 app = typer.Typer(
     help="Fetch, pack, index, verify, describe and curate image-text shards.",
@@ -17,4 +30,7 @@ app.command(epilog=f"Example: {stats.EXAMPLE}")(stats.stats)
 app.command("filter", epilog=f"Example: {filter.EXAMPLE}")(filter.filter_)
 app.command(epilog=f"Example: {dedup.EXAMPLE}")(dedup.dedup)
 app.command(epilog=f"Example: {takedown.EXAMPLE}")(takedown.takedown)
+app.command(epilog=f"Example: {reshard.EXAMPLE}")(reshard.reshard)
+app.command(epilog=f"Example: {merge.EXAMPLE}")(merge.merge)
+app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

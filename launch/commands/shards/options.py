@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from data_pipeline.callbacks import ProgressCallback
+    from data_pipeline.curation.resharding import Running
     from data_pipeline.preparation import TableFormat
 
 SetFolder = Annotated[
@@ -14,6 +16,17 @@ SetFolder = Annotated[
 ]
 IndexFolder = Annotated[Path | None, typer.Option(help="Where the index is kept, if not beside the shards.")]
 MemoryGb = Annotated[float, typer.Option(min=0.1, help="Memory for the rows; the rest goes to the set's disk.")]
+SamplesPerShard = Annotated[int, typer.Option(min=1, help="Samples of a new shard.")]
+Shuffle = Annotated[int | None, typer.Option(help="Seed of a shuffle of all samples. [default: keep the order]")]
+PartOf = Annotated[str | None, typer.Option("--part", metavar="I/N", help="Do the I-th of N parts of the work.")]
+
+
+class ExecutorName(StrEnum):
+    processes = "processes"
+    ray = "ray"
+
+
+Executor = Annotated[ExecutorName, typer.Option(help="Where the work runs: here, or on the cluster of RAY_ADDRESS.")]
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the new set; a stopped run goes on there.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. [default: the cores]")]
 ShorterSide = Annotated[int | None, typer.Option(min=1, help="Shrink images to this shorter side, pixels.")]
@@ -76,6 +89,16 @@ def class_names(path: Path | None) -> list[str] | None:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path}: cannot be read as text: {error}") from None
+
+
+def running(
+    part: str | None, executor: ExecutorName, workers: int | None, memory_gb: float, progress: "ProgressCallback"
+) -> "Running":
+    """Returns where and how much of the work is done, for the commands that write sets anew."""
+    from data_pipeline.curation.resharding import Running
+    from data_pipeline.executors.units import Part
+
+    return Running(None if part is None else Part.parse(part), executor.value, workers, memory_gb, progress)
 
 
 def table_format(

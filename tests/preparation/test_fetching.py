@@ -291,5 +291,5 @@ def test_a_full_disk_is_said_as_it_is(get: Callable, monkeypatch: pytest.MonkeyP
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "plan.json").write_text("{}")
         patch.setattr(os, "fsync", full)
-        patch.setattr("data_pipeline.preparation.packing.output._agree", lambda *_: None)
+        patch.setattr("data_pipeline.preparation.packing.output.agree_on_plan", lambda *_: None)
         get(["/ok/1"])

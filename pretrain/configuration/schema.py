@@ -138,7 +138,10 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(1000, ge=1)
     every_minutes: float | None = Field(None, gt=0)
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
-    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoints are never deleted")
+    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoints (milestones) are kept for good")
+    keep_gigabytes: float | None = Field(
+        None, gt=0, description="of milestones at most: they are thinned, spread over the run; null: no limit"
+    )
     asynchronous: bool = True
 
 

@@ -50,7 +50,7 @@ class EventLog:
         line = json.dumps(_plain(entry), default=str, allow_nan=False) + "\n"
         try:
             # One write to a file opened for appending: lines of several ranks do not mix.
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(descriptor, line.encode())
             finally:

@@ -32,7 +32,7 @@ from data_pipeline.format.sets import keep_entry
 from data_pipeline.format.sidecar import ERASED
 
 _DECISIONS, _COMMIT = "decisions.parquet", "decisions.json"
-_PARTS = ("image", "text", "json")
+_PARTS = ("image", "text", "json", "annotation")
 
 
 class SetPath(NamedTuple):
@@ -179,7 +179,7 @@ def _zero(tar: Path, rows: pa.Table) -> None:
     try:
         for row in rows.to_pylist():
             for part in _PARTS:
-                if row[f"{part}_offset"] is not None:
+                if row.get(f"{part}_offset") is not None:
                     os.pwrite(file, bytes(row[f"{part}_size"]), row[f"{part}_offset"])
         os.fsync(file)
     finally:

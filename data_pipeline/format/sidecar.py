@@ -48,6 +48,13 @@ SIDECAR_SCHEMA = pa.schema(
     ]
 )
 
+# Of annotated pictures (objects, label maps): columns that only their sidecars have.
+ANNOTATION_COLUMNS = [
+    pa.field("annotation_member", pa.string()),  # the member's name after the key: objects.json | labels.png
+    pa.field("annotation_offset", pa.int64()),
+    pa.field("annotation_size", pa.int64()),
+]
+
 
 # What a packed sample's reason says of a sample that is good for training all the same.
 END_MARKER_ADDED = "end_marker_added"  # a JPEG that lacked only its end marker has it now
@@ -55,9 +62,13 @@ HARMLESS_NOTES = frozenset({END_MARKER_ADDED, LABEL_INVALID})
 
 
 def table(rows: Iterable[Mapping[str, Any]], further: pa.Schema | None = None) -> pa.Table:
-    """Makes a table of `SIDECAR_SCHEMA`, and of the columns `further`, from dictionaries; missing entries are null."""
-    schema = SIDECAR_SCHEMA if further is None else pa.schema([*SIDECAR_SCHEMA, *further])
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    """Makes a table of `SIDECAR_SCHEMA`, of the columns of annotations where a row has one, and of the columns
+    `further`, from dictionaries; missing entries are null.
+    """
+    listed = [dict(row) for row in rows]
+    annotated = any("annotation_member" in row for row in listed)
+    schema = joined_columns(SIDECAR_SCHEMA, pa.schema(ANNOTATION_COLUMNS) if annotated else None, further)
+    return pa.Table.from_pylist(listed, schema=schema)
 
 
 def write_sidecar(path: Path, rows: pa.Table) -> None:

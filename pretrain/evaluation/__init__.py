@@ -7,6 +7,8 @@ classification  top-1 of a classifier, and zero-shot by class names
 probe           linear probe on frozen features
 results         the JSON that an evaluation writes and the report reads
 evaluate        a checkpoint and a set in, all results out
+predict         a checkpoint and pictures in, drawings and COCO's results out
+dense/          boxes, masks and label maps
 """
 
 from pretrain.evaluation.classification import top1, zero_shot

@@ -54,3 +54,12 @@ def describe_set(set_folder: Path | str) -> AboutSet:
     credit = {"attribution": str(attribution)} if attribution else {}
     distinct = merge_classes([manifest.classes])[0]
     return AboutSet(manifest.folder, manifest.name, manifest.samples, manifest.classes, distinct, credit)
+
+
+def classes_refusal(set_folder: Path | str, names: Sequence[str] | None) -> str | None:
+    """Why a model of the classes `names` cannot be scored on the set; None where it can."""
+    try:
+        describe_set(set_folder).rows_in(names or ())
+    except UserError as error:
+        return str(error)
+    return None

@@ -219,7 +219,13 @@ def with_image(sample: Sample, image: Prepared | Refused) -> Sample:
     )
 
 
-def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> None:
+def finish(
+    output: Path,
+    entries: Sequence[ShardEntry],
+    classes: Sequence[str] | None,
+    *,
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Makes the shards a set: writes `sizes.json` for WebDataset's own tools, then the manifest, last.
 
     Writing a shard takes the manifest away, so a manifest that is there describes the shards that are there.
@@ -228,7 +234,7 @@ def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] |
         return
     sizes = {entry.name: entry.samples for entry in entries}
     write_durably(output / "sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
-    write_manifest(output, name=output.resolve().name, shards=entries, classes=classes)
+    write_manifest(output, name=output.resolve().name, shards=entries, classes=classes, about=about)
 
 
 def count_rows(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Sample:
     """One input row after preparation: packed where `image` holds bytes, else rejected for `reason`.
 
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
+    `annotation` is a member of its own, called KEY.`annotation_member` (objects.json, labels.png).
     `dropped`: curation has left it out, for `reason`; it keeps its place in the shard.
     `sha256` is the image's, where it is known. `further`: values of the sidecar's further columns. `empty_text`: a
     sample without a caption has a text member all the same, with nothing in it.
@@ -50,6 +51,8 @@ class Sample:
     url: str | None = None
     reason: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    annotation: bytes | None = None
+    annotation_member: str = ""
     dropped: bool = False
     sha256: str | None = None
     further: Mapping[str, object] = field(default_factory=dict)
@@ -132,6 +135,7 @@ def read_samples(folder: Path, entry: ShardEntry) -> Iterator[Sample]:
 
     What curation decided stays: dropped samples are written again as dropped; of erased ones the row stays, rejected.
     """
+    own = {*sidecar.SIDECAR_SCHEMA.names, *(field.name for field in sidecar.ANNOTATION_COLUMNS)}
     with open(folder / entry.name, "rb") as file:
         for row in sidecar.read_sidecar(folder / entry.sidecar).to_pylist():
             kept = {name: row[name] for name in ("row", "width", "height", "caption", "label", "url", "reason")}
@@ -143,9 +147,13 @@ def read_samples(folder: Path, entry: ShardEntry) -> Iterator[Sample]:
                 kept["image"] = file.read(row["image_size"])
                 kept["format"], kept["extension"] = row["image_format"], _EXTENSIONS[row["image_format"]]
                 kept["fields"] = {name: value for name, value in content.items() if name not in _JSON_FIELDS}
+                if row.get("annotation_size") is not None:
+                    file.seek(row["annotation_offset"])
+                    kept["annotation"] = file.read(row["annotation_size"])
+                    kept["annotation_member"] = row["annotation_member"]
                 kept["sha256"] = row["sha256"]
                 kept["empty_text"] = row["caption"] is None and row["text_offset"] is not None
-            kept["further"] = {name: row[name] for name in row if name not in sidecar.SIDECAR_SCHEMA.names}
+            kept["further"] = {name: row[name] for name in row if name not in own}
             yield Sample(**kept)
 
 
@@ -184,9 +192,14 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         members["txt"] = (sample.caption or "").encode()
     present = {name: value for name, value in content.items() if value is not None}
     members["json"] = json.dumps(present, ensure_ascii=False).encode()
+    columns = [("image", sample.extension), ("text", "txt"), ("json", "json")]
+    if sample.annotation is not None:
+        members[sample.annotation_member] = sample.annotation
+        columns.append(("annotation", sample.annotation_member))
+        row["annotation_member"] = sample.annotation_member
     places = shard.add(key, members)
     row |= {"sha256": digest, "image_format": sample.format}
-    for column, extension in (("image", sample.extension), ("text", "txt"), ("json", "json")):
+    for column, extension in columns:
         if extension in places:
             row |= {f"{column}_offset": places[extension].offset, f"{column}_size": places[extension].size}
     return row

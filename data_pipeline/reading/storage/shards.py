@@ -57,8 +57,9 @@ class _Index:
 
     @classmethod
     def read(cls, path: Path | BinaryIO, members: Sequence[str]) -> "_Index":
-        columns = _COLUMNS + [f"{name}_{what}" for name in members for what in ("offset", "size")]
         with pq.ParquetFile(path) as file:
+            members = [name for name in members if f"{name}_offset" in file.schema_arrow.names]
+            columns = _COLUMNS + [f"{name}_{what}" for name in members for what in ("offset", "size")]
             rows = slot_rows(file.read(columns=columns, use_threads=False)).combine_chunks()
 
         def numbers(name: str) -> np.ndarray:

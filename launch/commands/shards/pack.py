@@ -18,6 +18,10 @@ class LabelSource(StrEnum):
     none = "none"
 
 
+Annotations = Annotated[Path | None, typer.Option(help="COCO's instances JSON, of pictures under SOURCE.")]
+LabelMaps = Annotated[Path | None, typer.Option(help="Folder of PNG label maps, by the paths under SOURCE.")]
+
+
 def pack(
     source: Annotated[
         str,
@@ -46,6 +50,9 @@ def pack(
     max_pixels: options.MaxPixels = 89_478_485,
     max_bytes: Annotated[int, typer.Option(min=1, help="Refuse files with more bytes; no more is read.")] = 100_000_000,
     quality: options.Quality = 95,
+    coco: Annotations = None,
+    label_maps: LabelMaps = None,
+    reduce_zero_label: Annotated[bool, typer.Option(help="With --label-maps: 0 is no class, 1 the first.")] = False,
     image_format: options.Format = options.ImageFormat.keep,
     retry: options.Retry = None,
     least_packed: options.LeastPacked = 0.0,
@@ -53,28 +60,55 @@ def pack(
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
-    """Pack local images and captions (folder, CSV, TSV, JSONL, Parquet) into shards."""
+    """Pack images with captions (folder, CSV, TSV, JSONL, Parquet), COCO's objects or label maps into shards."""
     from data_pipeline import preparation
-    from data_pipeline.preparation import Columns, ImageRules, check_usable
+    from data_pipeline.errors import UserError
+    from data_pipeline.preparation import Columns, ImageRules, PackSummary, check_usable
     from launch.display import show
     from launch.progress import progress
 
+    if coco is not None and label_maps is not None:
+        raise UserError("--coco and --label-maps: a set has one of them; pack two sets")
+    given = Columns(image_column, caption_column, label_column, url_column, hash_column)
+    rules = ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value)
+    names = options.class_names(classes)
+    tabular = given != Columns() or root is not None or (coco is not None and names is not None)
+    if tabular and (coco is not None or label_maps is not None):
+        raise UserError("--coco, --label-maps: columns, --root, and beside --coco --classes, have no meaning there")
+    summary: PackSummary
     with progress("packing") as report:
-        summary = preparation.pack(
-            source,
-            output,
-            columns=Columns(image_column, caption_column, label_column, url_column, hash_column),
-            format=options.table_format(columns, preset, delimiter, encoding, quoting, captions, max_caption, keep),
-            root=root,
-            labels=labels.value,
-            classes=options.class_names(classes),
-            rules=ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value),
-            captionless=captionless.value,
-            retry=tuple(retry or ()),
-            rows_per_shard=rows_per_shard,
-            workers=workers,
-            progress=report,
-            notice=options.say,
-        )
+        if coco is not None:
+            summary = preparation.pack_coco(
+                Path(source), output, coco, rules=rules, rows_per_shard=rows_per_shard, workers=workers, progress=report
+            )
+        elif label_maps is not None:
+            summary = preparation.pack_label_maps(
+                Path(source),
+                output,
+                label_maps,
+                classes=names or (),
+                reduce_zero_label=reduce_zero_label,
+                rules=rules,
+                rows_per_shard=rows_per_shard,
+                workers=workers,
+                progress=report,
+            )
+        else:
+            summary = preparation.pack(
+                source,
+                output,
+                columns=given,
+                format=options.table_format(columns, preset, delimiter, encoding, quoting, captions, max_caption, keep),
+                root=root,
+                labels=labels.value,
+                classes=names,
+                rules=rules,
+                captionless=captionless.value,
+                retry=tuple(retry or ()),
+                rows_per_shard=rows_per_shard,
+                workers=workers,
+                progress=report,
+                notice=options.say,
+            )
     show(summary, as_json=json)
     check_usable(summary, least_packed)

@@ -1,8 +1,8 @@
 """`internimage shards build`: carries a recipe out, stage by stage; a stage that is done is not done again.
 
-    OUTPUT/build.json          what was done, by stage: identity (options, and what came in), and the result
-           sources/NAME/       a set a source; filter, takedown and dedup leave their decisions there
-           shards/             the set to train on
+OUTPUT/build.json          what was done, by stage: identity (options, and what came in), and the result
+       sources/NAME/       a set a source; filter, takedown and dedup leave their decisions there
+       shards/             the set to train on
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from data_pipeline.curation.filters import filter_set
 from data_pipeline.curation.recipes import ForecastRecipe, Recipe, SourceRecipe
 from data_pipeline.curation.resharding import Running, merge_sets
 from data_pipeline.curation.takedown import take_down
-from data_pipeline.durable import file_lock, file_sha256, write_durably
+from data_pipeline.durable import file_lock, file_sha256, remove_leftovers, write_durably
 from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation import check_usable, fetch, pack, stats, verify
@@ -104,6 +104,7 @@ def build(
     with file_lock(output / ".lock", wait=False) as mine:
         if not mine:
             raise UserError(f"another run is building {output}; wait for it")
+        remove_leftovers(output)
         run = _Build(output, said)
         sets: list[SetPath] = []
         for source in recipe.sources:
@@ -127,7 +128,12 @@ def build(
                 if stage.due:
                     stage.starts(sum(map(_used, sets)))
                     take_down(
-                        sets, wanted, erase=recipe.takedown.erase, workers=workers, memory_gb=memory_gb, progress=progress
+                        sets,
+                        wanted,
+                        erase=recipe.takedown.erase,
+                        workers=workers,
+                        memory_gb=memory_gb,
+                        progress=progress,
                     )
                     stage.ends(sum(map(_used, sets)), {})
         if recipe.dedup is not None:
@@ -137,7 +143,12 @@ def build(
                 if stage.due:
                     stage.starts(sum(map(_used, sets)))
                     dedup_sets(
-                        sets, recipe.dedup.rules, against=against, workers=workers, memory_gb=memory_gb, progress=progress
+                        sets,
+                        recipe.dedup.rules,
+                        against=against,
+                        workers=workers,
+                        memory_gb=memory_gb,
+                        progress=progress,
                     )
                     stage.ends(sum(map(_used, sets)), {})
         final = output / "shards"

@@ -1,11 +1,11 @@
 """The file that `internimage shards build` reads: where the rows come from, and what is done with them, in this order.
 
-    sources   fetch | pack | set, one or more     -> OUTPUT/sources/NAME
-    filter    rules over columns                  -> statuses there
-    takedown  a list                              -> statuses there
-    dedup     within, across, against held-out    -> statuses there
-    shards    samples a shard, shuffle            -> OUTPUT/shards
-    verify                                        -> nothing, or exit code 3
+sources   fetch | pack | set, one or more     -> OUTPUT/sources/NAME
+filter    rules over columns                  -> statuses there
+takedown  a list                              -> statuses there
+dedup     within, across, against held-out    -> statuses there
+shards    samples a shard, shuffle            -> OUTPUT/shards
+verify                                        -> nothing, or exit code 3
 """
 
 from pathlib import Path
@@ -123,7 +123,7 @@ def recipe_path(name: str) -> Path:
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Reads a recipe; `overrides` replace values at dotted keys, as `sources.0.fetch`. Raises UserError with the key."""
+    """Reads a recipe; `overrides` replace values at dotted keys, as `sources.0.fetch`. Raises UserError."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

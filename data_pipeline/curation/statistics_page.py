@@ -64,7 +64,10 @@ def statistics_page(path: SetPath, page: Path, *, memory_gb: float = 1.0) -> Pat
             )
             edges = [low + n * (high - low) / _BINS for n in range(_BINS)]
             names = [_number(2.718281828459045**edge if growing else edge) for edge in edges]
-            body.append(_bars(title, names, [counts.get(n, 0) for n in range(_BINS)]))
+            joined: dict[str, int] = {}  # bins so narrow that their numbers read the same are one
+            for n, name in enumerate(names):
+                joined[name] = joined.get(name, 0) + counts.get(n, 0)
+            body.append(_bars(title, list(joined), list(joined.values())))
         for title, value, condition in _COUNTS:
             rows = run(
                 f"select {value} as name, count(*) as n from described where {condition} group by 1 "

@@ -81,7 +81,7 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """One command line -> its exit code. Never raises."""
-    arguments = _debug_first(list(arguments))
+    arguments = _debug_first(without_local_rank(arguments))
 
     def command() -> Any:
         return app(args=arguments, prog_name="internimage", standalone_mode=False)
@@ -96,6 +96,22 @@ def main() -> NoReturn:
 
         leave(code)
     sys.exit(code)
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """In a rank: the command line without the `--local_rank=N` that DeepSpeed's launcher puts before it, and older ones
+    of torch, too; N becomes LOCAL_RANK unless that is set. Elsewhere the arguments as they are.
+    """
+    if "RANK" not in os.environ:
+        return list(arguments)
+    kept, rest = [], iter(arguments)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in ("--local_rank", "--local-rank"):
+            kept.append(word)
+            continue
+        os.environ.setdefault("LOCAL_RANK", value if equals else next(rest, "0"))
+    return kept
 
 
 def _debug_first(arguments: list[str]) -> list[str]:

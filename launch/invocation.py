@@ -13,6 +13,7 @@ _OPTIONS_WITH_A_VALUE = frozenset(
         "--from",
         "--processes",
         "--profile",
+        "--allow-change",
         "--head-rows",
         "--validation",
         "--segment-steps",

@@ -90,11 +90,14 @@ class EmaConfig(Section):
 class PolicyConfig(Section):
     """What happens when a step or a rank goes wrong."""
 
-    max_skipped: int = Field(10, ge=0, description="non-finite steps skipped in a row before the run gives up (4)")
+    max_skipped: int = Field(
+        10, ge=0, description="steps not applied in a row, non-finite or spikes, before a rollback"
+    )
     spike_factor: float | None = Field(
         5.0, gt=1, description="loss over its running median, and 1 above it, that counts as a spike; null: none does"
     )
-    rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint before the run gives up (4)")
+    rollbacks: int = Field(3, ge=0, description="returns to a checkpoint, in a window, before the run gives up (4)")
+    rollback_window: int = Field(2000, ge=1, description="steps in which rollbacks count together")
     hang_seconds: float = Field(1800.0, gt=0, description="a step longer than this dumps all stacks and ends the run")
     grace_seconds: float = Field(60.0, gt=0, description="time allowed to save after a stop request")
 
@@ -105,6 +108,9 @@ class TrainingConfig(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches of one step")
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    reduce_gradients: Literal["fp32", "compute"] = Field(
+        "fp32", description="type in which gradients are summed over ranks; compute: that of forward and backward"
+    )
     offload_optimizer: bool = False
     offload_parameters: bool = False
     offload_folder: str | None = Field(
@@ -118,6 +124,7 @@ class TrainingConfig(Section):
     wandb: str | None = Field(None, description="Weights & Biases project; needs the extra `wandb`")
     profile: str | None = Field(None, pattern=r"^\d+:\d+$", description="steps FIRST:LAST to trace")
     stop_after: int | None = Field(None, ge=1, description="stop (75) after this step, as a signal would")
+    allow_changes: list[str] = Field([], description="keys that a resumed run may change: --allow-change")
 
     @field_validator("profile", mode="before")
     @classmethod

@@ -17,8 +17,8 @@ def take(watch: Meter, step: int, *, applied: bool = True, metrics: dict[str, to
     for micro in range(2):
         parts = {"text": torch.tensor(1.0 + step + micro), "category": torch.tensor(10.0 / (1 + step))}
         watch.add(parts["text"] + 2 * parts["category"], parts, metrics or {})
-    watch.loss()
-    watch.end_step(applied=applied, norm=float(step))
+    loss = float(watch.micro_loss())
+    watch.end_step(applied=applied, loss=loss, norm=float(step))
 
 
 def test_a_diagnostic_measured_on_one_step_in_five_is_not_divided_by_five() -> None:

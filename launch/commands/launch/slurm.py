@@ -1,14 +1,13 @@
 """`internimage launch slurm`."""
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data_pipeline.errors import DONE
-from launch.commands.launch.options import Command, DryRun, check_command
+from launch.commands.launch.options import Command, DryRun, RestartPause, check_command
 
 EXAMPLE = "internimage launch slurm --nodes 2 --gpus-per-node 8 pretrain internimage_h_m3i_427m"
 
@@ -16,19 +15,31 @@ EXAMPLE = "internimage launch slurm --nodes 2 --gpus-per-node 8 pretrain interni
 def slurm(
     command: Command,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
+    spare_nodes: Annotated[int, typer.Option(min=0, help="Further nodes that stand by for one that fails.")] = 0,
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="[default: GPUs per node, or 1]")] = None,
     gpus_per_node: Annotated[str | None, typer.Option(help="As 8 or h100:8.")] = None,
-    cpus_per_rank: Annotated[int | None, typer.Option(min=1)] = None,
+    gpus_per_rank: Annotated[
+        int | None, typer.Option(min=1, max=1, help="1: ask with --gpus-per-task, where each rank sees its GPU alone.")
+    ] = None,
+    cpus_per_rank: Annotated[
+        int | None, typer.Option(min=1, help="[default: data.workers + 2, where COMMAND is a training]")
+    ] = None,
     time: Annotated[str | None, typer.Option(help="[days-]hours:minutes:seconds.")] = None,
     partition: Annotated[str | None, typer.Option()] = None,
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory per node, as 500G.")] = None,
+    mem: Annotated[
+        str | None, typer.Option(help="Memory per node, as 500G. [default: 4 GB a core, where COMMAND is a training]")
+    ] = None,
     signal_seconds: Annotated[
         int | None,
         typer.Option(min=1, help="Ask the ranks to save so long before the limit. [default: their grace + 30, or 300]"),
     ] = None,
     wait_seconds: Annotated[int, typer.Option(min=0, help="End the others so long after the first rank ended.")] = 60,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again after a failure so often in a row without a new checkpoint.")
+    ] = 3,
+    restart_pause: RestartPause = 10.0,
     array: Annotated[int | None, typer.Option(min=1, help="A chain of N jobs in place of requeueing.")] = None,
     name: Annotated[str | None, typer.Option(help="Job name. [default: the run directory's]")] = None,
     setup: Annotated[list[str] | None, typer.Option(help="Shell line before the ranks start. Repeatable.")] = None,
@@ -36,14 +47,20 @@ def slurm(
         list[str] | None, typer.Option(help="Further option, as --sbatch=--exclusive. Repeatable.")
     ] = None,
     container: Annotated[str | None, typer.Option(help="Image to run in.")] = None,
-    container_mounts: Annotated[str | None, typer.Option(help="HOST:INSIDE,...")] = None,
+    container_mounts: Annotated[
+        str | None, typer.Option(help="HOST:INSIDE,... beside the run's folder and the working directory.")
+    ] = None,
     container_runtime: Annotated[str, typer.Option(help="pyxis or apptainer.")] = "pyxis",
     dry_run: DryRun = False,
 ) -> int:
     """Write, show and submit an sbatch script that saves before the time limit and starts itself again."""
     from data_pipeline.errors import UserError
     from launch import invocation
-    from launch.slurm import Container, SlurmJob, command_words, script, submit
+    from launch.batch_script import script
+    from launch.job import WARNING_SECONDS, Container, SlurmJob, command_words
+    from launch.needs import cores_per_rank, node_memory
+    from launch.restarting import Budget
+    from launch.slurm import submit
     from launch.stopping import MARGIN_SECONDS, seconds_to_stop
 
     if container_runtime not in ("pyxis", "apptainer"):
@@ -52,21 +69,33 @@ def slurm(
     if not gpus.isdigit():
         raise UserError(f"--gpus-per-node {gpus_per_node!r}: expected a number or TYPE:NUMBER, as h100:8")
     ranks_per_node = ranks_per_node or int(gpus)
-    grace = check_command(command, nodes * ranks_per_node)
-    needed = SlurmJob.signal_seconds if grace is None else math.ceil(seconds_to_stop(grace))
+    config = check_command(command, nodes * ranks_per_node)
+    grace = None if config is None else config.training.policy.grace_seconds
+    needed = WARNING_SECONDS if grace is None else math.ceil(seconds_to_stop(grace))
     if grace is not None and signal_seconds is not None and signal_seconds < needed:
         raise UserError(
             f"--signal-seconds {signal_seconds}: the ranks may save for {grace:g} s, and {MARGIN_SECONDS:g} s go into "
             f"leaving: ask {needed} s before the limit, or set training.policy.grace_seconds"
         )
+    if config is not None and cpus_per_rank is None:
+        cpus_per_rank = cores_per_rank(config)
+        mem = mem or node_memory(cpus_per_rank, ranks_per_node)
+        typer.echo(
+            f"asks for {cpus_per_rank} cores a rank (data.workers {config.data.workers} + 2) and {mem} a node; "
+            "--cpus-per-rank and --mem say otherwise",
+            err=True,
+        )
     run = invocation.run_directory(command)
+    here = Path.cwd()
     argv = invocation.resolve_command(command, portable=container is not None)
     job = SlurmJob(
         command=command_words(argv),
         name=name or (run.name if run else "internimage"),
         nodes=nodes,
+        spare_nodes=spare_nodes,
         ranks_per_node=ranks_per_node,
         gpus_per_node=gpus_per_node,
+        gpus_per_rank=gpus_per_rank,
         cpus_per_rank=cpus_per_rank,
         time=time,
         partition=partition,
@@ -75,10 +104,11 @@ def slurm(
         memory=mem,
         signal_seconds=signal_seconds or needed,
         wait_seconds=wait_seconds,
+        restarts=Budget(max_restarts, restart_pause, spare_nodes),
         array=array,
-        logs=str(run.absolute() / "logs") if run else os.getcwd(),
+        logs=str(run.absolute() / "logs") if run else str(here),
         run=str(run.absolute()) if run else None,
-        directory=os.getcwd(),
+        directory=str(here),
         script=str((run or Path()).absolute() / "slurm.sh"),
         container=Container(container, container_mounts, container_runtime) if container else None,
         setup=tuple(setup or ()),

@@ -17,6 +17,7 @@ class EventKind(StrEnum):
     NOTICE = "notice"
     ALARM = "alarm"
     INITIALIZED = "initialized"
+    CONFIG_CHANGED = "config_changed"
     CHECKPOINT = "checkpoint"
     CHECKPOINT_FAILED = "checkpoint_failed"
     CHECKPOINT_REFUSED = "checkpoint_refused"

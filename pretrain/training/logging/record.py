@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from data_pipeline.durable import write_durably
 from pretrain.training.logging.kinds import EventKind
 
 EVENTS, METRICS, ENVIRONMENT, CONFIG = "events.jsonl", "metrics.jsonl", "environment.json", "config.yaml"
+EARLIER_EVENTS, WANDB_ID, CONFIG_HISTORY = "events.1.jsonl", "wandb-id.txt", "config-history.jsonl"
+LARGEST_EVENTS = 32 * 2**20  # bytes of events.jsonl at a start, about 150,000 lines
 _PACKAGES = (
     "internimage-pretrain",
     "torch",
@@ -55,6 +58,15 @@ class EventLog:
             print(f"events.jsonl: {error}: {line}", file=sys.stderr, flush=True)
 
 
+def turn_over_events(run: Path) -> None:
+    """At a start, before anybody writes: a file of events that has grown large becomes `events.1.jsonl`, in place of an
+    earlier one. Nothing that a run goes on from stands there.
+    """
+    path = run / EVENTS
+    if path.exists() and path.stat().st_size > LARGEST_EVENTS:
+        os.replace(path, run / EARLIER_EVENTS)
+
+
 class MetricsLog:
     """metrics.jsonl, TensorBoard and, on request, Weights & Biases; the leader's only."""
 
@@ -65,7 +77,9 @@ class MetricsLog:
         if wandb_project:
             import wandb
 
-            self._wandb = wandb.init(project=wandb_project, dir=str(run), name=run.name, config=config, resume="allow")
+            self._wandb = wandb.init(
+                project=wandb_project, dir=str(run), name=run.name, config=config, id=_wandb_id(run), resume="allow"
+            )
 
     def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -99,6 +113,14 @@ class MetricsLog:
             print(f"{METRICS}: {error}", file=sys.stderr, flush=True)
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _wandb_id(run: Path) -> str:
+    """One Weights & Biases run for the whole life of this one, however often it is started."""
+    path = run / WANDB_ID
+    if not path.exists():
+        write_durably(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _plain(value: object) -> object:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from data_pipeline.errors import GAVE_UP
+from data_pipeline.errors import HANG
 from pretrain.training.logging.kinds import EventKind
 
 TICK_SECONDS = 1.0
@@ -24,7 +24,7 @@ LINGER_TICKS = 4
 
 class Watchdog:
     """`heartbeat()` when training begins and at every step boundary. Without one for `hang_seconds` (before the first
-    one: START_UP_SECONDS, where that is longer): all stacks to a file, `report`, exit 4.
+    one: START_UP_SECONDS, where that is longer): all stacks to a file, `report`, exit 5.
 
     Once `stop_requested()` is true, the grace runs: without `close()` for `grace_seconds` the process leaves with 143.
     """
@@ -91,7 +91,7 @@ class Watchdog:
                     )
                     return
             if self._quiet > self._limit:
-                self._dump(EventKind.HANG, f"no step ended for {self._limit:g} s", GAVE_UP)
+                self._dump(EventKind.HANG, f"no step ended for {self._limit:g} s", HANG)
                 return
 
     def _dump(self, kind: EventKind, message: str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 safetensors   one file, official keys, a header that says how to build the model      -> finetune, load_backbone
 official      a .pth as the authors release theirs: {"model": official state dict}    -> their code and its kin
+mmdet         a .pth as mmdetection and mmsegmentation save: `backbone.*`, stages alone -> their detectors, segmenters
 timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True)     -> timm and its kin
 hf            a folder for AutoModelForImageClassification.from_pretrained            -> transformers
 onnx          the classifier in standard operators, any batch size                    -> onnxruntime
@@ -100,6 +101,15 @@ def write_official(backbone: Backbone, out: Path) -> Path:
     return out
 
 
+def write_mmdet(backbone: Backbone, out: Path) -> Path:
+    out = out / "model.pth" if out.is_dir() else out
+    kept = ("patch_embed.", "levels.")
+    state = {f"backbone.{key}": value.clone() for key, value in backbone.state.items() if key.startswith(kept)}
+    with atomic_path(out) as temporary:
+        torch.save({"state_dict": state, METADATA_KEY: backbone.description()}, temporary)
+    return out
+
+
 def _timm(backbone: Backbone, out: Path) -> Path:
     from pretrain.handoff.timm_folder import write_timm
 
@@ -121,6 +131,7 @@ def _onnx(backbone: Backbone, out: Path) -> Path:
 FORMATS: dict[str, Callable[[Backbone, Path], Path]] = {
     "safetensors": write_safetensors,
     "official": write_official,
+    "mmdet": write_mmdet,
     "timm": _timm,
     "hf": _hf,
     "onnx": _onnx,

@@ -52,7 +52,7 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("task", TASKS)
 def test_20_steps_equal_a_plain_loop(runs: Path, sets: dict[str, Path], task: str) -> None:
     found = losses(runs / f"{task}-1-1")
-    assert len(found) == STEPS and sum(found[-5:]) < sum(found[:5])
+    assert len(found) == STEPS and found[-1] < found[0]
     assert found == pytest.approx(plain_losses(tiny(task, sets[task])), abs=1e-5, rel=1e-5)
 
 

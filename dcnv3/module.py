@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dcnv3.fused import NormGelu
 from dcnv3.geometry import Geometry, check_backend, integer, make_geometry
 from dcnv3.operator import dcnv3, packed_dcnv3
 from dcnv3.reference import activate, unpack
@@ -55,7 +56,7 @@ class DCNv3(nn.Module):
     """[N, H, W, C] -> [N, Ho, Wo, C].
 
         x  = input_proj(input)
-        x1 = GELU(norm(depthwise(input)))                    what the points are chosen from
+        x1 = norm(depthwise(input))                          what the points are chosen from; with a GELU
         offset, logits = offset(x1), mask(x1)
         out = dcnv3(x, offset, logits)
         out = out * (1 - s) + x * s,  s = sigmoid(center_scale(x1))        with center_feature_scale; s is one per group
@@ -146,7 +147,7 @@ class DCNv3(nn.Module):
         self.depthwise = nn.Conv2d(
             channels, channels, depthwise_size, stride=stride, padding=depthwise_padding, groups=channels
         )
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.norm = NormGelu(channels)
         self.offset = Places(channels, groups * points * 2, product)
         self.mask = Places(channels, groups * points, product)
         self.center_scale = Places(channels, groups, product) if center_feature_scale else None
@@ -172,8 +173,7 @@ class DCNv3(nn.Module):
         if inputs.dim() != 4 or inputs.shape[-1] != self.channels:
             raise ValueError(f"inputs: expected [N, H, W, {self.channels}], got shape {tuple(inputs.shape)}")
         x = self.input_proj(inputs)
-        x1 = self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x1 = F.gelu(self.norm(x1))
+        x1 = self.norm(self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         center = self.center_scale is not None
         packed = self.offset(x1, self.mask, self.center_scale) if center else self.offset(x1, self.mask)
         if self.share_weights:

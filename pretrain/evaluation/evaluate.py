@@ -10,7 +10,7 @@ from pretrain.evaluation.loading import load_module, untrained_like
 from pretrain.evaluation.results import Result, put_beside, write_result
 from pretrain.tasks.module import TaskModule
 from pretrain.tasks.task import Task, task_of
-from pretrain.training.checkpoint.disk import AUTO
+from pretrain.training.checkpoint.disk import AUTO, run_of
 
 UNTRAINED = "untrained"
 _log = logging.getLogger(__name__)
@@ -84,9 +84,3 @@ def _scored(
     batch_size: int,
 ) -> dict[str, Result]:
     return {name: task.evaluate(name, module, data, config, classes=classes, batch_size=batch_size) for name in names}
-
-
-def run_of(checkpoint: Path | str) -> Path:
-    """The run directory that a checkpoint path belongs to: RUN itself, or RUN of RUN/checkpoints/step-00001000."""
-    path = Path(checkpoint).resolve()
-    return path.parent.parent if path.parent.name == "checkpoints" else path

@@ -43,6 +43,9 @@ def fetch(
     private_network: Annotated[
         list[str] | None, typer.Option(help="Network (CIDR) that may be asked though it is not public. Repeatable.")
     ] = None,
+    nameserver: Annotated[
+        list[str] | None, typer.Option(help="Name server (address, :port) in place of the system's. Repeatable.")
+    ] = None,
     retry: options.Retry = None,
     least_packed: options.LeastPacked = 0.0,
     workers: options.Workers = None,
@@ -60,6 +63,7 @@ def fetch(
         deadline=deadline,
         attempts=attempts,
         private_networks=tuple(private_network or ()),
+        nameservers=tuple(nameserver or ()),
         user_agent=user_agent or WebRules.user_agent,
     )
     with progress("fetching") as report:

@@ -91,7 +91,7 @@ def notices(backbone: Backbone, to: str) -> list[str]:
             f"the authors' unedited code cannot build this model, since it has no option for {', '.join(unlike)}; "
             "its weights are under their keys all the same"
         )
-    if backbone.text is not None and to in ("safetensors", "official", "timm", "pt2"):
+    if backbone.text is not None and to in ("safetensors", "official", "mmdet", "timm", "pt2"):
         found.append("the text tower stays behind: hf, open_clip and onnx (into a folder) take it along")
     return found
 
@@ -123,10 +123,8 @@ def write_official(backbone: Backbone, out: Path) -> Path:
 def write_mmdet(backbone: Backbone, out: Path) -> Path:
     out = out / "model.pth" if out.is_dir() else out
     kept = ("patch_embed.", "levels.")
-    state = {f"backbone.{key}": value.clone() for key, value in backbone.state.items() if key.startswith(kept)}
-    with atomic_path(out) as temporary:
-        torch.save({"state_dict": state, METADATA_KEY: backbone.description()}, temporary)
-    return out
+    state = {f"backbone.{key}": value for key, value in backbone.state.items() if key.startswith(kept)}
+    return write_pickled(out, {"state_dict": state, METADATA_KEY: backbone.description()})
 
 
 def _timm(backbone: Backbone, out: Path) -> Path:

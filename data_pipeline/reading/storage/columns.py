@@ -97,7 +97,7 @@ def read_columns(sidecar: Path | BinaryIO, members: Sequence[str]) -> SlotColumn
 def shared_columns(sidecar: Path | BinaryIO, members: Sequence[str], folder: Path | None) -> SlotColumns:
     """Opens what another process of this node has parsed, or parses the sidecar and leaves it to others in `folder`.
 
-    None, a folder that cannot be written and one that is somebody else's share nothing. Raises what `read_columns` does.
+    None shares nothing, nor does a folder that cannot be written or that is somebody else's. Raises as `read_columns`.
     """
     if folder is None or not _is_own(folder):
         return read_columns(sidecar, members)

@@ -41,6 +41,9 @@ def slurm(
     ] = 3,
     restart_pause: RestartPause = 10.0,
     array: Annotated[int | None, typer.Option(min=1, help="A chain of N jobs in place of requeueing.")] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Share `shards pack|fetch|reshard|merge|split` among N tasks of an array.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Job name. [default: the run directory's]")] = None,
     setup: Annotated[list[str] | None, typer.Option(help="Shell line before the ranks start. Repeatable.")] = None,
     sbatch: Annotated[
@@ -68,6 +71,32 @@ def slurm(
     gpus = gpus_per_node.rpartition(":")[2] if gpus_per_node else "1"
     if not gpus.isdigit():
         raise UserError(f"--gpus-per-node {gpus_per_node!r}: expected a number or TYPE:NUMBER, as h100:8")
+    if tasks is not None:
+        from launch.slurm import hand_over
+        from launch.task_array import TaskArray, array_script, shared_command
+
+        shared = TaskArray(
+            command=shared_command(command, tasks),
+            tasks=tasks,
+            name=name or "internimage-shards",
+            cpus_per_task=cpus_per_rank,
+            time=time,
+            partition=partition,
+            account=account,
+            qos=qos,
+            memory=mem,
+            signal_seconds=signal_seconds or WARNING_SECONDS,
+            logs=str(Path.cwd()),
+            directory=str(Path.cwd()),
+            setup=tuple(setup or ()),
+            extra=tuple(sbatch or ()),
+        )
+        if dry_run:
+            typer.echo(array_script(shared), nl=False)
+            return DONE
+        number = hand_over(array_script(shared), Path("shards.sh").absolute(), Path(shared.logs))
+        typer.echo(f"submitted array {number} of {tasks} tasks (shards.sh); output in {shared.logs}")
+        return DONE
     ranks_per_node = ranks_per_node or int(gpus)
     config = check_command(command, nodes * ranks_per_node)
     grace = None if config is None else config.training.policy.grace_seconds

@@ -3,15 +3,20 @@
 Slurm's own `srun` starts the ranks - no ssh, no MPI - and each finds its place in Slurm's variables.
 """
 
+import json
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import UserError
 from launch.batch_script import script
 from launch.job import SlurmJob
+
+JOB = "job.json"  # in a run directory: the job that was submitted last
 
 
 @dataclass(frozen=True)
@@ -57,4 +62,7 @@ def submit_job(job: SlurmJob) -> Submitted:
     answer = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, env=environment)
     if answer.returncode != 0:
         raise UserError(f"sbatch refused {path}: {answer.stderr.strip()}")
-    return Submitted(answer.stdout.strip().partition(";")[0], job)
+    number = answer.stdout.strip().partition(";")[0]
+    if job.run is not None:
+        write_durably(Path(job.run) / JOB, json.dumps({"number": number, "script": job.script, "time": time.time()}))
+    return Submitted(number, job)

@@ -3,6 +3,7 @@
 import typer
 
 from launch.commands.shards import (
+    build,
     dedup,
     fetch,
     filter,
@@ -11,6 +12,7 @@ from launch.commands.shards import (
     openmoji,
     pack,
     reshard,
+    show,
     split,
     stats,
     takedown,
@@ -33,4 +35,6 @@ app.command(epilog=f"Example: {takedown.EXAMPLE}")(takedown.takedown)
 app.command(epilog=f"Example: {reshard.EXAMPLE}")(reshard.reshard)
 app.command(epilog=f"Example: {merge.EXAMPLE}")(merge.merge)
 app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)
+app.command(epilog=f"Example: {show.EXAMPLE}")(show.show)
+app.command(epilog=f"Example: {build.EXAMPLE}")(build.build)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

@@ -3,15 +3,20 @@
 Slurm's own `srun` starts the ranks - no ssh, no MPI - and each finds its place in Slurm's variables.
 """
 
+import json
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.durable import write_durably
 from data_pipeline.errors import UserError
 from launch.batch_script import script
 from launch.job import SlurmJob
+
+JOB = "job.json"  # in a run directory: the job that was submitted last
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,10 @@ def submit(job: SlurmJob) -> str:
 
 def submit_job(job: SlurmJob) -> Submitted:
     """As `submit`, with a handle on the job."""
-    return Submitted(hand_over(script(job), Path(job.script), Path(job.logs)), job)
+    number = hand_over(script(job), Path(job.script), Path(job.logs))
+    if job.run is not None:
+        write_durably(Path(job.run) / JOB, json.dumps({"number": number, "script": job.script, "time": time.time()}))
+    return Submitted(number, job)
 
 
 def hand_over(text: str, path: Path, logs: Path) -> str:

@@ -87,6 +87,11 @@ class Checkpoint:
             )
         return found
 
+    @property
+    def bytes(self) -> int:
+        """Of all files that the manifest names."""
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
     @cached_property
     def index(self) -> dict[str, Any]:
         """{"parameters": {name: {"shape", "fragments": [[file, start, length], ...]}}, "buffers": [names]}"""
@@ -105,10 +110,12 @@ class Checkpoint:
         return parse_config(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")), str(self.path / CONFIG))
 
     def verify(self, *, part: int = 0, parts: int = 1) -> None:
-        """Sizes of all files, digests of every `parts`-th (the ranks share the work). Raises DamagedError naming the
-        file.
+        """Sizes and digests of every `parts`-th file from the `part`-th on (the ranks share the work: were each to look
+        at all files, 256 ranks would ask a shared file system 66,000 times). Raises DamagedError naming the file.
         """
         for number, (name, expected) in enumerate(sorted(self.manifest["files"].items())):
+            if number % parts != part:
+                continue
             path = self.path / name
             if not path.is_file():
                 raise DamagedError(f"checkpoint {self.path}: {name} is missing")
@@ -117,7 +124,7 @@ class Checkpoint:
                     f"checkpoint {self.path}: {name} has {path.stat().st_size} bytes, "
                     f"its manifest says {expected['bytes']}"
                 )
-            if number % parts == part and file_sha256(path) != expected["sha256"]:
+            if file_sha256(path) != expected["sha256"]:
                 raise DamagedError(f"checkpoint {self.path}: {name} does not have the digest its manifest says")
 
     @property

@@ -4,6 +4,7 @@
     evaluate    score a checkpoint                  export                  hand a checkpoint on
     predict     a fine-tuned run on pictures
     launch      start on one machine or many        plan, doctor            before a run
+    status      where runs stand                    logs                    what a rank has written
     inspect     look at what is there               report                  a run as one page
     demo        the whole way on the embedded set
 
@@ -27,11 +28,13 @@ from launch.commands import (
     finetune,
     inspect,
     launch,
+    logs,
     plan,
     predict,
     pretrain,
     report,
     shards,
+    status,
 )
 
 app = typer.Typer(
@@ -51,6 +54,8 @@ app.command(epilog=f"Example: {predict.EXAMPLE}")(predict.predict)
 app.command(epilog=f"Example: {export.EXAMPLE}")(export.export)
 app.command(epilog=f"Example: {report.EXAMPLE}")(report.report)
 app.add_typer(launch.app, name="launch")
+app.command(epilog=f"Example: {status.EXAMPLE}")(status.status)
+app.command(epilog=f"Example: {logs.EXAMPLE}")(logs.logs)
 app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog=f"Example: {doctor.EXAMPLE}")(doctor.doctor)
 app.add_typer(inspect.app, name="inspect")

@@ -58,6 +58,7 @@ def finetune(
         return run(config, output, interruption=interruption)
     if not Path(source).exists():
         raise UserError(f"{source}: does not exist; give a run directory, a checkpoint or a weights file")
+    config = config.model_copy(update={"initialize_from": str(source)})  # what the run's files say of its lineage
     start = partial(_start, source=source, head_rows=head_rows)
     return run(config, output, initialize=start, interruption=interruption)
 

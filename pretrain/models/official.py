@@ -126,6 +126,7 @@ def load_state_dict(
     *,
     allow: Collection[str] = (),
     head_rows: Tensor | None = None,
+    assign: bool = False,
 ) -> Listing:
     """Load official weights; whatever is missing, unexpected or misshapen is an error that names it.
 
@@ -134,6 +135,7 @@ def load_state_dict(
             keeps its own values there. `allow=("head.",)` puts a new classifier on old weights.
         head_rows: int64 [num_classes], the rows of the file's classifier that make up the model's (a 21,841-way head
             becomes a 1,000-way one).
+        assign: the model takes the tensors themselves, without a copy, as one on the meta device must.
 
     Returns what was allowed. Raises UserError for the rest.
     """
@@ -159,7 +161,7 @@ def load_state_dict(
             f"the weights do not fit the model:\n{refused}\n"
             "Build the model that the weights are of, or allow these entries by name (a new classifier: head.)."
         )
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights, strict=False, assign=assign)
     return listing
 
 

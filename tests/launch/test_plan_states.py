@@ -45,4 +45,6 @@ def test_a_rank_holds_what_the_plan_says(tiny_run: Callable[..., Path], stage: i
     for rank in range(RANKS):
         measured = json.loads((config.parent / "run" / f"weights-{rank}.json").read_text())
         assert measured["before"][-1] == pytest.approx(planned.states + planned.standing, rel=0.1)
-        assert measured["in"][-1] == pytest.approx(planned.states + planned.standing + planned.update, rel=0.1)
+        peak = max(measured["in"][-len(measured["in"]) // 3 :])
+        print("MOMENTS", stage, precision, measured["before"][-1], peak, planned)
+        assert peak == pytest.approx(planned.states + planned.standing + planned.update, rel=0.1)

@@ -31,6 +31,7 @@ from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
 from pretrain.training.checkpoint.rank_file import write_rank_file
+from pretrain.training.checkpoint.retention import Kept, to_delete
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
@@ -259,13 +260,14 @@ class Checkpointer:
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
-        settings = self._settings
         best = self._folder / disk.BEST
-        kept = {best.read_text().strip()} if best.is_file() else set()
-        for old in disk.complete_checkpoints(self.run)[settings.keep :]:
-            forever = settings.keep_every is not None and old.step % settings.keep_every == 0
-            if old.step < newest and old.path.name not in kept and not forever:
-                self._delete(old)
+        chosen = Checkpoint(self._folder / best.read_text().strip()).step if best.is_file() else None
+        there = {old.step: old for old in disk.complete_checkpoints(self.run) if old.step <= newest}
+        # What this run itself has written has one size; a manifest is read where the size counts.
+        sized = self._settings.keep_gigabytes is not None
+        kept = [Kept(step, old.bytes if sized else 0) for step, old in there.items()]
+        for step in to_delete(kept, self._settings, chosen):
+            self._delete(there[step])
 
     def _set_aside(self, path: Path) -> None:
         number = 0

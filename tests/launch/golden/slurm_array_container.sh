@@ -52,7 +52,7 @@ while true; do
   places=(--nodes="${#nodes[@]}" --nodelist="$(IFS=,; echo "${nodes[*]}")" --ntasks-per-node="$PER_NODE")
   echo "job $SLURM_JOB_ID, start $START, on ${nodes[*]}, checkpoint $before"
   # A node is fit that says so within the time; whatever keeps it from it.
-  timeout --kill-after=10 180 srun "${places[@]}" --ntasks="$((${#nodes[@]} * PER_NODE))" \
+  timeout --kill-after=10 180 srun "${places[@]}" --ntasks="$((${#nodes[@]} * PER_NODE))" --label --container-image=/images/house.sqsh --container-mounts=/data:/data \
     bash -c "$program" rank internimage doctor --distributed --gate
   for node in "${nodes[@]}"; do
     [ -e "$WORD.fit.$node" ] || refused="${refused:+$refused,}$node"

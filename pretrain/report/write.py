@@ -25,6 +25,7 @@ def write_report(run_dir: Path | str) -> Path:
             scores.scores(run.results),
             scores.samples(run.results),
             sections.curves(run),
+            sections.figures(run),
             sections.inner_runs(run),
             sections.events(run),
             sections.folded(run),

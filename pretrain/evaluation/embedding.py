@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data_pipeline.durable import atomic_path, write_durably
 from data_pipeline.errors import UserError
-from data_pipeline.reading import normalize
+from data_pipeline.reading import SampleRef, normalize
 from pretrain.evaluation.encoding import device_of, inference, set_batches
 from pretrain.evaluation.sets import describe_set
 from pretrain.evaluation.sharing import sharing
@@ -130,7 +130,7 @@ def _embedded(
     """The rows of one part: contiguous, and of equal size but for one."""
     config, device = subject.config.data, device_of(subject.module)
     vectors: list[Tensor] = []
-    samples = []
+    samples: list[SampleRef] = []
     with inference(subject.module):
         for batch in set_batches(data, config.image_size, batch_size, part, parts):
             images = normalize(batch.views[:, 0].to(device), config.mean, config.std)

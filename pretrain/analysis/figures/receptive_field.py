@@ -1,7 +1,7 @@
 """Effective receptive fields: how much each pixel of the picture moves the centre of each stage's feature.
 
 Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks" (2016): the absolute
-gradient of the centre, summed over its channels, averaged over pictures. Its size as in RepLKNet (Ding et al. 2022,
+gradient of the centre, averaged over pictures. Its size as in RepLKNet (Ding et al. 2022,
 table 10): the share of the picture's area of the smallest centred square that holds 20, 50 and 99 % of it. The figure
 is InternImage's figure 6 (Wang et al. 2023).
 """
@@ -22,14 +22,19 @@ Stages = Callable[[Tensor], Sequence[Tensor]]  # images -> the stages' features 
 
 
 def receptive_field(stages: Stages, images: Tensor) -> list[Tensor]:
-    """For each stage a map [S, S] whose values add up to 1. images: [N, 3, S, S], taken one by one."""
+    """For each stage a map [S, S] whose values add up to 1. images: [N, 3, S, S], taken one by one.
+
+    The centre is read in a direction of its channels drawn for each picture: their sum, and the sum of their squares,
+    are the same everywhere behind a LayerNorm, and have no gradient.
+    """
+    draw = torch.Generator().manual_seed(0)
     maps: list[Tensor] = []
     for image in images:
         pixels = image[None].clone().requires_grad_()
         features = stages(pixels)
         for place, feature in enumerate(features):
             height, width = feature.shape[2:]
-            centre = feature[0, :, height // 2, width // 2].sum()
+            centre = feature[0, :, height // 2, width // 2] @ torch.randn(feature.shape[1], generator=draw)
             (gradient,) = torch.autograd.grad(centre, pixels, retain_graph=place + 1 < len(features))
             seen = gradient[0].abs().sum(0)
             if len(maps) <= place:
@@ -58,7 +63,8 @@ def resnet(name: str, weights: Path | None) -> Stages:
     import timm
 
     torch.manual_seed(0)
-    options = {"checkpoint_path": str(weights)} if weights else {}
+    # timm starts residual branches at 0, where an untrained ResNet looks through its shortcuts alone.
+    options: dict[str, Any] = {"checkpoint_path": str(weights)} if weights else {"zero_init_last": False}
     model: nn.Module = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), **options).eval()
     return model
 

@@ -98,7 +98,7 @@ def sampling_figure(
     figure, axes = blank(len(drawn.images), 4, 2.8, 3.0)
     for picture, line in enumerate(axes):
         for stage, axis in enumerate(line):
-            _draw(axis, drawn.shown[picture], *(part[picture] for part in sampled[stage]), STRIDES[stage])
+            _draw(axis, drawn.shown[picture], sampled[stage][0][picture], sampled[stage][1][picture], STRIDES[stage])
             if not picture:
                 axis.set_title(f"stage {stage + 1}, last block", fontsize=9)
     rows = statistics(sampled, regular)

@@ -15,6 +15,7 @@ EXAMPLE = "internimage export runs/h --to official internimage_h.pth"
 class Format(StrEnum):
     safetensors = "safetensors"
     official = "official"
+    mmdet = "mmdet"
     timm = "timm"
     hf = "hf"
     open_clip = "open_clip"

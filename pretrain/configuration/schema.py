@@ -56,7 +56,7 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
     layer_decay: float = Field(1.0, gt=0, le=1, description="lr multiplier per block, from the head down")
-    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the offset and mask projections")
+    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the projections that offsets come from")
     clip_grad: float | None = Field(1.0, gt=0)
 
 

@@ -30,6 +30,8 @@ USE = {
     "safetensors": "`internimage finetune CONFIG --from {name}`, or in Python "
     '`pretrain.handoff.read_backbone("{name}").build()`.',
     "official": 'The authors\' code: `model.load_state_dict(torch.load("{name}", weights_only=True)["model"])`.',
+    "mmdet": "The detectors and segmenters of the authors' code: "
+    '`init_cfg=dict(type="Pretrained", checkpoint="{name}")`.',
     "timm": "With torch and timm alone:\n\n```python\nimport sys, timm\nsys.path.insert(0, FOLDER)  # this folder\n"
     'import internimage_timm\nmodel = timm.create_model(f"local-dir:{{FOLDER}}", pretrained=True)\n```',
     "hf": "With torch, timm and transformers:\n\n```python\nfrom transformers import AutoImageProcessor, AutoModel\n"

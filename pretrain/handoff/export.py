@@ -2,6 +2,7 @@
 
 safetensors   one file, official keys, a header that says how to build the model      -> finetune, load_backbone
 official      a .pth as the authors release theirs: {"model": official state dict}    -> their code and its kin
+mmdet         a .pth as mmdetection and mmsegmentation save: `backbone.*`, stages alone -> their detectors, segmenters
 timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True)     -> timm and its kin
 hf            a folder for AutoModelForImageClassification.from_pretrained            -> transformers
 open_clip     a folder for open_clip.create_model_and_transforms("local-dir:FOLDER")  -> open_clip, zero-shot
@@ -90,7 +91,7 @@ def notices(backbone: Backbone, to: str) -> list[str]:
             f"the authors' unedited code cannot build this model, since it has no option for {', '.join(unlike)}; "
             "its weights are under their keys all the same"
         )
-    if backbone.text is not None and to in ("safetensors", "official", "timm", "pt2"):
+    if backbone.text is not None and to in ("safetensors", "official", "mmdet", "timm", "pt2"):
         found.append("the text tower stays behind: hf, open_clip and onnx (into a folder) take it along")
     return found
 
@@ -117,6 +118,13 @@ def write_safetensors(backbone: Backbone, out: Path) -> Path:
 def write_official(backbone: Backbone, out: Path) -> Path:
     out = out / "model.pth" if out.is_dir() else out
     return write_pickled(out, {"model": backbone.state, METADATA_KEY: backbone.description()})
+
+
+def write_mmdet(backbone: Backbone, out: Path) -> Path:
+    out = out / "model.pth" if out.is_dir() else out
+    kept = ("patch_embed.", "levels.")
+    state = {f"backbone.{key}": value for key, value in backbone.state.items() if key.startswith(kept)}
+    return write_pickled(out, {"state_dict": state, METADATA_KEY: backbone.description()})
 
 
 def _timm(backbone: Backbone, out: Path) -> Path:
@@ -152,6 +160,7 @@ def _program(backbone: Backbone, out: Path) -> Path:
 FORMATS: dict[str, Callable[[Backbone, Path], Path]] = {
     "safetensors": write_safetensors,
     "official": write_official,
+    "mmdet": write_mmdet,
     "timm": _timm,
     "hf": _hf,
     "open_clip": _open_clip,

@@ -145,9 +145,11 @@ def query_boxes(module, images: Tensor, targets) -> Tensor:
     )
     labels = []
     for box, label, (height, width) in zip(targets.boxes, targets.labels, sizes.tolist(), strict=True):
-        left, top, right, bottom = (box / torch.tensor([width, height, width, height])).unbind(1)
-        centre = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-        labels.append({"class_labels": label, "boxes": torch.stack(centre, 1)})
+        left, top, right, bottom = box.unbind(1)
+        # In this order: a proposal may lie exactly on an object's centre, and the gradient of L1 there is a sign.
+        shares = [(left + right) / 2 / width, (top + bottom) / 2 / height]
+        shares += [(right - left) / width, (bottom - top) / height]
+        labels.append({"class_labels": label, "boxes": torch.stack(shares, 1)})
     config = module.net.config
     config.auxiliary_loss = True
     _, found, _ = DeformableDetrForObjectDetectionLoss(logits[-1], labels, "cpu", boxes[-1], config, logits, boxes)

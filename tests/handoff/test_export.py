@@ -111,7 +111,7 @@ def test_a_new_classifier_keeps_its_own_weights_and_everything_else_is_loaded(fa
 
 def test_mistakes_are_named(fake_run, tmp_path):
     run, _ = fake_run()
-    with pytest.raises(UserError, match="'caffe' is no format; known are safetensors, official, timm, hf, open_clip"):
+    with pytest.raises(UserError, match="'caffe' is no format; known are safetensors, official, mmdet, timm, hf"):
         export(run, "caffe", tmp_path / "x")
     with pytest.raises(UserError, match="no such run"):
         export(tmp_path / "absent", "official", tmp_path / "x")

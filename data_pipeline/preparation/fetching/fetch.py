@@ -10,18 +10,19 @@ with `retry` asks again for failed rows of these reasons alone, and writes a sha
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.callbacks import Notice, ProgressCallback
-from data_pipeline.errors import UserError
+from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.processes import available
+from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
 from data_pipeline.preparation.packing.images import ImageRules
-from data_pipeline.preparation.packing.output import hold_output
+from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.pack import (
     DECODER_DIED,
     Captionless,
@@ -29,6 +30,7 @@ from data_pipeline.preparation.packing.pack import (
     finish,
     run_plan,
     sample_of,
+    shard_numbers,
     with_data,
 )
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
@@ -85,6 +87,7 @@ def fetch(
     web: WebRules | None = None,
     retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
+    part: Part | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
     notice: Notice | None = None,
@@ -94,6 +97,7 @@ def fetch(
     table: one file, a folder of parts, or the URL of one; columns, format: as in `pack`, and so are classes, rules,
     captionless and notice
     web: how the network is used; may change from run to run
+    part: as in `pack`; the parts share the requests at a time to one host evenly
     retry: reasons (`timeout`, `http_5*`, ...) whose rows are asked for again in shards that are finished
     workers: processes that decode; default: one a core; with one, a thread of this process does
     Raises UserError for what cannot be fetched at all; a row that cannot is recorded in its sidecar, never raised.
@@ -108,14 +112,22 @@ def fetch(
     if notice is not None:
         notice(source.describe())
     plan = run_plan("fetch", source.identity(), number_of_rows, rows_per_shard, names, rules)
-    plan |= {"captionless": captionless}
-    tally = _Tally(number_of_rows)
-    with hold_output(output, plan):
-        run = _Run(output, source, names, rules, captionless, tuple(retry), rows_per_shard, tally, progress)
+    plan = part_plan(plan | {"captionless": captionless}, part)
+    output = part_folder(output, part)
+    numbers = shard_numbers(number_of_rows, rows_per_shard, part)
+    tally = _Tally(min(number_of_rows, numbers.stop * rows_per_shard) - numbers.start * rows_per_shard)
+    if part is not None:
+        web = replace(web, per_host=max(1, web.per_host // part.count))
+    with hold_output(output, plan), stop_requests() as stopping:
+        run = _Run(
+            output, source, names, rules, captionless, tuple(retry), rows_per_shard, tally, progress, numbers, stopping
+        )
         try:
             asyncio.run(run.all(Web(web, rules), available() if workers is None else workers))
         except* (OSError, UserError) as group:  # a full disk, a damaged sidecar: the first error names the cause
             raise group.exceptions[0] from None
+        if len(tally.entries) < len(numbers):
+            raise StoppedError(f"stopped behind the shards under way, as asked; the same command goes on in {output}")
         entries = [tally.entries[number] for number in sorted(tally.entries)]
         finish(output, entries, names)
     seconds = time.monotonic() - started
@@ -143,7 +155,10 @@ class _Run:
         rows_per_shard: int,
         tally: _Tally,
         progress: ProgressCallback | None,
+        numbers: range,
+        stopping: Callable[[], bool],
     ) -> None:
+        self._numbers, self._stopping = numbers, stopping
         self._output, self._source, self._classes, self._retry = output, source, classes, retry
         self._rules, self._captionless, self._rows_per_shard = rules, captionless, rows_per_shard
         self._tally, self._progress = tally, progress
@@ -151,10 +166,11 @@ class _Run:
     async def all(self, web: Web, workers: int) -> None:
         """Makes every shard; as many are under way as their rows allow."""
         turns = asyncio.Semaphore(max(2, _ROWS_UNDER_WAY // self._rows_per_shard))
-        rows = numbered(self._source.rows(), self._classes)
+        first, end = (number * self._rows_per_shard for number in (self._numbers.start, self._numbers.stop))
+        rows = numbered(itertools.islice(self._source.rows(), first, end), self._classes)
         shards = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
         async with web, decoders(_made, workers) as self._decoders, asyncio.TaskGroup() as tasks:
-            while (shard := await asyncio.to_thread(_next, shards)) is not None:
+            while not self._stopping() and (shard := await asyncio.to_thread(_next, shards)) is not None:
                 await turns.acquire()
                 tasks.create_task(self._shard(web, *shard)).add_done_callback(lambda _: turns.release())
 

@@ -47,6 +47,9 @@ def slurm(
         bool, typer.Option(help="Before each start of a training, check every node (`doctor --distributed`).")
     ] = True,
     array: Annotated[int | None, typer.Option(min=1, help="A chain of N jobs in place of requeueing.")] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Share `shards pack|fetch|reshard|merge|split` among N tasks of an array.")
+    ] = None,
     after: Annotated[list[str] | None, typer.Option(help="Start when this job has ended well. Repeatable.")] = None,
     chain: Annotated[
         str | None,
@@ -88,6 +91,32 @@ def slurm(
         raise UserError(f"--gpus-per-node {gpus_per_node!r}: expected a number or TYPE:NUMBER, as h100:8")
     ranks = ranks_per_node or int(gpus)
     here, words = Path.cwd(), list(command or ())
+    if tasks is not None:
+        from launch.slurm import hand_over
+        from launch.task_array import TaskArray, array_script, shared_command
+
+        shared = TaskArray(
+            command=shared_command(words, tasks),
+            tasks=tasks,
+            name=name or "internimage-shards",
+            cpus_per_task=cpus_per_rank,
+            time=time,
+            partition=partition,
+            account=account,
+            qos=qos,
+            memory=mem,
+            signal_seconds=signal_seconds or WARNING_SECONDS,
+            logs=str(here),
+            directory=str(here),
+            setup=tuple(setup or ()),
+            extra=tuple(sbatch or ()),
+        )
+        if dry_run:
+            typer.echo(array_script(shared), nl=False)
+            return DONE
+        number = hand_over(array_script(shared), here / "shards.sh", here)
+        typer.echo(f"submitted array {number} of {tasks} tasks (shards.sh); output in {here}")
+        return DONE
     coming: list[str] = []  # runs that earlier stages make
 
     def job_for(words: list[str], waits_for: tuple[str, ...]) -> SlurmJob:

@@ -7,10 +7,12 @@ from launch.commands.shards import (
     dedup,
     fetch,
     filter,
+    finish,
     index,
     merge,
     openmoji,
     pack,
+    publish,
     reshard,
     show,
     split,
@@ -37,4 +39,6 @@ app.command(epilog=f"Example: {merge.EXAMPLE}")(merge.merge)
 app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)
 app.command(epilog=f"Example: {show.EXAMPLE}")(show.show)
 app.command(epilog=f"Example: {build.EXAMPLE}")(build.build)
+app.command(epilog=f"Example: {finish.EXAMPLE}")(finish.finish)
+app.command(epilog=f"Example: {publish.EXAMPLE}")(publish.publish)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

@@ -48,12 +48,18 @@ def fetch(
     ] = None,
     retry: options.Retry = None,
     least_packed: options.LeastPacked = 0.0,
+    part: options.PartOf = None,
+    parts: options.Parts = None,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
     """Fetch a URL list into shards, politely and resumably, with a status for every row."""
+    from functools import partial
+
     from data_pipeline import preparation
     from data_pipeline.preparation import Columns, ImageRules, WebRules, check_usable
+    from data_pipeline.preparation.packing.parts import in_parts
+    from launch.commands.shards.finish import tell
     from launch.display import show
     from launch.progress import progress
 
@@ -67,7 +73,8 @@ def fetch(
         user_agent=user_agent or WebRules.user_agent,
     )
     with progress("fetching") as report:
-        summary = preparation.fetch(
+        run = partial(
+            preparation.fetch,
             table,
             output,
             columns=Columns(None, caption_column, label_column, url_column, hash_column),
@@ -82,5 +89,10 @@ def fetch(
             progress=report,
             notice=options.say,
         )
+        if parts is not None:
+            tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+            return
+        summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
-    check_usable(summary, least_packed)
+    if part is None:
+        check_usable(summary, least_packed)

@@ -102,7 +102,8 @@ def read_rows(
 def _rows_of_table(
     how: Path | str, lines: Sequence[str], classes: Sequence[str] | None, theirs: Sequence[str] | None
 ) -> Tensor:
-    table = dict((part.strip() for part in line.split("\t", 1)) for line in lines)
+    pairs = [line.partition("\t") for line in lines]
+    table = {name.strip(): source.strip() for name, _, source in pairs}
     wanted = _named(classes, "the data")
     if absent := [name for name in wanted if name not in table]:
         raise UserError(f"{how}: {len(absent)} of {len(wanted)} classes of the data are not in it: {first_ten(absent)}")

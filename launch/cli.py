@@ -4,7 +4,7 @@
     evaluate    score a checkpoint                  export                  hand a checkpoint on
     launch      start on one machine or many        plan, doctor            before a run
     inspect     look at what is there               report                  a run as one page
-    demo        the whole way on the embedded set
+    demo        the whole way on the embedded set   study                   which part brings what
 
 Modules under `launch.commands` declare arguments and import the room that does the work only when called, so `--help`
 imports no torch.
@@ -30,6 +30,7 @@ from launch.commands import (
     pretrain,
     report,
     shards,
+    study,
 )
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ app.add_typer(launch.app, name="launch")
 app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog=f"Example: {doctor.EXAMPLE}")(doctor.doctor)
 app.add_typer(inspect.app, name="inspect")
+app.command(epilog=f"Example: {study.EXAMPLE}")(study.study)
 app.command(epilog=f"Example: {demo.EXAMPLE}")(demo.demo)
 
 

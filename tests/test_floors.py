@@ -29,7 +29,7 @@ FLOORS = [
     ["pretrain.evaluation"],
     ["pretrain.tasks.pretraining", "pretrain.tasks.classification"],
     ["pretrain.finetuning", "pretrain.report"],
-    ["pretrain.demo"],
+    ["pretrain.demo", "pretrain.studies"],
     ["launch"],
 ]
 FORBIDDEN = {

@@ -18,7 +18,12 @@ CASES = {
     "m3i": ("m3i", {}),
     "m3i, half of the pairs mixed": ("m3i", {"mix_probability": 0.5}),
     "clip": ("clip", {}),
+    "clip_category": ("clip_category", {}),
+    "siglip": ("siglip", {}),
+    "simclr": ("simclr", {}),
+    "simsiam": ("simsiam", {}),
     "moco": ("moco", {}),
+    "m3i, a mask a pair, balanced, in chunks": ("m3i", {"mask": "sample", "balance": 0.3, "encode_rows": 2}),
     "siamese": ("siamese", {}),
     "supervised with mixup and cutmix": ("supervised", {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}),
     "supervised with the pooled head": ("supervised", {"overrides": {"use_clip_projector": True}}),
@@ -37,7 +42,11 @@ def gradients(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
         out = task(batch, keys, task.teacher_targets(teacher, batch, keys) if teacher is not None else None)
         out.total.backward()
         values = {f"loss/{name}": part for name, part in out.parts.items()} | {"total": out.total.detach()}
-        values |= {name: out.metrics[name] for name in out.metrics if name.endswith(("accuracy", "rank", "positive"))}
+        values |= {
+            name: out.metrics[name]
+            for name in out.metrics
+            if name.endswith(("accuracy", "rank", "positive"))
+        }
         values |= {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
         if world > 1:
             for value in values.values():

@@ -42,11 +42,7 @@ def gradients(rank: int, world: int) -> dict[str, dict[str, torch.Tensor]]:
         out = task(batch, keys, task.teacher_targets(teacher, batch, keys) if teacher is not None else None)
         out.total.backward()
         values = {f"loss/{name}": part for name, part in out.parts.items()} | {"total": out.total.detach()}
-        values |= {
-            name: out.metrics[name]
-            for name in out.metrics
-            if name.endswith(("accuracy", "rank", "positive"))
-        }
+        values |= {name: out.metrics[name] for name in out.metrics if name.endswith(("accuracy", "rank", "positive"))}
         values |= {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
         if world > 1:
             for value in values.values():

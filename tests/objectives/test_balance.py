@@ -76,6 +76,11 @@ def test_dense_losses_every_third_step_cost_no_teacher_on_the_others():
             skipped = step != 2 and name in ("intra", "inter")
             assert float(out.parts[name]) == (0 if skipped else float(whole.parts[name]))
         assert bool(targets) == (step == 2)
+        task.zero_grad()
+        out.total.backward()
+        heads = [p.grad for name, p in task.named_parameters() if name.startswith(("projector", "predictor"))]
+        assert all(gradient is not None for gradient in heads), "ZeRO-3 would take an earlier step's"
+        assert any(bool(gradient.any()) for gradient in heads) == (step == 2)
 
 
 def test_masks_of_samples_hide_as_many_cells_each_and_are_fixed_by_their_keys():

@@ -193,8 +193,10 @@ class PretrainingModule(TaskModule):
         now = self._dense_now(keys)
         of = self._aliases(fused, now, metrics)
 
-        parts: dict[str, Tensor] = {target.name: fused.new_zeros(()) for target in self.dense_targets}
-        if now:
+        parts: dict[str, Tensor] = {}
+        if not now:
+            parts |= {target.name: self._idle(fused, seen.sources[0]) for target in self.dense_targets}
+        else:
             correlations = self._correlations(targets, metrics)
             for (target, source), c in zip(self._predictions(seen.sources), correlations, strict=True):
                 dense = self._dense(target, source, c, of[target.name], batch, targets[target.name], seen, metrics)
@@ -236,6 +238,16 @@ class PretrainingModule(TaskModule):
             return pool(fused)[None]
         parts = torch.stack([pool(tokens_at(fused, s.tokens))[s.owner] for s in seen.sources])
         return parts if mixed == 1 else torch.where(seen.whole[:, None], pool(fused), parts)
+
+    def _idle(self, fused: Tensor, source: Source) -> Tensor:
+        """A dense loss on a step without it: 0, and a zero gradient for every parameter of its heads, which one row
+        costs little to find. Without any, ZeRO-3 would take an earlier step's again.
+        """
+        tokens = source.tokens if source.tokens.ndim == 1 else source.tokens[0]
+        parameters = identity_parameters(1, fused.device, torch.promote_types(fused.dtype, torch.float32))
+        projected = self.projector(fused.detach()[:1, tokens])
+        nothing: Tensor = self.predictor(projected, tokens, parameters, self.image_size // TOKEN).sum() * 0
+        return nothing
 
     def _predictions(self, sources: list[Source]) -> list[tuple[DenseTarget, Source]]:
         """Which image's tokens predict which target."""

@@ -5,4 +5,5 @@ from typing import Any
 
 Heartbeat = Callable[[], None]  # the work is alive: called more often than a watchdog waits
 ProgressCallback = Callable[[int, int], None]  # units done, units in all
+Notice = Callable[[str], None]  # takes one line for people
 EventSink = Callable[[dict[str, Any]], None]  # takes one event: {"kind": ..., ...}

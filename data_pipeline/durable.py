@@ -8,6 +8,7 @@ FOLDER/.NAME.PID.partial     grows; fsync, rename to NAME, fsync of FOLDER
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import threading
 import time
@@ -82,16 +83,19 @@ def remove_leftovers(folder: Path) -> int:
 
 
 @contextmanager
-def file_lock(path: Path, *, wait: bool = True, heartbeat: Heartbeat | None = None) -> Iterator[bool]:
+def file_lock(
+    path: Path, *, wait: bool = True, patience: float = math.inf, heartbeat: Heartbeat | None = None
+) -> Iterator[bool]:
     """Yields whether the lock was taken, which is always so with `wait`; holds it until the block or the process ends.
+    patience: seconds after which waiting is given up.
 
     Where the file system has no flock, the holder makes LOCK.held and touches it every 15 s; one that is untouched for
     five minutes is taken over. `heartbeat` is called while this waits. Raises OSError where `path` cannot be written.
     """
-    pause = 0.001
+    pause, deadline = 0.001, time.monotonic() + patience
     with open(path, "a") as file:
         while (release := _try_lock(file.fileno(), path)) is None:
-            if not wait:
+            if not wait or time.monotonic() > deadline:
                 yield False
                 return
             if heartbeat is not None:

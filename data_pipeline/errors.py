@@ -7,6 +7,7 @@ OTHER = 1
 USAGE = 2
 BAD_DATA = 3
 GAVE_UP = 4
+HANG = 5
 STOPPED = 75
 INTERRUPTED = 130
 
@@ -24,7 +25,7 @@ class BadDataError(UserError):
 
 
 class GaveUpError(UserError):
-    """The run cannot go on: non-finite losses, divergence, a hang."""
+    """The run cannot go on: non-finite losses, divergence, checkpoints that cannot be written."""
 
     exit_code = GAVE_UP
 

@@ -3,11 +3,22 @@
 geometry    sizes, point order, checks          reference   the definition, in plain PyTorch
 operator    `dcnv3`, the function               module      `DCNv3`, the layer
 backends    what is available, and why not      csrc/       the CPU and CUDA kernels
-                                                triton_kernels   for GPUs where those were not built
+fused       LayerNorm with GELU                 triton_kernels   for GPUs where those were not built
 """
 
 from dcnv3.backends import available_backends, default_backend
+from dcnv3.fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu
 from dcnv3.module import DCNv3
 from dcnv3.operator import dcnv3
 
-__all__ = ["DCNv3", "available_backends", "dcnv3", "default_backend"]
+__all__ = [
+    "DCNv3",
+    "NormGelu",
+    "available_backends",
+    "dcnv3",
+    "default_backend",
+    "gelu",
+    "gelu_",
+    "layer_norm",
+    "norm_gelu",
+]

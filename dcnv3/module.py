@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dcnv3.fused import NormGelu
 from dcnv3.geometry import Geometry, check_backend, integer, make_geometry
 from dcnv3.operator import dcnv3, packed_dcnv3
 from dcnv3.reference import activate, unpack
@@ -55,13 +56,14 @@ class DCNv3(nn.Module):
     """[N, H, W, C] -> [N, Ho, Wo, C].
 
         x  = input_proj(input)
-        x1 = GELU(norm(depthwise(input)))                    what the points are chosen from
-        offset, logits = offset_mask(x1)
+        x1 = norm(depthwise(input))                          what the points are chosen from; with a GELU
+        offset, logits = offset(x1), mask(x1)
         out = dcnv3(x, offset, logits)
         out = out * (1 - s) + x * s,  s = sigmoid(center_scale(x1))        with center_feature_scale; s is one per group
         return output_proj(out)
 
-    offset_mask and center_scale are one matrix product, which the operator takes as it is.
+    offset, mask and center_scale are one matrix product, which the operator takes as it is; their parameters stay
+    apart, so that an optimizer may move the offsets more slowly.
 
     Source: InternImage (Wang et al., CVPR 2023), section 3.1 and figure 4; the centre scale is of its H and G models.
     """
@@ -145,8 +147,9 @@ class DCNv3(nn.Module):
         self.depthwise = nn.Conv2d(
             channels, channels, depthwise_size, stride=stride, padding=depthwise_padding, groups=channels
         )
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.offset_mask = Places(channels, groups * points * 3, product)
+        self.norm = NormGelu(channels)
+        self.offset = Places(channels, groups * points * 2, product)
+        self.mask = Places(channels, groups * points, product)
         self.center_scale = Places(channels, groups, product) if center_feature_scale else None
         self.output_proj = nn.Linear(channels if share_weights else channels * points, channels)
         self.reset_parameters()
@@ -155,7 +158,7 @@ class DCNv3(nn.Module):
         """InternImage's initial values; the depthwise convolution keeps PyTorch's."""
         self.depthwise.reset_parameters()
         self.norm.reset_parameters()
-        for places in (self.offset_mask, self.center_scale):
+        for places in (self.offset, self.mask, self.center_scale):
             if places is not None:
                 nn.init.zeros_(places.weight)
                 nn.init.zeros_(places.bias)
@@ -170,10 +173,9 @@ class DCNv3(nn.Module):
         if inputs.dim() != 4 or inputs.shape[-1] != self.channels:
             raise ValueError(f"inputs: expected [N, H, W, {self.channels}], got shape {tuple(inputs.shape)}")
         x = self.input_proj(inputs)
-        x1 = self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x1 = F.gelu(self.norm(x1))
+        x1 = self.norm(self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         center = self.center_scale is not None
-        packed = self.offset_mask(x1, self.center_scale) if center else self.offset_mask(x1)
+        packed = self.offset(x1, self.mask, self.center_scale) if center else self.offset(x1, self.mask)
         if self.share_weights:
             sampled = packed_dcnv3(x, packed, self.geometry, center=center, backend=self.backend)
         else:

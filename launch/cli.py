@@ -2,7 +2,9 @@
 
     shards      prepare data                        pretrain, finetune      train
     evaluate    score a checkpoint                  export                  hand a checkpoint on
+    predict     a fine-tuned run on pictures
     launch      start on one machine or many        plan, doctor            before a run
+    status      where runs stand                    logs                    what a rank has written
     inspect     look at what is there               report                  a run as one page
     demo        the whole way on the embedded set   study                   which part brings what
 
@@ -26,10 +28,13 @@ from launch.commands import (
     finetune,
     inspect,
     launch,
+    logs,
     plan,
+    predict,
     pretrain,
     report,
     shards,
+    status,
     study,
 )
 
@@ -46,9 +51,12 @@ app.add_typer(shards.app, name="shards")
 app.command(epilog=f"Example: {pretrain.EXAMPLE}")(pretrain.pretrain)
 app.command(epilog=f"Example: {finetune.EXAMPLE}")(finetune.finetune)
 app.command(epilog=f"Example: {evaluate.EXAMPLE}")(evaluate.evaluate)
+app.command(epilog=f"Example: {predict.EXAMPLE}")(predict.predict)
 app.command(epilog=f"Example: {export.EXAMPLE}")(export.export)
 app.command(epilog=f"Example: {report.EXAMPLE}")(report.report)
 app.add_typer(launch.app, name="launch")
+app.command(epilog=f"Example: {status.EXAMPLE}")(status.status)
+app.command(epilog=f"Example: {logs.EXAMPLE}")(logs.logs)
 app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog=f"Example: {doctor.EXAMPLE}")(doctor.doctor)
 app.add_typer(inspect.app, name="inspect")
@@ -80,7 +88,7 @@ def _root(
 
 def run(arguments: Sequence[str]) -> int:
     """One command line -> its exit code. Never raises."""
-    arguments = _debug_first(list(arguments))
+    arguments = _debug_first(without_local_rank(arguments))
 
     def command() -> Any:
         return app(args=arguments, prog_name="internimage", standalone_mode=False)
@@ -95,6 +103,22 @@ def main() -> NoReturn:
 
         leave(code)
     sys.exit(code)
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """In a rank: the command line without the `--local_rank=N` that DeepSpeed's launcher puts before it, and older ones
+    of torch, too; N becomes LOCAL_RANK unless that is set. Elsewhere the arguments as they are.
+    """
+    if "RANK" not in os.environ:
+        return list(arguments)
+    kept, rest = [], iter(arguments)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in ("--local_rank", "--local-rank"):
+            kept.append(word)
+            continue
+        os.environ.setdefault("LOCAL_RANK", value if equals else next(rest, "0"))
+    return kept
 
 
 def _debug_first(arguments: list[str]) -> list[str]:

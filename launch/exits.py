@@ -6,12 +6,13 @@
 | 1 | anything else |
 | 2 | usage or configuration error |
 | 3 | bad data beyond the allowed rate |
-| 4 | gave up: non-finite losses, divergence, a hang |
+| 4 | gave up: non-finite losses, divergence, checkpoints that cannot be written |
+| 5 | a hang: no step ended for `training.policy.hang_seconds` |
 | 75 | stopped on request after saving: the same command continues |
 | 130 | interrupted from the keyboard, nothing saved |
 | 128 + n | a rank was ended by signal n (137: killed, 143: terminated) |
 
-75 is what a scheduler should start again; 137 and 143 may mean a lost node.
+What starts again after which of them: `launch.restarting`.
 """
 
 import os

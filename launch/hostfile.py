@@ -3,12 +3,15 @@
     node1 slots=8      # a comment
     node2 slots=8
 
-One ssh a machine runs `internimage launch local` there. Its standard input is the control line: signal names go through
-it, and its end - we are gone, or the connection is - makes the far side stop and clean up.
+One ssh a machine runs `internimage launch local` there. Its standard input is the control line: first the environment
+as one line of JSON, so that no secret stands in a command line that every user of the machine can list; then signal
+names; and its end - we are gone, or the connection is - makes the far side stop and clean up.
 """
 
 import contextlib
+import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,7 +26,8 @@ from launch.supervision import Patience, signals_into, watch
 _SSH_FAILED = 255
 # What a run may depend on and a non-interactive ssh does not bring.
 _CARRIED_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "OMP_", "CUDA_", "HF_", "TRITON_", "INTERNIMAGE_")
-_CARRIED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")  # before Python starts there
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,13 @@ def carried_environment(environment: Mapping[str, str], names: Sequence[str] = (
     for name in names:
         if name not in environment:
             raise UserError(f"--export {name}: no such variable in this environment")
-    chosen = (*_CARRIED, *names)
+    chosen = (*_PATHS, *names)
     return {k: v for k, v in sorted(environment.items()) if k in chosen or k.startswith(_CARRIED_PREFIXES)}
+
+
+def masked(environment: Mapping[str, str]) -> dict[str, str]:
+    """For people: the values of what may be a secret are left out."""
+    return {name: "(hidden)" if _SECRET.search(name) else value for name, value in environment.items()}
 
 
 def remote_commands(
@@ -72,9 +81,12 @@ def remote_commands(
     directory: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """One shell command a host, in the hostfile's order; ranks are numbered in that order."""
+    """One shell command a host, in the hostfile's order; ranks are numbered in that order.
+
+    environment: of it, the search paths alone stand in the command; `run_hosts` sends the rest.
+    """
     world_size = sum(host.slots for host in hosts)
-    assignments = [f"{name}={value}" for name, value in (environment or {}).items()]
+    assignments = [f"{name}={value}" for name, value in (environment or {}).items() if name in _PATHS]
     commands, first_rank = [], 0
     for host in hosts:
         arguments = ["launch", "local", "--processes", str(host.slots), "--first-rank", str(first_rank)]
@@ -88,9 +100,13 @@ def remote_commands(
 
 
 def run_hosts(
-    hosts: Sequence[Host], commands: Sequence[str], ssh: Sequence[str], patience: Patience | None = None
+    hosts: Sequence[Host],
+    commands: Sequence[str],
+    ssh: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    patience: Patience | None = None,
 ) -> int:
-    """Start every host's command, pass signals on, and return one exit code as `local.spawn` does."""
+    """Start every host's command with `environment`, pass signals on; one exit code, as of `local.spawn`."""
     patience = patience or Patience()
     received: list[int] = []
     with contextlib.ExitStack() as stack:
@@ -98,7 +114,7 @@ def run_hosts(
         nodes: list[Node] = []
         stack.callback(_end_all, nodes, patience.terminate)
         for host, command in zip(hosts, commands, strict=True):
-            nodes.append(Node(host.name, [*ssh, host.name, command]))
+            nodes.append(Node(host.name, [*ssh, host.name, command], environment or {}))
         return watch(nodes, received, patience)
 
 
@@ -107,10 +123,11 @@ class Node:
 
     log: Path | None = None
 
-    def __init__(self, name: str, argv: Sequence[str]) -> None:
+    def __init__(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         self.name = f"host {name}"
         self.code: int | None = None
         self._process = subprocess.Popen(list(argv), stdin=subprocess.PIPE, process_group=0)
+        self._write(json.dumps(dict(environment)))
 
     def poll(self) -> int | None:
         if self.code is None and (code := self._process.poll()) is not None:
@@ -121,10 +138,13 @@ class Node:
         return self.code
 
     def send(self, number: int) -> None:
+        self._write(signal.Signals(number).name.removeprefix("SIG"))
+
+    def _write(self, line: str) -> None:
         stdin = self._process.stdin
         if stdin is not None and not stdin.closed:
             with contextlib.suppress(BrokenPipeError):
-                stdin.write(signal.Signals(number).name.removeprefix("SIG").encode() + b"\n")
+                stdin.write(line.encode() + b"\n")
                 stdin.flush()
 
     def kill(self) -> None:
@@ -140,6 +160,17 @@ class Node:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def receive_environment(control: int) -> dict[str, str]:
+    """At the far side: the first line of the control line. Raises UserError where something else comes."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(control, 1)):
+        line += byte
+    try:
+        return {str(name): str(value) for name, value in json.loads(line).items()}
+    except (ValueError, AttributeError):
+        raise UserError("--control is of `launch hostfile`, which sends the environment by standard input") from None
 
 
 def _end_all(nodes: list[Node], patience: float) -> None:

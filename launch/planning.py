@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from launch.display import columns
+from launch.machines import Machine
+from launch.needs import cores_per_rank
 from launch.preflight import check_batch
 from pretrain.analysis import costs, plan
+from pretrain.analysis.communication import exposed_seconds, step_traffic
 from pretrain.configuration import RunConfig
 from pretrain.configuration.schema import RecomputeBudget
 from pretrain.models.activations import Activations, image_activations
@@ -16,7 +18,7 @@ from pretrain.models.recomputation import values_within
 from pretrain.tasks.pretraining.recipes import RECIPES
 from pretrain.tasks.pretraining.task import Pretraining
 
-_SUMS = ("trainable", "frozen", "teacher")
+_AS_FAST = 1.05  # times the fastest step: less is nothing that a model of communication can tell
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Counts:
     arguments: dict[str, Any]
     image_size: int
     transformers: Activations
+    contrastive_images: int = 0  # of a row, that meet the texts of all ranks
 
     def activations(self, recompute: str | RecomputeBudget, rows: int, width: int) -> Activations:
         """Values of one sample among `rows` at once, of `width` bytes. Raises UserError for a budget too small."""
@@ -46,6 +49,11 @@ class Counts:
     def flops_per_sample(self) -> float:
         """The model's, of a training step: forward, twice that backward; the teacher only forward. No recomputation."""
         return 2.0 * (3.0 * self.trained_multiply_adds + self.teacher_multiply_adds)
+
+    def executed_flops(self, recompute: str | RecomputeBudget) -> float:
+        """With what is computed again in the backward pass: every block's forward pass, under a budget at most that."""
+        again = 0.0 if recompute == "none" else self.trained_multiply_adds
+        return self.flops_per_sample + 2.0 * again
 
 
 def count(config: RunConfig, classes: int) -> Counts:
@@ -91,29 +99,35 @@ def _with_heads(counts: Counts, config: RunConfig, task: Pretraining) -> Counts:
         length = config.data.context_length
         trained += costs.transformer_multiply_adds(length, text.width, text.layers)
         activations += costs.transformer_activations(length, text.width, text.layers, checkpointing=keep)
+        counts = replace(counts, contrastive_images=2 if recipe.image == "mixed" else 1)
     return replace(counts, trained_multiply_adds=trained, teacher_multiply_adds=teacher, transformers=activations)
 
 
-def plan_run(
-    config: RunConfig, *, gpus: int, memory_gb: float, mfu: float, peak_tflops: float, epoch_samples: int | None = None
-) -> dict[str, Any]:
+def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: int | None = None) -> dict[str, Any]:
     """Everything that `internimage plan` says, as plain values. Bytes unless the name says otherwise."""
     check_batch(config, gpus)
     training = config.training
-    found, classes = _look_at_sources(config)
+    found, sample_bytes, classes = _look_at_sources(config)
     counts = count(config, config.model.num_classes or classes)
     width = 4 if training.precision == "fp32" else 2
-    device = memory_gb * plan.GIGABYTE
+    device = machine.memory * plan.GIGABYTE if machine.memory is not None else None
+    share, said = machine.likely(counts.modules.get("image", counts.sizes.trainable))
+    flops, executed = counts.flops_per_sample, counts.executed_flops(config.model.recompute)
+    reduction = 4.0 if training.reduce_gradients == "fp32" else float(width)
 
-    def per_sample(accumulation: int = training.accumulation) -> float:
-        rows = training.batch_size // (gpus * accumulation)
+    def per_sample(ranks: int = gpus, accumulation: int = training.accumulation) -> float:
+        rows = training.batch_size // (ranks * accumulation)
         return width * counts.activations(config.model.recompute, rows, width).peak
 
-    def memory(stage: int, accumulation: int = training.accumulation) -> plan.Memory:
+    def memory(stage: int, accumulation: int = training.accumulation, ranks: int = gpus) -> plan.Memory:
+        rows = training.batch_size // (ranks * accumulation)
+        similarities = (
+            plan.contrastive_bytes(rows, ranks, counts.contrastive_images) if counts.contrastive_images else 0
+        )
         return plan.rank_memory(
             counts.sizes,
             stage=stage,
-            ranks=gpus,
+            ranks=ranks,
             precision=training.precision,
             accumulation=accumulation,
             ema=training.ema.enabled,
@@ -121,30 +135,81 @@ def plan_run(
             offload_parameters=training.offload_parameters,
             offload_folder=training.offload_folder is not None,
             asynchronous=config.checkpoint.asynchronous,
-            activations=per_sample(accumulation) * training.batch_size // (gpus * accumulation),
+            reduction_bytes=reduction,
+            activations=per_sample(ranks, accumulation) * rows + similarities,
         )
 
-    stages = []
-    for stage in plan.STAGES:
+    def step(stage: int, accumulation: int = training.accumulation, ranks: int = gpus) -> dict[str, Any]:
+        """Traffic, and seconds of a step at the highest and the lowest share, communication included."""
+        traffic = step_traffic(
+            counts.sizes,
+            stage=stage,
+            ranks=ranks,
+            precision=training.precision,
+            reduction_bytes=reduction,
+            accumulation=accumulation,
+        )
+        timed: dict[str, Any] = {
+            "sent": traffic.total,
+            **{f"sent_{k}": v for k, v in asdict(traffic).items() if k != "overlapped"},
+        }
+        if machine.peak is None or share is None:
+            return {**timed, "step_seconds": None, "exposed_seconds": None}
+        compute = [flops * training.batch_size / (ranks * machine.peak * 1e12 * one) for one in share[::-1]]
+        exposed = [
+            exposed_seconds(traffic, seconds, machine.network, stage=stage, ranks=ranks) if machine.network else 0.0
+            for seconds in compute
+        ]
+        both = [a + b for a, b in zip(compute, exposed, strict=True)]
+        return {**timed, "step_seconds": both, "exposed_seconds": exposed}
+
+    def row(stage: int) -> dict[str, Any]:
         one = memory(stage)
-        micro = plan.largest_micro_batch(one.total - one.activations, per_sample(), device)
-        fits = one.total <= plan.RESERVE * device
-        stages.append({**asdict(one), "total": one.total, "fits": fits, "largest_micro_batch": micro})
-    accumulations = [
-        a for a in range(training.accumulation, training.batch_size // gpus + 1) if not _rest(config, gpus, a)
-    ]
-    advice = None
-    for accumulation in accumulations:
-        best = plan.smallest_stage(lambda stage, a=accumulation: memory(stage, a), device)  # type: ignore[misc]
-        if best is not None:
-            advice = {"zero_stage": best, "accumulation": accumulation}
-            break
+        fixed = one.states + one.buckets
+        micro, fits = None, None
+        if device is not None:
+            micro = plan.largest_micro_batch(
+                fixed, per_sample(), device, ranks=gpus, contrastive_images=counts.contrastive_images
+            )
+            fits = one.total <= plan.RESERVE * device
+        return {**asdict(one), "total": one.total, "fits": fits, "largest_micro_batch": micro, **step(stage)}
+
+    stages = [row(stage) for stage in plan.STAGES]
     epoch = epoch_samples or found
-    schedule = config.schedule
-    samples = schedule.steps * training.batch_size if schedule.steps else None
-    if samples is None and epoch and schedule.epochs:
-        samples = round(schedule.epochs * epoch)
-    flops = counts.flops_per_sample
+    samples = _samples(config, epoch)
+
+    def days(seconds: list[float] | None) -> list[float] | None:
+        if seconds is None or samples is None:
+            return None
+        return [samples / training.batch_size * one / plan.SECONDS_A_DAY for one in seconds]
+
+    def best(ranks: int) -> dict[str, Any] | None:
+        """The fewest micro-batches, and of the stages that fit then the first that is as fast as any."""
+        if device is None:
+            return None
+        for accumulation in range(training.accumulation, training.batch_size // ranks + 1):
+            if training.batch_size % (ranks * accumulation):
+                continue
+            fitting = [s for s in plan.STAGES if memory(s, accumulation, ranks).total <= plan.RESERVE * device]
+            timed = {stage: step(stage, accumulation, ranks) for stage in fitting}
+            if not fitting:
+                continue
+            fastest = min((timed[s]["step_seconds"] or [0.0])[0] for s in fitting)
+            stage = next(s for s in fitting if (timed[s]["step_seconds"] or [0.0])[0] <= _AS_FAST * fastest)
+            return {
+                "gpus": ranks,
+                "zero_stage": stage,
+                "accumulation": accumulation,
+                "micro_batch": training.batch_size // (ranks * accumulation),
+                "total": memory(stage, accumulation, ranks).total,
+                "exposed_seconds": timed[stage]["exposed_seconds"],
+                "days": days(timed[stage]["step_seconds"]),
+            }
+        return None
+
+    configured = stages[training.zero_stage]
+    others = [n for n in (gpus // 4, gpus // 2, gpus, gpus * 2, gpus * 4) if n >= 1 and training.batch_size % n == 0]
+    rate = [training.batch_size / one for one in configured["step_seconds"]] if configured["step_seconds"] else None
     return {
         "gpus": gpus,
         "device_memory": device,
@@ -156,91 +221,54 @@ def plan_run(
         "activations_per_sample": per_sample(),
         "stages": stages,
         "configured_stage": training.zero_stage,
-        "advice": advice,
+        "advice": best(gpus),
+        "scaling": [row_of for n in dict.fromkeys(others) if (row_of := best(n)) is not None],
+        "divides_the_batch": [n for n in range(1, training.batch_size + 1) if training.batch_size % n == 0],
         "flops_per_sample": flops,
+        "executed_flops_per_sample": executed,
         "samples": samples,
-        "mfu": mfu,
-        "peak_tflops": peak_tflops,
-        "images_per_second": gpus * peak_tflops * 1e12 * mfu / flops,
-        "days": plan.days(samples, flops, ranks=gpus, peak_flops=peak_tflops * 1e12, mfu=mfu) if samples else None,
+        "share_of_peak": share,
+        "peak_tflops": machine.peak,
+        "images_per_second": rate,
+        "days": days(configured["step_seconds"]),
+        "data_bytes_per_second": [one * sample_bytes for one in rate] if rate and sample_bytes else None,
+        "data_bytes": sample_bytes * epoch if sample_bytes and epoch else None,
+        "cores_per_rank": cores_per_rank(config),
+        "checkpoint_bytes": plan.checkpoint_bytes(counts.sizes, ema=training.ema.enabled),
+        "checkpoints_kept": config.checkpoint.keep + 1,
+        "files_a_save": gpus + 4,
+        "assumptions": [*machine.assumptions, *said],
     }
 
 
-def _rest(config: RunConfig, gpus: int, accumulation: int) -> int:
-    return config.training.batch_size % (gpus * accumulation)
+def _samples(config: RunConfig, epoch: int | None) -> int | None:
+    schedule = config.schedule
+    if schedule.steps:
+        return schedule.steps * config.training.batch_size
+    return round(schedule.epochs * epoch) if epoch and schedule.epochs else None
 
 
-def _look_at_sources(config: RunConfig) -> tuple[int | None, int]:
-    """Samples of an epoch and classes, from the manifests that are here. None samples where one is missing."""
-    samples: int | None = 0
-    classes = 0
+def _look_at_sources(config: RunConfig) -> tuple[int | None, float | None, int]:
+    """Samples of an epoch, bytes of one in the shards, and classes, from the manifests that are here. None for both
+    where one is missing.
+    """
+    samples, size, classes = 0, 0, 0
+    known = True
     for source in config.data.sources:
         path = Path(source.path) / "manifest.json"
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             here, named = int(manifest["samples"]), len(manifest.get("classes") or ())
         except FileNotFoundError:
-            samples = None
+            known = False
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: not a manifest of shards ({error}); `internimage shards index` makes one"
             ) from None
-        samples = None if samples is None else samples + here
+        samples += here
+        size += sum(shard.stat().st_size for shard in Path(source.path).glob("*.tar"))
         classes = max(classes, named)
-    return samples, classes
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """The plan for people."""
-    sizes = result["parameters"]
-    total = sizes["trainable"] + sizes["frozen"]
-    parts = ", ".join(f"{k} {v / 1e6:.1f}" for k, v in sizes.items() if k not in _SUMS and v > 1e5)
-    recompute = result["recompute"]
-    recomputed = f"{recompute['budget_gb']:g} GB of activations" if isinstance(recompute, dict) else recompute
-    head = [
-        f"{total / 1e6:.1f} M parameters ({parts}); the teacher's copy has {sizes['teacher'] / 1e6:.1f} M",
-        f"{result['gpus']} ranks, micro-batch {result['micro_batch']}, {result['precision']}, recompute "
-        f"{recomputed}: {result['activations_per_sample'] / 1e6:.0f} MB of activations a sample",
-        "",
-        "GB a rank, estimated:",
-    ]
-    names = ("parameters", "gradients", "optimizer", "average", "teacher", "buckets", "activations", "total")
-    rows = [
-        [
-            f"ZeRO {stage['stage']}{'*' if stage['stage'] == result['configured_stage'] else ' '}",
-            *(f"{stage[name] / 1e9:.2f}" for name in names),
-            "fits" if stage["fits"] else "too much",
-            str(stage["largest_micro_batch"]),
-        ]
-        for stage in result["stages"]
-    ]
-    heads = ["EMA" if name == "average" else name for name in names]
-    table = columns(rows, ("", *heads, "", "largest micro-batch"))
-    configured = next(stage for stage in result["stages"] if stage["stage"] == result["configured_stage"])
-    beside = (
-        f"Beside that, a rank as configured: {configured['host'] / 1e9:.2f} GB of the machine's memory (what is "
-        f"offloaded, the copy for asynchronous checkpoints), {configured['files'] / 1e9:.2f} GB of files"
-    )
-    return "\n".join([*head, table, "* configured", beside, "", _advice(result), _time(result)])
-
-
-def _advice(result: dict[str, Any]) -> str:
-    room = f"{result['device_memory'] / 1e9:.0f} GB, of which {result['usable_share']:.0%} are planned with"
-    if result["advice"] is None:
-        return f"Nothing fits in {room}: use more devices, model.recompute, or offloading."
-    advice = result["advice"]
-    return (
-        f"Smallest that fits in {room}: training.zero_stage={advice['zero_stage']} "
-        f"training.accumulation={advice['accumulation']}"
-    )
-
-
-def _time(result: dict[str, Any]) -> str:
-    speed = (
-        f"{result['flops_per_sample'] / 1e9:.1f} GFLOP a sample (the model's; recomputation is not counted); at "
-        f"{result['mfu']:.0%} of {result['peak_tflops']:.0f} TFLOP/s {result['images_per_second']:.0f} images/s"
-    )
-    if result["days"] is None:
-        return f"{speed}. Days: the size of an epoch is not known here; give --samples."
-    return f"{speed}, {result['samples']:,} samples in {result['days']:.2f} days, if no step waits for data."
+    if not known or not samples:
+        return None, None, classes
+    return samples, size / samples or None, classes

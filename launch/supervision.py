@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from data_pipeline.errors import BAD_DATA, DONE, GAVE_UP, INTERRUPTED, OTHER, STOPPED, USAGE
+from data_pipeline.errors import BAD_DATA, DONE, GAVE_UP, HANG, INTERRUPTED, OTHER, STOPPED, USAGE
 from launch.stopping import HANDLED, Action, StopRequests, as_forwarded, seconds_to_stop
 
 _TICK = 0.05
@@ -56,13 +56,14 @@ def combined_code(codes: Sequence[int]) -> int:
     """One exit code for members that ended, in that order, by themselves.
 
     75 only where all ended 0 or 75 and at least one 75: a rank that was lost may have saved nothing. Of failures
-    the first with a meaning of its own counts (bad data, gave up, usage), since the ranks beside it fail for
-    want of a partner a moment earlier or later; else the first.
+    the first with a meaning of its own counts (bad data, gave up, usage; then a hang), since the ranks beside it fail
+    for want of a partner a moment earlier or later; else the first.
     """
     failures = [code for code in codes if code not in (DONE, STOPPED)]
     telling = [code for code in failures if code in (BAD_DATA, GAVE_UP, USAGE)]
+    hung = [code for code in failures if code == HANG]
     if failures:
-        return (telling or failures)[0]
+        return (telling or hung or failures)[0]
     return STOPPED if STOPPED in codes else DONE
 
 
@@ -86,7 +87,7 @@ def watch(members: Sequence[Member], received: list[int], patience: Patience, co
             number = received.pop(0)
             action = Action.KILL if number == signal.SIGKILL else requests.decide(number)
             if action is Action.KILL:
-                _say("killed on request; nothing is saved since the last checkpoint")
+                say("killed on request; nothing is saved since the last checkpoint")
                 return INTERRUPTED
             if action is Action.FORWARD:
                 for member in members:
@@ -156,13 +157,15 @@ def _explain(ended: Sequence[Member], code: int) -> None:
         return
     by_signal = code - 128 in [s.value for s in signal.Signals]
     cause = f"was ended by {signal.Signals(code - 128).name}" if by_signal else f"ended with exit code {code}"
-    _say(f"{guilty[0].name} {cause}")
+    say(f"{guilty[0].name} {cause}")
     words = guilty[0].last_words()
     if words:
-        print(f"the end of {guilty[0].log}:\n{words}", file=sys.stderr, flush=True)
+        say(f"the end of {guilty[0].log}:\n{words}")
 
 
-def _say(message: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h")  # a killed progress bar leaves the cursor hidden
-    print(f"internimage: {message}", file=sys.stderr, flush=True)
+def say(message: str) -> None:
+    """One line of the launcher's own on standard error; lost where nobody reads it any more."""
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h")  # a killed progress bar leaves the cursor hidden
+        print(f"internimage: {message}", file=sys.stderr, flush=True)

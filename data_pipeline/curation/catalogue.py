@@ -43,9 +43,15 @@ class Catalogue:
 
 @contextmanager
 def open_catalogue(
-    sets: Sequence[Manifest], *, further: Sequence[Path] = (), memory_gb: float = 1.0, threads: int | None = None
+    sets: Sequence[Manifest],
+    *,
+    further: Sequence[Path] = (),
+    memory_gb: float = 1.0,
+    threads: int | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[Catalogue]:
-    """Opens the sidecars of `sets` as one table; what does not fit into `memory_gb` goes to the first set's folder.
+    """Opens the sidecars of `sets` as one table; what does not fit into `memory_gb` goes to the folder `scratch`, by
+    default that of the first set.
 
     further: files that statements may read besides. Nothing else can be read or written by an expression, wherever it
     comes from. Raises UserError where there are no shards, BadDataError where a sidecar is damaged.
@@ -53,7 +59,7 @@ def open_catalogue(
     places = [(number, shard) for number, one in enumerate(sets) for shard in range(len(one.shards))]
     if not places:
         raise UserError("there are no shards to look at; check the paths of the sets")
-    work = sets[0].index_folder / WORK_FOLDER
+    work = (scratch or sets[0].index_folder) / WORK_FOLDER
     work.mkdir(exist_ok=True)
     settings: dict[str, str | bool | int | float | list[str]] = {
         "temp_directory": str(work / "spilled"),

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,10 @@ def available() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
-    """Maps over `workers` processes (one: this process); at most 4 chunks a process are under way.
+def ordered_map(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, *, chunk: int = _CHUNK
+) -> Iterator[_Result]:
+    """Maps over `workers` processes (one: this process); at most 4 chunks of items a process are under way.
 
     Fresh processes are started, not forks: a caller that trains has threads already, and a fork copies half of them.
     (So a script that calls this needs its `if __name__ == "__main__":`.)
@@ -31,12 +34,12 @@ def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], worker
         return
     source = iter(items)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         waiting: deque[Future[list[_Result]]] = deque()
         try:
             while True:
-                while len(waiting) < 4 * workers and (chunk := list(itertools.islice(source, _CHUNK))):
-                    waiting.append(pool.submit(_each, work, chunk))
+                while len(waiting) < 4 * workers and (items_now := list(itertools.islice(source, chunk))):
+                    waiting.append(pool.submit(_each, work, items_now))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
@@ -44,10 +47,11 @@ def ordered_map(work: Callable[[_Item], _Result], items: Iterable[_Item], worker
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this process when its parent is gone: a worker of a pool whose owner was killed waits for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler tells every process; the parent answers for all
 
     def watch() -> None:
         parent.join()

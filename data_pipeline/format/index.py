@@ -31,6 +31,8 @@ from data_pipeline.format.ustar import Damage, TarMember
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe")
 
+ANNOTATION_MEMBERS = ("objects.json", "labels.png")  # of annotated pictures, after the key
+
 NO_IMAGE = "image_missing"
 EMPTY_IMAGE = "image_empty"
 NOT_AN_IMAGE = "not_an_image"
@@ -61,7 +63,11 @@ class _Sample:
         for extension in IMAGE_EXTENSIONS:
             if extension in self.members:
                 return self.members[extension]
-        nested = [member for name, member in self.members.items() if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
+        nested = [
+            member
+            for name, member in self.members.items()
+            if name.rpartition(".")[2] in IMAGE_EXTENSIONS and name not in ANNOTATION_MEMBERS
+        ]
         return nested[0] if len(nested) == 1 else None
 
 
@@ -160,7 +166,11 @@ def _describe(sample: _Sample, buffer: mmap.mmap) -> dict[str, Any]:
         row["label"] = _label(fields, sample.members.get("cls"), buffer)
     except InvalidLabelError:
         lacking = lacking or LABEL_INVALID
-    for name, member in (("image", image), ("text", text), ("json", metadata)):
+    annotation = next((name for name in ANNOTATION_MEMBERS if name in sample.members), None)
+    if annotation is not None:
+        row["annotation_member"] = annotation
+    known = (("image", image), ("text", text), ("json", metadata), ("annotation", sample.members.get(annotation or "")))
+    for name, member in known:
         if member is not None:
             row |= {f"{name}_offset": member.offset, f"{name}_size": member.size}
     if sample.duplicate:

@@ -7,7 +7,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ SIDECAR_SCHEMA = pa.schema(
     ]
 )
 
+# Of annotated pictures (objects, label maps): columns that only their sidecars have.
+ANNOTATION_COLUMNS = [
+    pa.field("annotation_member", pa.string()),  # the member's name after the key: objects.json | labels.png
+    pa.field("annotation_offset", pa.int64()),
+    pa.field("annotation_size", pa.int64()),
+]
+
 
 # What a packed sample's reason says of a sample that is good for training all the same.
 END_MARKER_ADDED = "end_marker_added"  # a JPEG that lacked only its end marker has it now
@@ -55,9 +62,13 @@ HARMLESS_NOTES = frozenset({END_MARKER_ADDED, LABEL_INVALID})
 
 
 def table(rows: Iterable[Mapping[str, Any]], further: pa.Schema | None = None) -> pa.Table:
-    """Makes a table of `SIDECAR_SCHEMA`, and of the columns `further`, from dictionaries; missing entries are null."""
-    schema = SIDECAR_SCHEMA if further is None else pa.schema([*SIDECAR_SCHEMA, *further])
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    """Makes a table of `SIDECAR_SCHEMA`, of the columns of annotations where a row has one, and of the columns
+    `further`, from dictionaries; missing entries are null.
+    """
+    listed = [dict(row) for row in rows]
+    annotated = any("annotation_member" in row for row in listed)
+    schema = joined_columns(SIDECAR_SCHEMA, pa.schema(ANNOTATION_COLUMNS) if annotated else None, further)
+    return pa.Table.from_pylist(listed, schema=schema)
 
 
 def write_sidecar(path: Path, rows: pa.Table) -> None:
@@ -66,20 +77,40 @@ def write_sidecar(path: Path, rows: pa.Table) -> None:
         pq.write_table(rows, file, compression="zstd")
 
 
-def read_sidecar(path: Path) -> pa.Table:
-    """Reads the rows of one sidecar. Raises BadDataError where it is missing, is no Parquet file or lacks columns."""
+def further_columns(path: Path) -> pa.Schema | None:
+    """Returns the columns that a sidecar has beyond `SIDECAR_SCHEMA`; None where there is no sidecar."""
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException):
+        return None
+    return pa.schema([field for field in schema if field.name not in SIDECAR_SCHEMA.names])
+
+
+def joined_columns(*schemas: pa.Schema | None) -> pa.Schema:
+    """Joins further columns by name; where types differ, the first counts."""
+    fields: dict[str, pa.Field] = {}
+    for schema in schemas:
+        fields = {field.name: field for field in schema or ()} | fields
+    return pa.schema(fields.values())
+
+
+def read_sidecar(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the rows of one sidecar, of all columns or of some. Raises BadDataError where it is missing, is no Parquet
+    file or lacks columns."""
     remedy = f"make it anew with `internimage shards index {path.parent}`"
     try:
-        rows = pq.ParquetFile(path, memory_map=False).read()
+        with pq.ParquetFile(path, memory_map=False) as file:
+            schema = file.schema_arrow
+            rows = file.read(columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise BadDataError(f"sidecar {path} is missing; {remedy}") from None
     except (pa.ArrowException, OSError) as error:
         raise BadDataError(f"sidecar {path} cannot be read ({error}); {remedy}") from None
     for field in SIDECAR_SCHEMA:
-        if field.name not in rows.column_names:
+        if field.name not in schema.names:
             raise BadDataError(f"sidecar {path} has no column {field.name}; {remedy}")
-        if rows.schema.field(field.name).type != field.type:
-            found = rows.schema.field(field.name).type
+        if schema.field(field.name).type != field.type:
+            found = schema.field(field.name).type
             raise BadDataError(f"sidecar {path}: column {field.name} is {found}, not {field.type}; {remedy}")
     return rows
 

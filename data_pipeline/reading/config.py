@@ -1,8 +1,8 @@
 """The `data:` section of a configuration file."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -62,6 +62,14 @@ def of_view(value: PerView, number: int) -> float:
     return value[number] if isinstance(value, tuple) else value
 
 
+class RectangleConfig(Section):
+    """The view of dense tasks: the whole picture, resized keeping its shape; cropped where it exceeds image_size."""
+
+    shorter: list[int] = Field([800], min_length=1, description="one of these becomes the shorter side, pixels")
+    longer: int = Field(1333, ge=32, description="the longer side at most, before `scale`")
+    scale: tuple[float, float] = Field((1.0, 1.0), description="a factor drawn from here enlarges both")
+
+
 class CacheConfig(Section):
     """Node-local cache of remote shards."""
 
@@ -71,7 +79,10 @@ class CacheConfig(Section):
 
 class DataConfig(Section):
     sources: list[SourceConfig] = Field(min_length=1)
-    image_size: int = Field(224, ge=32, description="side of the square view, pixels")
+    image_size: int = Field(
+        224, ge=32, description="side of the square view, pixels; with `rectangle` the largest side of a view"
+    )
+    rectangle: RectangleConfig | None = Field(None, description="of detection and segmentation: views keep their shape")
     views: Literal[1, 2] = Field(2, description="augmented views of each image")
     context_length: int = Field(77, ge=4, description="caption length in tokens")
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -84,3 +95,13 @@ class DataConfig(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="an image with more is a bad sample, whatever its file size")
     start_method: Literal["fork", "spawn"] = Field("fork", description="how workers start; spawn where fork is unsafe")
     cache: CacheConfig = CacheConfig()
+
+    @model_validator(mode="after")
+    def _rectangles(self) -> Self:
+        moved = [name for name in ("rand_augment", "rotate", "shift", "erase") if getattr(self.augmentation, name)]
+        if self.rectangle is not None and (self.views != 1 or moved):
+            raise ValueError(
+                "data.rectangle makes one view, whose boxes and masks move with it: set data.views to 1, and leave "
+                "rand_augment, rotate, shift and erase of data.augmentation out"
+            )
+        return self

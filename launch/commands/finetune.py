@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import DONE
-from launch.commands.options import Config, Overrides, PrintConfig, Processes, RunOutput
+from launch.commands.options import (
+    AllowChange,
+    Config,
+    Overrides,
+    PrintConfig,
+    Processes,
+    RunOutput,
+    with_allowed_changes,
+)
 
 if TYPE_CHECKING:
     from pretrain.training.safeguards.interruption import Interruption
@@ -35,6 +43,7 @@ def finetune(
     least_steps: Annotated[int, typer.Option(min=0, help="With --validation: no end before this step.")] = 0,
     output: RunOutput = None,
     processes: Processes = "auto",
+    allow_change: AllowChange = None,
     print_config: PrintConfig = False,
 ) -> int:
     """Fine-tune a pretrained backbone with labels; the same command resumes."""
@@ -43,6 +52,7 @@ def finetune(
     from launch.starting import start_ranks
     from pretrain.configuration import dump_config, load_config
 
+    overrides = with_allowed_changes(overrides, allow_change)
     resolved = load_config(config, overrides or ())
     if print_config:
         typer.echo(dump_config(resolved), nl=False)

@@ -31,3 +31,16 @@ RunOutput = Annotated[
 ]
 Processes = Annotated[str, typer.Option(help="Ranks on this machine: a number, or auto = every GPU, 1 on a CPU.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option("--allow-change", metavar="KEY", help="Resume with another value of this key. Repeatable."),
+]
+
+
+def with_allowed_changes(overrides: list[str] | None, allowed: list[str] | None) -> list[str] | None:
+    """`--allow-change` as the override that carries it to every rank."""
+    if not allowed:
+        return overrides
+    import json
+
+    return [*(overrides or []), f"training.allow_changes={json.dumps(allowed)}"]

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_pipeline.errors import DONE
-from launch.commands.options import Config, Overrides, PrintConfig, Processes, RunOutput
+from launch.commands.options import (
+    AllowChange,
+    Config,
+    Overrides,
+    PrintConfig,
+    Processes,
+    RunOutput,
+    with_allowed_changes,
+)
 
 if TYPE_CHECKING:
     from pretrain.training.safeguards.interruption import Interruption
@@ -23,6 +31,7 @@ def pretrain(
         str | None,
         typer.Option(metavar="FIRST:LAST", help="Trace these steps of every rank for Chrome, as 10:13 or steps=10:13."),
     ] = None,
+    allow_change: AllowChange = None,
     print_config: PrintConfig = False,
 ) -> int:
     """Pretrain from CONFIG; the same command resumes."""
@@ -32,6 +41,7 @@ def pretrain(
 
     if profile is not None:
         overrides = [*(overrides or []), f"training.profile={json.dumps(profile.removeprefix('steps='))}"]
+    overrides = with_allowed_changes(overrides, allow_change)
     resolved = load_config(config, overrides or ())
     if print_config:
         typer.echo(dump_config(resolved), nl=False)

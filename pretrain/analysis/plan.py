@@ -1,4 +1,4 @@
-"""What a run needs, before a device is booked: memory of a rank by ZeRO stage, and days. Pure functions of counts.
+"""What a run needs of a device, before one is booked: memory of a rank by ZeRO stage. Pure functions of counts.
 
 Bytes a parameter of DeepSpeed's training states, n ranks, p = 2 in bf16 and fp16, 4 in fp32 (Rajbhandari et al., "ZeRO:
 Memory Optimizations Toward Training Trillion Parameter Models", SC 2020, section 3), and of what this project adds:
@@ -11,13 +11,16 @@ Memory Optimizations Toward Training Trillion Parameter Models", SC 2020, sectio
     average      4 / n       4 / n       4 / n       4 / n          fp32, each rank its share
     teacher      p           p           p           p / n          of the parameters that the teacher has
 
+The update holds, beside these, the rank's gradients once more in fp32, which Adam reads: 4 / n (stage 0 in half
+precision: 4). By then the activations are gone, so a rank's peak is the larger one of the two moments.
+
 Buckets are what a collective has in flight; at stage 3 also the parameters gathered for the layers at hand. Of them,
 what stands between the last backward pass and the update is one at stages 2 and 3 (`standing`); at stage 2 it is where
 the gradients lie as long as the model fits into it. Where training.offload_folder is set, Adam's moments and the
 average are in files; an asynchronous checkpoint keeps a copy of what it writes on the host, 16 / n a parameter.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 from pretrain.training.zero.deepspeed_config import LARGEST_BUCKET
@@ -26,6 +29,7 @@ GIGABYTE = 1e9
 SECONDS_A_DAY = 86_400.0
 RESERVE = 0.9  # of a device's memory that a plan uses: the rest goes to the driver, to NCCL and to fragmentation
 STAGES = (0, 1, 2, 3)
+_CONTRASTIVE_KEPT = 9.0  # bytes a similarity: the product (its scale is trained), the log-softmax, the mask
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Memory:
     host: float = 0.0
     files: float = 0.0
     standing: float = 0.0  # of the buckets, between the backward pass and the update; without overlap
+    update: float = 0.0  # gradients in fp32, as the update reads them
 
     @property
     def states(self) -> float:
@@ -62,7 +67,8 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return self.states + self.buckets + self.activations
+        """The peak of a step: in the backward pass, or in the update."""
+        return self.states + max(self.buckets + self.activations, self.standing + self.update)
 
 
 def rank_memory(
@@ -77,9 +83,11 @@ def rank_memory(
     offload_parameters: bool = False,
     offload_folder: bool = False,
     asynchronous: bool = False,
+    reduction_bytes: float | None = None,
     activations: float = 0.0,
 ) -> Memory:
-    """Bytes of one of `ranks` ranks. activations: of its micro-batch (`pretrain.analysis.costs`).
+    """Bytes of one of `ranks` ranks. activations: of its micro-batch (`pretrain.analysis.costs`). reduction_bytes: of a
+    gradient's value on its way, `p` by default.
 
     offload_*: as in the configuration: the optimizer's states and the average, or the parameters, go to the host, or
     the former into files. asynchronous: checkpoints are; with files they are not, whatever is asked for.
@@ -97,10 +105,14 @@ def rank_memory(
     average = 4.0 * trainable * share if ema else 0.0
     teacher = p * sizes.teacher * cut[2] if ema else 0.0
     bucket = min(LARGEST_BUCKET, trainable)
+    reduced = max(p, reduction_bytes or p)
     buckets = 0.0 if stage == 0 else p * bucket * (3.0 if stage == 3 else 2.0)
-    standing = p * bucket if stage >= 2 else 0.0
+    if stage > 0 and reduced > p:
+        buckets += reduced * bucket  # the copy that is reduced
+    standing = {2: p, 3: reduced}.get(stage, 0.0) * bucket
     if stage == 2 and bucket == trainable and not fp32_gradients:
         standing -= gradients
+    update = 4.0 * trainable * cut[0] if half or stage > 0 else 0.0
     host = files = 0.0
     if offload_folder:
         files = 8.0 * trainable * cut[0] + average
@@ -108,30 +120,40 @@ def rank_memory(
     elif asynchronous:
         host = (16.0 if ema else 12.0) * trainable * share
     if offload_optimizer and stage > 0:
-        host, optimizer, average = host + optimizer + average, 0.0, 0.0
+        host, optimizer, average, update = host + optimizer + average, 0.0, 0.0, 0.0
     if offload_parameters and stage == 3:
         host, parameters = host + parameters, 0.0
     return Memory(
-        stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host, files, standing
+        *(stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host, files, standing),
+        update=update,
     )
 
 
-def smallest_stage(memory_of: Callable[[int], Memory], device_bytes: float) -> int | None:
-    """The first ZeRO stage whose total fits in `RESERVE` of a device; None where even stage 3 does not.
+def contrastive_bytes(rows: float, ranks: int, images: int) -> float:
+    """What InfoNCE over the global micro-batch keeps on a rank (pretrain/objectives/contrastive.py).
 
-    Smaller is better: a further stage sends as much or more.
+    For each image of a row both directions, `rows` x `rows * ranks` similarities in fp32, scaled, masked and
+    normalised; and for a moment two gradients of one of them.
     """
-    for stage in STAGES:
-        if memory_of(stage).total <= RESERVE * device_bytes:
-            return stage
-    return None
+    return _CONTRASTIVE_KEPT * 2 * images * rows * rows * ranks + 8.0 * rows * rows * ranks
 
 
-def largest_micro_batch(fixed: float, per_sample: float, device_bytes: float) -> int:
-    """Samples of one forward pass that fit beside `fixed` bytes; 0 where not even one does."""
-    return max(0, int((RESERVE * device_bytes - fixed) // per_sample)) if per_sample > 0 else 0
+def largest_micro_batch(
+    fixed: float, per_sample: float, device_bytes: float, *, ranks: int = 1, contrastive_images: int = 0
+) -> int:
+    """Samples of one forward pass that fit beside `fixed` bytes; 0 where not even one does.
+
+    contrastive_images: of a row, that meet the texts of all ranks; 0: none.
+    """
+    room = RESERVE * device_bytes - fixed
+    if per_sample <= 0 or room < per_sample:
+        return 0
+    square = contrastive_bytes(1.0, ranks, contrastive_images) if contrastive_images else 0.0
+    if square == 0.0:
+        return int(room // per_sample)
+    return int((math.sqrt(per_sample**2 + 4 * square * room) - per_sample) / (2 * square))
 
 
-def days(samples: float, flops_per_sample: float, *, ranks: int, peak_flops: float, mfu: float) -> float:
-    """Wall-clock days of `samples` training samples at a share `mfu` of the devices' peak, waiting for nothing."""
-    return samples * flops_per_sample / (ranks * peak_flops * mfu) / SECONDS_A_DAY
+def checkpoint_bytes(sizes: Sizes, *, ema: bool) -> float:
+    """One checkpoint: weights, both moments and the EMA in fp32; what is frozen once."""
+    return (16.0 if ema else 12.0) * sizes.trainable + 4.0 * sizes.frozen

@@ -11,7 +11,7 @@ operator that reaches the dispatcher is counted by these rules.
 
 What a step has beside the image model (losses, other towers, optimizer, collectives) is not counted. Compiling fuses
 what is counted apart here. A block's bytes are also given in maps, those of its map N H W C in 16 bits: a pre-norm
-block of width C with P columns of places moves 41 + 2 P/C forward and 92 + 5 P/C backward beside its weights, as
+block of width C with P columns of places moves 39 + 2 P/C forward and 83 + 5 P/C backward beside its weights, as
 tests/launch/test_inspect_costs.py adds up.
 """
 
@@ -90,17 +90,30 @@ def _sampling_backward(grad: Tensor, value: Tensor, *_: Any) -> tuple[int, int]:
     return 1, 2 * size  # zeroed; read by the sums, whose writing is the output's
 
 
+def _norm_backward(_grad: Tensor, x: Tensor, *_: Any) -> tuple[int, int]:
+    """Weight and bias get theirs from fp32 sums over shares of the rows: written, and read by a second kernel."""
+    channels = x.shape[-1]
+    shares = min(128, -(-x.numel() // channels // 16))  # as in csrc/norm.h
+    return 1, 2 * shares * 2 * channels * 4
+
+
 # Operator -> launches and bytes beyond one launch that reads its inputs and writes its outputs.
 _PARTS: dict[str, Callable[..., tuple[int, int]]] = {
     "aten::native_layer_norm_backward": _layer_norm_backward,
     "aten::convolution_backward": _convolution_backward,
+    "dcnv3::norm_backward": _norm_backward,
     "dcnv3::backward": _sampling_backward,
     "dcnv3::packed_backward": _sampling_backward,
 }
 
 
+_SAMPLING = tuple(
+    getattr(torch.ops.dcnv3, prefix + direction) for prefix in ("", "packed_") for direction in ("forward", "backward")
+)
+
+
 def _flops(operator: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: Any) -> int:
-    if operator.namespace == "dcnv3":
+    if operator.overloadpacket in _SAMPLING:
         backward = "backward" in operator.__name__
         names = [argument.name for argument in operator._schema.arguments]
         given = dict(zip(names, arguments, strict=True))

@@ -56,17 +56,20 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
     layer_decay: float = Field(1.0, gt=0, le=1, description="lr multiplier per block, from the head down")
-    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the offset and mask projections")
+    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the projections that offsets come from")
     clip_grad: float | None = Field(1.0, gt=0)
 
 
 class ScheduleConfig(Section):
-    name: Literal["cosine", "constant"] = "cosine"
+    name: Literal["cosine", "constant", "poly", "step"] = Field(
+        "cosine", description="poly: linear to the end; step: a tenth from each milestone on"
+    )
     steps: int | None = Field(None, ge=1, description="length of the run; or give `epochs`")
     epochs: float | None = Field(None, gt=0)
     warmup_steps: int | None = Field(None, ge=0)
     warmup_epochs: float | None = Field(None, ge=0)
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    milestones: list[float] = Field([2 / 3, 11 / 12], description="of `step`: shares of the run, as 8 of 12 epochs")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -87,11 +90,14 @@ class EmaConfig(Section):
 class PolicyConfig(Section):
     """What happens when a step or a rank goes wrong."""
 
-    max_skipped: int = Field(10, ge=0, description="non-finite steps skipped in a row before the run gives up (4)")
+    max_skipped: int = Field(
+        10, ge=0, description="steps not applied in a row, non-finite or spikes, before a rollback"
+    )
     spike_factor: float | None = Field(
         5.0, gt=1, description="loss over its running median, and 1 above it, that counts as a spike; null: none does"
     )
-    rollbacks: int = Field(3, ge=0, description="returns to the last checkpoint before the run gives up (4)")
+    rollbacks: int = Field(3, ge=0, description="returns to a checkpoint, in a window, before the run gives up (4)")
+    rollback_window: int = Field(2000, ge=1, description="steps in which rollbacks count together")
     hang_seconds: float = Field(1800.0, gt=0, description="a step longer than this dumps all stacks and ends the run")
     grace_seconds: float = Field(60.0, gt=0, description="time allowed to save after a stop request")
 
@@ -102,6 +108,9 @@ class TrainingConfig(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches of one step")
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    reduce_gradients: Literal["fp32", "compute"] = Field(
+        "fp32", description="type in which gradients are summed over ranks; compute: that of forward and backward"
+    )
     offload_optimizer: bool = False
     offload_parameters: bool = False
     offload_folder: str | None = Field(
@@ -113,8 +122,10 @@ class TrainingConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     log_every: int = Field(10, ge=1)
     wandb: str | None = Field(None, description="Weights & Biases project; needs the extra `wandb`")
+    on_event: str | None = Field(None, description="shell command that gets each event of note, as JSON on its input")
     profile: str | None = Field(None, pattern=r"^\d+:\d+$", description="steps FIRST:LAST to trace")
     stop_after: int | None = Field(None, ge=1, description="stop (75) after this step, as a signal would")
+    allow_changes: list[str] = Field([], description="keys that a resumed run may change: --allow-change")
 
     @field_validator("profile", mode="before")
     @classmethod
@@ -127,7 +138,10 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(1000, ge=1)
     every_minutes: float | None = Field(None, gt=0)
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
-    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoints are never deleted")
+    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoints (milestones) are kept for good")
+    keep_gigabytes: float | None = Field(
+        None, gt=0, description="of milestones at most: they are thinned, spread over the run; null: no limit"
+    )
     asynchronous: bool = True
 
 

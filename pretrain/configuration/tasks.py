@@ -15,6 +15,12 @@ DEFAULT = "pretraining"
 OWN_TASKS = {
     "pretraining": "pretrain.tasks.pretraining.task:Pretraining",
     "classification": "pretrain.tasks.classification.task:Classification",
+    "detection": "pretrain.tasks.detection.task:Detection",
+    "instance": "pretrain.tasks.detection.task:Instance",
+    "query_detection": "pretrain.tasks.detection.task:QueryDetection",
+    "semantic": "pretrain.tasks.segmentation.task:Semantic",
+    "query_segmentation": "pretrain.tasks.segmentation.task:QuerySegmentation",
+    "query_instance": "pretrain.tasks.segmentation.task:QueryInstance",
 }
 
 

@@ -20,7 +20,7 @@ from pretrain.evaluation.metrics import (
     top_hits,
 )
 from pretrain.evaluation.results import Result, score
-from pretrain.evaluation.sets import AboutSet, describe_set
+from pretrain.evaluation.sets import AboutSet, classes_refusal, describe_set
 from pretrain.tasks.class_names import row_names
 
 # The class by its bare name, as tags name it; CLIP's "a photo of a {}" suits captions of photographs.
@@ -51,18 +51,14 @@ def top1(
     result = classification_result("top1", title, encoded.values, labels, names, about)
     known = labels >= 0
     ece = expected_calibration_error(encoded.values[known], labels[known])
-    return {**result, "calibration_error": ece}
+    return {**result, "calibration_error": ece, "images_per_second": encoded.images_per_second}
 
 
 def top1_refusal(rows: int, set_folder: Path | str, classes: Sequence[str] | None) -> str | None:
     """Why a classifier of `rows` rows named `classes` cannot be scored on the set; None where it can."""
     if not rows:
         return "the model has no classifier"
-    try:
-        describe_set(set_folder).rows_in(classes or ())
-    except UserError as error:
-        return str(error)
-    return None
+    return classes_refusal(set_folder, classes)
 
 
 def zero_shot(
@@ -87,7 +83,8 @@ def zero_shot(
         about.distinct or names,
         about,
     )
-    return {**result, "settings": {"templates": list(templates)}}
+    settings = {"templates": list(templates)}
+    return {**result, "settings": settings, "images_per_second": encoded.images_per_second}
 
 
 def class_vectors(

@@ -10,6 +10,7 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from data_pipeline.format import open_set
 from data_pipeline.reading.storage.sources import merge_classes
+from pretrain.evaluation.pictures import is_picture_folder, list_pictures
 from pretrain.tasks.class_names import rows_by_name
 
 
@@ -46,7 +47,10 @@ class AboutSet:
 
 
 def describe_set(set_folder: Path | str) -> AboutSet:
-    """Raises UserError where there is no set, or an empty one."""
+    """Of a shard set, or of a folder of pictures. Raises UserError where there is neither, or nothing in it."""
+    if is_picture_folder(set_folder):
+        found = list_pictures(set_folder)
+        return AboutSet(found.folder, found.folder.name, len(found.pictures), found.classes, found.classes, {})
     manifest = open_set(set_folder)
     if not manifest.samples:
         raise UserError(f"{manifest.folder}: the set is empty")
@@ -54,3 +58,12 @@ def describe_set(set_folder: Path | str) -> AboutSet:
     credit = {"attribution": str(attribution)} if attribution else {}
     distinct = merge_classes([manifest.classes])[0]
     return AboutSet(manifest.folder, manifest.name, manifest.samples, manifest.classes, distinct, credit)
+
+
+def classes_refusal(set_folder: Path | str, names: Sequence[str] | None) -> str | None:
+    """Why a model of the classes `names` cannot be scored on the set; None where it can."""
+    try:
+        describe_set(set_folder).rows_in(names or ())
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,4 +1,4 @@
-"""Fine-tuning for classification: `pretrain.training.run` with task classification, from a backbone's weights.
+"""Fine-tuning: `pretrain.training.run` with a task on annotated pictures, from a backbone's weights.
 
 It is a run like any other: it stops and resumes by the same command, and layer-wise decay and the offsets' lr are
 configuration (optimizer.layer_decay, optimizer.offset_lr_scale).
@@ -14,9 +14,9 @@ import torch.distributed as dist
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig
 from pretrain.finetuning.weights import load_into, read_rows
-from pretrain.tasks.classification.module import ClassificationModule
 from pretrain.tasks.classification.task import Classification
-from pretrain.tasks.module import TaskModule
+from pretrain.tasks.module import TaskModule, image_of
+from pretrain.tasks.pretraining.task import Pretraining
 
 if TYPE_CHECKING:
     from pretrain.training.safeguards.interruption import Interruption
@@ -33,22 +33,24 @@ def finetune(
     """One rank's whole life; the exit code: 0 done, 75 stopped on request after saving.
 
     Args:
-        config: of task classification; data.sources need labels.
+        config: of task classification, detection, ...; data.sources need what the task learns from.
         source: run directory, checkpoint, exported file or folder, or official .pth that the backbone comes from; None
             takes config.initialize_from, and without that random weights.
         output: run directory, started or resumed; a resumed run reads nothing from `source`.
         head_rows: text file with, for each class, the row of the source's classifier that it starts from (21,841
-            classes to 1,000); None for a new classifier.
+            classes to 1,000); None for a new classifier. Of task classification alone.
 
     Raises UserError (2), BadDataError (3), GaveUpError (4).
     """
     from pretrain.training import run
 
-    if not isinstance(config.task, Classification):
+    if isinstance(config.task, Pretraining):
         raise UserError(
-            f"task.name is {config.task.name!r}; fine-tuning a classifier needs 'classification' "
-            "(see configs/finetune_in1k.yaml)"
+            f"task.name is {config.task.name!r}; fine-tuning needs a task on annotated pictures, as 'classification' "
+            "(see configs/finetune_in1k.yaml) or 'instance' (configs/mask_rcnn_1x_coco.yaml)"
         )
+    if head_rows is not None and not isinstance(config.task, Classification):
+        raise UserError(f"task {config.task.name} has no classifier to take rows for; leave --head-rows out")
     source = source if source is not None else config.initialize_from
     if source is None:
         if head_rows is not None:
@@ -56,13 +58,13 @@ def finetune(
         return run(config, output, interruption=interruption)
     if not Path(source).exists():
         raise UserError(f"{source}: does not exist; give a run directory, a checkpoint or a weights file")
+    config = config.model_copy(update={"initialize_from": str(source)})  # what the run's files say of its lineage
     start = partial(_start, source=source, head_rows=head_rows)
     return run(config, output, initialize=start, interruption=interruption)
 
 
 def _start(module: TaskModule, *, source: Path | str, head_rows: Path | str | None) -> None:
-    assert isinstance(module, ClassificationModule)
-    image = module.image
+    image = image_of(module)
     rows = None if head_rows is None else read_rows(head_rows, image.num_classes)
     load_into(image, source, head_rows=rows, say=_say_once)
 

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnv3 import DCNv3
 from pretrain.models.activations import Kept, kept_within
 from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
-from pretrain.models.layers import DropPath, LayerNorm, Mlp, drop_path_factors, initial_std
+from pretrain.models.layers import DropPath, LayerNorm, Mlp, NormGelu, drop_path_factors, initial_std
 from pretrain.models.linear import linear, use_fast_linears
 from pretrain.models.recomputation import recomputed
 from pretrain.models.timm_features import TimmFeatures
@@ -35,13 +34,12 @@ class Stem(nn.Module):
     def __init__(self, in_chans: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, channels // 2, 3, stride=2, padding=1)
-        self.norm1 = LayerNorm(channels // 2)
+        self.norm1 = NormGelu(channels // 2)
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
         self.norm2 = LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-        x = F.gelu(self.norm1(x))
+        x = self.norm1(self.conv1(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 

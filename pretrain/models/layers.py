@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcnv3 import gelu, gelu_, layer_norm, norm_gelu
 from pretrain.models.randomness import on_device, uniforms
 
 
@@ -30,10 +31,20 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C] -> [..., C], same dtype."""
         if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
-            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+            return layer_norm(x, self.weight, self.bias, self.eps)
         with _no_autocast(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class NormGelu(LayerNorm):
+    """LayerNorm, then GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., C] -> [..., C], same dtype."""
+        if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+            return norm_gelu(x, self.weight, self.bias, self.eps)
+        return F.gelu(super().forward(x))
 
 
 class DropPath(nn.Module):
@@ -76,6 +87,9 @@ def drop_path_factors(layers: Sequence[DropPath], x: Tensor) -> list[Tensor | No
     return [next(rows) if drops else None for drops in dropping]
 
 
+_PART = 1 << 21  # values of the hidden layer that an MLP makes at once on the CPU where no gradient is wanted
+
+
 class Mlp(nn.Module):
     """Linear, GELU, Linear on the last dimension: [..., C] -> [..., C]."""
 
@@ -85,7 +99,20 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        wanted = torch.is_grad_enabled() or not x.numel()
+        if torch.compiler.is_compiling() or wanted or x.device.type != "cpu" or self._watched():
+            return self.fc2(gelu(self.fc1(x)))
+        # Nobody sees the hidden layer: made in parts and changed in place, it needs little fresh memory, which the
+        # system would have to clear first; at 56 by 56 pixels that takes as long as the layers themselves.
+        rows = x.reshape(-1, x.shape[-1])
+        parts = rows.split(max(_PART // self.fc1.out_features, 1))
+        outputs = [self.fc2(gelu_(self.fc1(part))) for part in parts]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).view(*x.shape[:-1], -1)
+
+    def _watched(self) -> bool:
+        """Whether a hook may look at a layer's output, or counts on one call of the layer."""
+        layers = (self.fc1, self.fc2)
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers) or torch.jit.is_tracing()
 
 
 class _SumOverRanks(torch.autograd.Function):

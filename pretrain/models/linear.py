@@ -92,16 +92,37 @@ class OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, weight.shape[0])
+        bias = ctx.has_bias and ctx.needs_input_grad[2]
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _product(gradient, weight.t()).view(x.shape)
         if ctx.needs_input_grad[1]:
-            rows = x.reshape(-1, x.shape[-1])
-            # The long dimension is summed over; the product is faster with the shorter of the others as its rows.
-            if weight.shape[0] > weight.shape[1]:
-                grad_weight = _product(rows.t(), gradient.t()).t()
-            else:
-                grad_weight = _product(gradient.t(), rows.t())
-        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_weight, grad_bias = _sums(
+                gradient, x.reshape(-1, x.shape[-1]), weight, bias, len(x) if x.ndim > 2 else 1
+            )
+        elif bias:
             grad_bias = gradient.sum(0)
         return grad_x, grad_weight, grad_bias
+
+
+def _sums(gradient: Tensor, rows: Tensor, weight: Tensor, bias: bool, batch: int) -> tuple[Tensor, Tensor | None]:
+    """The gradients of weight [N, K] and, with `bias`, of bias [N], from gradient [M, N] and rows [M, K] of the input.
+
+    As those of a 1x1 convolution of `batch` images, M / batch pixels each. The product that sums over the rows would
+    want both of its factors transposed, which at a narrow layer costs as much as the product does.
+    """
+    images = (batch, 1, len(rows) // batch)
+    _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        gradient.view(*images, -1).permute(0, 3, 1, 2),
+        rows.view(*images, -1).permute(0, 3, 1, 2),
+        weight[:, :, None, None],
+        [len(weight)],
+        [1, 1],
+        [0, 0],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [False, True, bias],
+    )
+    return grad_weight.view(weight.shape), grad_bias if bias else None

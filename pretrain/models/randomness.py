@@ -56,6 +56,31 @@ def uniforms(batch: int, salts: Sequence[int], device: torch.device) -> Tensor:
     return _unit_interval(mix_tensor(_of_key(_keys.to(device)) + constants[:, None]))
 
 
+def uniforms_of(row: int, count: int, salt: int, device: torch.device) -> Tensor:
+    """float32 [count] in [0, 1) of sample `row` of the batch whose keys the enclosing `drawing_from` holds, fixed by
+    (key, salt, place); without one, from torch's generator.
+    """
+    if _keys is None:
+        return torch.rand(count, device=device)
+    stream = mix_tensor(_keys[row].to(device) + _of_salt(salt))
+    return hashed_uniform(stream + torch.arange(count, device=device), salt)
+
+
+@contextmanager
+def drawing_as(row: int, salt: int, device: torch.device) -> Iterator[None]:
+    """Within the block, torch's own generators of the CPU and of `device` give what belongs to sample `row` of the
+    batch whose keys the enclosing `drawing_from` holds; they are put back. For draws inside other libraries; it waits
+    for the device. Without an enclosing one, nothing is changed.
+    """
+    if _keys is None:
+        yield
+        return
+    seed = int(mix_tensor(_of_key(_keys[row]) + _of_salt(salt)))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def on_device(values: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the CPU on `device`, without waiting for what the device still has to do."""
     if device.type != "cuda" or torch.compiler.is_compiling():

@@ -26,6 +26,22 @@ def summed(x: Tensor) -> Tensor:
     return x
 
 
+def largest(x: Tensor) -> Tensor:
+    """The element-wise maximum of `x` over ranks; no gradient."""
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def share_of_joined_mean(mean: Tensor, count: Tensor) -> Tensor:
+    """This rank's share (see the convention above) of the joined mean, from the mean of its own `count` items; a mean
+    of no items, which is nan, counts as 0.
+    """
+    count = count.to(mean.dtype)
+    return torch.nan_to_num(mean) * (count * world_size() / summed(count).clamp_min(1))
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """[n, ...] of every rank (equal shapes) -> [ranks * n, ...] in rank order, with gradient.
 

@@ -16,6 +16,8 @@ from data_pipeline.reading.config import DataConfig
 from pretrain.configuration.schema import ModelConfig, RunConfig, TaskSection
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from data_pipeline.reading import Batch, Targets, TargetSpec
@@ -71,6 +73,16 @@ class MainScore(NamedTuple):
     evaluation: str
     score: str
     title: str
+
+
+class Prediction(NamedTuple):
+    """What a task says of one picture. drawn: uint8 [H, W, 3]. results: as COCO's results are written. label_map: uint8
+    [H, W], of a task that gives every pixel a class.
+    """
+
+    drawn: "NDArray[np.uint8]"
+    results: list[dict[str, Any]]
+    label_map: "NDArray[np.uint8] | None" = None
 
 
 class Task(TaskSection, ABC):
@@ -145,6 +157,25 @@ class Task(TaskSection, ABC):
         classes: names that the module was trained on, as its checkpoint has them: of its classifier's first rows.
         """
         raise UserError(f"task {self.name!r} has no evaluation {name!r}")
+
+    def predict(
+        self,
+        module: "TaskModule",
+        image: bytes,
+        run: RunConfig,
+        *,
+        classes: Sequence[str],
+        image_id: int,
+        categories: Sequence[int],
+        least: float,
+    ) -> Prediction:
+        """What the module, which is in evaluation mode without gradients, says of an image file.
+
+        classes: their names. image_id, categories: what the results call the picture, and each class. least: score from
+        which on something is drawn. Raises BadSample where the image cannot be read, UserError where the task predicts
+        nothing.
+        """
+        raise UserError(f"task {self.name!r} predicts nothing of single pictures")
 
 
 def task_of(run: RunConfig) -> Task:

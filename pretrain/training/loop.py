@@ -1,7 +1,7 @@
 """The training loop. Everything that a step needs is made in `rank.py`; everything about ZeRO is behind `engine`.
 
 for every step:
-    lr -> micro-batches (teacher's targets, loss, gradients) -> decide -> update -> EMA -> log -> save -> stop?
+    lr -> micro-batches (teacher's targets, loss, gradients) -> agree, decide -> update -> EMA -> log -> save -> stop?
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,12 @@ from data_pipeline.reading import Batch, Targets
 from pretrain.configuration.schema import TrainingConfig
 from pretrain.tasks.module import StepKeys
 from pretrain.tasks.task import BatchReader
+from pretrain.training.agreement import Agreed, Said, begin_agreement
 from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.distributed import DistributedContext, seed_step
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.meter import Meter
+from pretrain.training.logging.rank_times import RankTimes
 from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
 from pretrain.training.safeguards.bad_samples import BadSampleMonitor
@@ -41,6 +43,7 @@ class LoopParts:
     policy: DivergencePolicy
     context: DistributedContext
     meter: Meter
+    times: RankTimes
     interruption: Interruption
     watchdog: Watchdog
     events: EventLog
@@ -59,19 +62,23 @@ def train(parts: LoopParts, step: int) -> bool:
         parts.teacher.refresh()
     parts.meter.pause()
     parts.watchdog.heartbeat()
-    while step < total and not _stop_agreed(parts, step):
+    stopping = _asked_before(parts, step)
+    while step < total and not stopping:
         if step in parts.policy.skipped_steps:
             step += 1
             batches = parts.reader.batches(step)
             continue
-        decision = _one_step(parts, step, batches)
+        decision, agreed = _one_step(parts, step, batches)
+        if agreed.stop:
+            parts.interruption.request("request on another rank")
+        stopping = agreed.stop
         if decision is StepDecision.ROLL_BACK:
             step = _roll_back(parts, step)
             batches = parts.reader.batches(step)
             continue
         step += 1
-        parts.checkpointer.poll()
-        if step < total and parts.checkpointer.due(step):
+        parts.checkpointer.advance(written=agreed.written, failed=agreed.failed)
+        if step < total and agreed.due:
             parts.checkpointer.save(step, _state(parts))
         parts.watchdog.heartbeat()
         parts.log.step_ended(step)
@@ -83,52 +90,91 @@ def train(parts: LoopParts, step: int) -> bool:
 
 def _state(parts: LoopParts) -> dict[str, object]:
     """What a checkpoint keeps of the loop itself. Collective."""
-    return {"policy": parts.policy.state(), "meter": parts.meter.state()}
+    return {"policy": parts.policy.state(), "meter": parts.meter.state(), "replaced": parts.bad_samples.state()}
 
 
-def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) -> StepDecision:
-    """One optimizer step on one global batch."""
+def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) -> tuple[StepDecision, Agreed]:
+    """One optimizer step on one global batch: what became of it, and what the ranks have agreed on."""
     settings, schedule, engine = parts.settings, parts.schedule, parts.engine
     seed_step(settings.seed, step, parts.context.rank)
     lr = schedule.lr(step)
     engine.set_lr(lr)
     logged = (step + 1) % settings.log_every == 0 or step + 1 == schedule.total_steps
+    parts.times.started()
     for micro in range(settings.accumulation):
-        with parts.meter.waiting():
+        with parts.meter.waiting(), parts.times.waiting():
             batch = next(batches)
+        parts.times.computing()
         batch = batch.to(parts.context.device)
         keys = StepKeys(settings.seed, step, micro)
-        taught = engine.teacher_targets(parts.teacher.module, batch, keys) if parts.teacher is not None else None
+        taught = None
+        if parts.teacher is not None:
+            parts.teacher.ready()
+            taught = engine.teacher_targets(parts.teacher.module, batch, keys)
         out = engine(batch, keys, taught, logged)
-        engine.backward(out.total)
         parts.meter.add(out.total, out.parts, out.metrics if logged else {})
+        last = micro + 1 == settings.accumulation
+        parts.times.forwarded(last=last)
+        if last:
+            agreement = begin_agreement(parts.context, parts.meter.micro_loss(), _said(parts, step))
+        engine.backward(out.total)
 
-    loss = parts.meter.loss()
+    agreed = agreement()
+    parts.bad_samples.check(agreed.seen, agreed.bad)
+    loss = agreed.loss
     decision = parts.policy.decide(step, loss)
     applied, norm = engine.step(apply=decision is StepDecision.APPLY)
     if applied and parts.ema is not None:
         parts.ema.update(ema_decay(step, schedule.total_steps, settings.ema, teacher=parts.teacher is not None))
         if parts.teacher is not None:
             parts.teacher.refresh()
-    if decision is not StepDecision.ROLL_BACK:
-        decision = parts.policy.record(step, loss, applied)
+    decision = parts.policy.record(step, loss, norm, applied)
     if decision is not StepDecision.APPLY and parts.context.leader:
         parts.events(EventKind.STEP_NOT_APPLIED, step=step, loss=loss, grad_norm=norm, verdict=decision.value)
-    parts.meter.end_step(applied=applied, norm=norm)
+    parts.meter.end_step(applied=applied, loss=loss, norm=norm)
     if logged:
         values = parts.meter.collect(lr, engine.flops_per_sample)
-        parts.log.write(step + 1, values | parts.bad_samples.metrics(step + 1))
-    return decision
+        parts.log.write(step + 1, values | parts.times.collect() | parts.bad_samples.metrics(step + 1))
+    return decision, agreed
+
+
+def _said(parts: LoopParts, step: int) -> Said:
+    """This rank's part of the agreement in step `step`, which ends with step + 1 steps done."""
+    _note_requests(parts, step + 1)
+    written, failed = parts.checkpointer.progress()
+    seen, bad = parts.bad_samples.counts()
+    return Said(parts.interruption.requested, parts.checkpointer.due(step + 1), seen, bad, written, failed)
+
+
+def _note_requests(parts: LoopParts, done: int) -> None:
+    if parts.context.leader:
+        parts.interruption.read_stop_file(parts.checkpointer.run)
+    limit = parts.settings.stop_after
+    if limit is not None and done >= limit:
+        parts.interruption.request("training.stop_after")
+
+
+def _asked_before(parts: LoopParts, step: int) -> bool:
+    """Was any rank asked to stop while the run was starting? Collective."""
+    _note_requests(parts, step)
+    if parts.context.sum([float(parts.interruption.requested)])[0] == 0:
+        return False
+    parts.interruption.request("request on another rank")
+    return True
 
 
 def _roll_back(parts: LoopParts, step: int) -> int:
-    """Load the last good checkpoint; the step to go on from. Without one, the offending batch is merely skipped."""
-    offending = parts.policy.roll_back()
+    """Load the checkpoint from before the drift; the step to go on from. Without one, the offending batch is merely
+    skipped.
+    """
+    rollback = parts.policy.roll_back(step)
     parts.checkpointer.wait()
-    state = parts.checkpointer.restore()
+    state = parts.checkpointer.restore(before=rollback.before)
+    to = int(state["step"]) if state is not None else None
     if parts.context.leader:
-        parts.events(EventKind.ROLLBACK, step=step, to=state["step"] if state else None, passed_over=offending)
+        parts.events(EventKind.ROLLBACK, step=step, to=to, passed_over=list(rollback.passed_over))
     if state is not None:
+        parts.policy.load(state["policy"])
         parts.log.rewind(int(state["step"]))
         parts.meter.load(state.get("meter"))
         if parts.teacher is not None:
@@ -136,18 +182,3 @@ def _roll_back(parts: LoopParts, step: int) -> int:
     parts.watchdog.heartbeat()
     parts.meter.pause()
     return int(state["step"]) if state else step + 1
-
-
-def _stop_agreed(parts: LoopParts, step: int) -> bool:
-    """A request that reached any rank stops all of them at the same step; so does bad data."""
-    if parts.context.leader:
-        parts.interruption.read_stop_file(parts.checkpointer.run)
-    limit = parts.settings.stop_after
-    if limit is not None and step >= limit:
-        parts.interruption.request("training.stop_after")
-    any_asked, seen, bad = parts.context.sum([float(parts.interruption.requested), *parts.bad_samples.counts()])
-    parts.bad_samples.check(seen, bad)
-    if any_asked == 0:
-        return False
-    parts.interruption.request("request on another rank")
-    return True

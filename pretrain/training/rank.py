@@ -6,6 +6,7 @@
 `compose` is the one place where the configuration is taken apart: each part is given its own section there.
 """
 
+import socket
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -21,17 +22,21 @@ from pretrain.tasks.task import BatchReader, ReaderOptions, module_of, task_of
 from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.checkpoint.disk import complete_checkpoints
 from pretrain.training.checkpoint.trained_on import TrainedOn
-from pretrain.training.distributed import DistributedContext, join
+from pretrain.training.distributed import DistributedContext, join, lost_a_partner
 from pretrain.training.folder import open_run
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.meter import Meter
+from pretrain.training.logging.notifying import Notifier
+from pretrain.training.logging.output import make_output_lenient
+from pretrain.training.logging.rank_times import RankTimes
 from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
 from pretrain.training.loop import LoopParts, train
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.training.safeguards.bad_samples import BadSampleMonitor
+from pretrain.training.resume import remember_changes
+from pretrain.training.safeguards.bad_samples import BadSampleMonitor, replaced_before
 from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
-from pretrain.training.safeguards.policy import DivergencePolicy
+from pretrain.training.safeguards.policy import DivergencePolicy, read_policy
 from pretrain.training.safeguards.watchdog import START_UP_SECONDS, Watchdog
 from pretrain.training.schedule import resolve_schedule
 from pretrain.training.zero.building import Built, Initialize, build
@@ -55,12 +60,14 @@ def run(
     Raises UserError (2), BadDataError (3), GaveUpError (4).
     """
     output, policy = Path(output), config.training.policy
+    make_output_lenient()
     with ExitStack() as stack:
         if interruption is None:
             interruption = stack.enter_context(Interruption())
         context = join(policy.hang_seconds + START_UP_SECONDS)  # longer than the watchdog waits
-        stack.enter_context(open_run(output, config, context))
-        events = EventLog(output, context.rank)
+        changes = stack.enter_context(open_run(output, config, context))
+        command = config.training.on_event
+        events = EventLog(output, context.rank, Notifier(command, output) if command is not None else None)
         watchdog = Watchdog(
             output,
             context.rank,
@@ -82,6 +89,9 @@ def run(
             reader = stack.enter_context(closing(task_of(config).open_reader(config.data, options)))
             parts, start = compose(config, output, initialize, reader, context, events, watchdog, interruption)
             stack.callback(parts.log.progress.close)
+            if changes:
+                events(EventKind.CONFIG_CHANGED, step=start, changes=changes)
+                remember_changes(output, changes, start)
             try:
                 finished = train(parts, start)
             finally:
@@ -95,7 +105,8 @@ def run(
             parts.engine.close()
         except Exception as error:
             kind = EventKind.GAVE_UP if isinstance(error, GaveUpError) else EventKind.FAILED
-            events(kind, message=str(error), error=type(error).__name__)
+            about = {"node": socket.gethostname(), "lost_partner": lost_a_partner(error)}
+            events(kind, message=str(error), error=type(error).__name__, **about)
             raise
         finally:
             watchdog.close()
@@ -136,7 +147,7 @@ def compose(
     built = build(
         partial(module_of, config, classes=reader.num_classes),
         settings_of,
-        None if complete_checkpoints(output) else initialize,
+        None if context.from_leader(lambda: bool(complete_checkpoints(output))) else initialize,
         training=training,
         context=context,
     )
@@ -179,7 +190,8 @@ def compose(
         config_text=dump_config(config),
         trained_on=TrainedOn.of(reader),
     )
-    policy = DivergencePolicy(training.policy, output, leader=context.leader)
+    kept = context.from_leader(lambda: read_policy(output))
+    policy = DivergencePolicy(training.policy, output, kept, leader=context.leader)
     state = checkpointer.restore()
     meter = Meter(context, training.batch_size, training.precision, module.loss_weights())
     start = int(state["step"]) if state is not None else 0
@@ -192,6 +204,7 @@ def compose(
             step=start,
             ranks=context.world_size,
             stage=engine.stage,
+            total_steps=schedule.total_steps,
         )
     plain = config.model_dump(mode="json")
     log = RunLog(output, start, schedule.total_steps, training, plain, module.alarms, events, context)
@@ -199,6 +212,7 @@ def compose(
         for notice in module.notices():
             events(EventKind.NOTICE, step=start, message=notice)
             log.progress.say(f"note: {notice}")
+    replaced = context.from_leader(lambda: replaced_before(state, output, start))
     parts = LoopParts(
         settings=training,
         schedule=schedule,
@@ -210,11 +224,12 @@ def compose(
         policy=policy,
         context=context,
         meter=meter,
+        times=RankTimes(context, lambda message: events(EventKind.STRAGGLER, message=message)),
         interruption=interruption,
         watchdog=watchdog,
         events=events,
         log=log,
-        bad_samples=BadSampleMonitor(reader, context, output, start),
+        bad_samples=BadSampleMonitor(reader, context, replaced),
     )
     return parts, start
 

@@ -1,7 +1,9 @@
-"""May this configuration continue that run? What shapes the result must be as it was; where and how it runs may
-change.
+"""May this configuration continue that run? What shapes the result must be as it was, or be named as a wanted change;
+where and how it runs may change.
 """
 
+import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import yaml
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.training.checkpoint.disk import DamagedError, complete_checkpoints
-from pretrain.training.logging.record import CONFIG
+from pretrain.training.logging.record import CONFIG, CONFIG_HISTORY
 
 # Keys (and all below them) that change no sample, no loss and no update beyond rounding.
 FREE = (
@@ -21,14 +23,17 @@ FREE = (
     "model.recompute",
     "model.compile",
     "training.zero_stage",
+    "training.reduce_gradients",
     "training.offload_optimizer",
     "training.offload_parameters",
     "training.offload_folder",
     "training.policy",
     "training.log_every",
     "training.wandb",
+    "training.on_event",
     "training.profile",
     "training.stop_after",
+    "training.allow_changes",
     "data.workers",
     "data.prefetch",
     "data.start_method",
@@ -37,25 +42,60 @@ FREE = (
 )
 
 
-def check_same_run(run: Path, config: RunConfig) -> None:
-    """Raises UserError where another version wrote the newest checkpoint, and one naming every key of `run`/config.yaml
-    that `config` changes and must not.
+# Keys (and all below them) that may change in the middle of a run, where `training.allow_changes` names them. They
+# change updates, but neither which sample stands at which position nor what a parameter means.
+CHANGEABLE = (
+    "optimizer",
+    "schedule",
+    "training.ema.decay",
+    "training.ema.teacher_start",
+    "training.ema.teacher_end",
+    "task.weights",
+)
+Changes = dict[str, tuple[Any, Any]]  # by key: what it was, what it is now
+
+
+def check_same_run(run: Path, config: RunConfig) -> Changes:
+    """The keys that `config` changes of `run`/config.yaml, and may, as training.allow_changes says.
+
+    Raises UserError where another version wrote the newest checkpoint, and one naming every key that changes and must
+    not.
     """
+    allowed = tuple(config.training.allow_changes)
+    for key in allowed:
+        if not _below(key, CHANGEABLE):
+            raise UserError(f"--allow-change {key}: a run may change {', '.join(CHANGEABLE)} and keys below them")
     for checkpoint in complete_checkpoints(run)[:1]:
         with suppress(DamagedError):  # the checkpointer refuses it, and takes the one before
             checkpoint.manifest  # noqa: B018  read for its errors
     path = run / CONFIG
     if not path.exists():
-        return
+        return {}
     before = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(old | new) if _differs(old, new, key) and not _is_free(key)]
-    if changed:
-        lines = "\n".join(f"  {key}: {_said(old, key)} there, {_said(new, key)} now" for key in changed)
+    wanted = [key for key in changed if _below(key, allowed)]
+    refused = [key for key in changed if key not in wanted]
+    if refused:
+        lines = "\n".join(f"  {key}: {_said(old, key)} there, {_said(new, key)} now" for key in refused)
+        may = [key for key in refused if _below(key, CHANGEABLE)]
+        change = f", change them on purpose (--allow-change {' --allow-change '.join(may)})" if may else ""
         raise UserError(
-            f"{run} holds a run of another configuration:\n{lines}\nSet them back to resume it, "
+            f"{run} holds a run of another configuration:\n{lines}\nSet them back to resume it{change}, "
             f"or start a new run with another --output (initialize_from={run} takes its weights)"
         )
+    return {key: (old.get(key), new.get(key)) for key in wanted}
+
+
+def remember_changes(run: Path, changes: Changes, step: int) -> None:
+    """Append to the history of the run's configuration: what was changed, from `step` on."""
+    if changes:
+        with open(run / CONFIG_HISTORY, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), "step": step, "changes": changes}) + "\n")
+
+
+def _below(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _differs(old: dict[str, Any], new: dict[str, Any], key: str) -> bool:
@@ -70,7 +110,7 @@ def _said(values: dict[str, Any], key: str) -> str:
 def _is_free(key: str) -> bool:
     # A set may have moved to another folder; that it is the same one, the number of its samples shows.
     moved = key.startswith("data.sources.") and key.endswith(".path")
-    return moved or any(key == free or key.startswith(f"{free}.") for free in FREE)
+    return moved or _below(key, FREE)
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, Any]:

@@ -20,17 +20,23 @@ class Schedule:
     peak_lr: float
     min_lr_ratio: float
     shape: str
+    milestones: tuple[float, ...] = ()
 
     def lr(self, step: int) -> float:
-        """Linear from peak/warmup to the peak, then `shape` down to `min_lr_ratio * peak` at the last step."""
+        """Linear from peak/warmup to the peak, then `shape` down to `min_lr_ratio * peak` at the last step; of shape
+        "step" a tenth from each milestone on, the shares of the run that detectors' 1x and 3x schedules drop at.
+        """
         if step < self.warmup_steps:
             return self.peak_lr * (step + 1) / self.warmup_steps
         if self.shape == "constant":
             return self.peak_lr
+        if self.shape == "step":
+            passed = sum(step >= share * self.total_steps for share in self.milestones)
+            return self.peak_lr * max(self.min_lr_ratio, 0.1**passed)
         length = max(1, self.total_steps - 1 - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / length)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-        return self.peak_lr * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * cosine)
+        left = 1.0 - progress if self.shape == "poly" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.peak_lr * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * left)
 
 
 def resolve_schedule(
@@ -52,7 +58,8 @@ def resolve_schedule(
             "shorten schedule.warmup_steps or warmup_epochs"
         )
     scale = batch_size / optimizer.lr_batch if optimizer.lr_batch else 1.0
-    return Schedule(total, warmup, optimizer.lr * scale, schedule.min_lr_ratio, schedule.name)
+    peak, milestones = optimizer.lr * scale, tuple(schedule.milestones)
+    return Schedule(total, warmup, peak, schedule.min_lr_ratio, schedule.name, milestones)
 
 
 def ema_decay(step: int, total: int, ema: EmaConfig, *, teacher: bool) -> float:

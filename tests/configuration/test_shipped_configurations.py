@@ -1,6 +1,7 @@
 """Every shipped configuration starts and makes steps with the same code, cut down where a small machine needs it."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 from data_pipeline.preparation import pack
 from pretrain.configuration import dump_config, load_config, parse_config
 from pretrain.models import create_model
+from pretrain.tasks.dense.section import DenseTask
 
 SHIPPED = sorted(p.stem for p in (Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 NARROW = {"channels": 16, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8]}
@@ -33,11 +35,37 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def dense_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four small pictures with COCO's objects, and with label maps."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "dense"))
+    from dense_sets import pack_shapes
+
+    folder = tmp_path_factory.mktemp("dense")
+    return {kind: pack_shapes(folder / kind, 4, label_maps=kind == "labels") for kind in ("objects", "labels")}
+
+
+def narrow_heads(task: dict) -> dict:
+    """The heads of a dense task, narrow."""
+    small = {"width": 64, "hidden": 32, "heads": 2, "queries": 8, "encoder_layers": 1, "decoder_layers": 2}
+    if "mask2former" in task:
+        task["mask2former"] |= small | {"encoder_hidden": 32, "points": 64}
+    task |= {key: value for key, value in small.items() if key in task}
+    return task | ({"auxiliary_width": 8} if "auxiliary_width" in task else {})
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_configuration_makes_steps(name: str, shards: Path, tmp_path: Path) -> None:
+def test_a_shipped_configuration_makes_steps(
+    name: str, shards: Path, dense_shards: dict[str, Path], tmp_path: Path
+) -> None:
     from pretrain.training import run
 
-    raw = load_config(name).model_dump(mode="json")
+    config = load_config(name)
+    raw = config.model_dump(mode="json")
+    if isinstance(config.task, DenseTask):
+        shards = dense_shards[config.task.annotations]
+        raw["task"] = narrow_heads(raw["task"])
+        raw["data"]["rectangle"] = {**raw["data"]["rectangle"], "shorter": [64], "longer": 64}
     raw["data"]["sources"] = [{**raw["data"]["sources"][0], "path": str(shards)}]
     raw["data"] |= {"image_size": 64, "workers": 0, "context_length": 16}
     raw["model"]["overrides"] |= NARROW
@@ -46,8 +74,10 @@ def test_a_shipped_configuration_makes_steps(name: str, shards: Path, tmp_path: 
         raw["task"]["decoder"] |= {"dim": 16, "layers": 1, "heads": 2}
     raw["training"] |= {"batch_size": 4, "accumulation": 1, "precision": "fp32"}
     raw["schedule"] |= {"steps": 2, "epochs": None, "warmup_steps": 1, "warmup_epochs": None}
-    if name == "internimage_h_m3i_427m":
+    if config.model.name == "internimage_h":
         raw["model"]["overrides"] |= {"clip_embed_dim": 32, "clip_heads": 2, "level2_post_norm_block_ids": [1]}
+        raw["model"]["overrides"] |= {"head_hidden_size": 16}
+    if name == "internimage_h_m3i_427m":
         raw["task"]["embed_dim"] = 16
     assert run(parse_config(raw, source=name), tmp_path / "run") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dcnv3 import available_backends
+from dcnv3.fused import built
 
 SCRIPT = """
 import sys
 import torch
-from dcnv3 import dcnv3
+import torch.nn.functional as F
+from dcnv3 import dcnv3, gelu, norm_gelu
 import dcnv3._C as kernels
 
 asked = sys.argv[1]
@@ -41,10 +42,22 @@ for dtype, tolerance in tolerances.items():
             for have, want in zip(*results, strict=True):
                 worst = float((have.double() - want).abs().max() / want.abs().max())
                 assert worst <= tolerance, (dtype, channels, kernel, worst)
+    for channels in (1, 5, 16, 37):
+        tensors = [torch.randn(9, channels), torch.randn(channels), torch.randn(channels)]
+        results = []
+        for compute in (dtype, torch.float64):
+            x, w, b = leaves = [t.to(dtype, copy=True).to(compute).detach().requires_grad_() for t in tensors]
+            norm = norm_gelu if compute == dtype else lambda x, w, b, eps: F.gelu(F.layer_norm(x, w.shape, w, b, eps))
+            output = norm(x, w, b, 1e-6) + (gelu(x) if compute == dtype else F.gelu(x))
+            output.backward(torch.ones_like(output))
+            results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+        for have, want in zip(*results, strict=True):
+            worst = float((have.double() - want).abs().max() / (want.abs().max() + 1))
+            assert worst <= tolerance, (dtype, channels, worst)
 """
 
 
-@pytest.mark.skipif(available_backends()["cpu"] is not None, reason="the CPU kernels are not built here")
+@pytest.mark.skipif(not built("norm_forward", "cpu"), reason="the CPU kernels are not built here")
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 def test_the_kernels_of_this_instruction_set_compute_the_definition(name: str) -> None:
     environment = os.environ | {"DCNV3_CPU_ISA": name, "OMP_NUM_THREADS": "1"}

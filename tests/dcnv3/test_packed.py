@@ -219,8 +219,8 @@ def test_the_layer_makes_all_places_by_one_product(groups: int, center: bool, wi
     layer(x).square().sum().backward()
     assert seen == [torch.Size([width, 8 * groups])]
 
-    linears = [layer.offset_mask] if layer.center_scale is None else [layer.offset_mask, layer.center_scale]
-    packed = layer.offset_mask(x, *linears[1:])
+    linears = [layer.offset, layer.mask, *([] if layer.center_scale is None else [layer.center_scale])]
+    packed = layer.offset(x, *linears[1:])
     apart = torch.cat([F.linear(x, linear.weight, linear.bias) for linear in linears], -1)
     torch.testing.assert_close(packed[..., : apart.shape[-1]], apart)
     for linear in linears:  # the padding's columns give the weights that they repeat no gradient
@@ -276,7 +276,8 @@ def test_no_map_is_copied_or_laid_out_anew(dtype: torch.dtype, device: str) -> N
         and max((math.prod(shape) for shape in event.input_shapes if shape), default=0) >= smallest_map
     ]
     names = {event.name for event in events}
-    assert {"aten::convolution_backward", "aten::native_layer_norm_backward", "aten::gelu_backward"} <= names
+    assert "aten::convolution_backward" in names
+    assert "dcnv3::norm_backward" in names or {"aten::native_layer_norm_backward", "aten::gelu_backward"} <= names
     assert "dcnv3::packed_backward" in names and "dcnv3::backward" not in names
     assert sum(event.name == "aten::cat" for event in events) == 2  # weights and biases, going forward
     assert not copied or device == "cuda"  # where cuDNN may lay out the convolution's tensors anew

@@ -19,7 +19,7 @@ def layer(device: str = "cpu", **options: Any) -> DCNv3:
     """A layer whose points have left their places."""
     torch.manual_seed(0)
     made = DCNv3(16, 2, **options)
-    torch.nn.init.normal_(made.offset_mask.weight, std=0.3)
+    torch.nn.init.normal_(made.offset.weight, std=0.3)
     return made.to(device)
 
 
@@ -75,7 +75,8 @@ def test_an_exported_block_gives_the_same_output_after_reloading(device: str) ->
     reloaded = torch.export.load(file).module()
     for n in (2, 5):
         x = torch.randn(n, 6, 7, 16, device=device)
-        assert torch.equal(reloaded(x), block(x))
+        # the norm and the GELU of an exported program are PyTorch's own, which round elsewhere
+        torch.testing.assert_close(reloaded(x), block(x), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

@@ -25,6 +25,9 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
+SlurmdTimeout=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 KillWait=5
 SlurmctldPort={first}
 SlurmdSpoolDir={folder}/spool.%n
@@ -35,7 +38,8 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,requeue_delay=1
 NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{second}-{third}] CPUs=2 RealMemory=1000
-PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=9
 """
 
 
@@ -73,6 +77,7 @@ class Cluster:
             "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin",
         }
         self.daemons: list[subprocess.Popen[bytes]] = []
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Cluster":
         if not resolves("n1") or not resolves("n2"):
@@ -85,9 +90,30 @@ class Cluster:
         self._start(["slurmctld", "-D", "-c"])
         for node in ("n1", "n2"):
             (self.folder / f"spool.{node}").mkdir()
-            self._start(["slurmd", "-D", "-N", node])
-        self._until(lambda: self.ask("sinfo", "-h", "-o", "%T %D").stdout.split() == ["idle", "2"])
+            self.start_node(node)
+        self.until_idle()
         return self
+
+    def start_node(self, node: str) -> None:
+        self.nodes[node] = self._start(["slurmd", "-D", "-N", node])
+
+    def crash_node(self, node: str) -> None:
+        """The node's daemon and every step on it, as at a power cut."""
+        self.nodes[node].kill()
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes()
+                mine = f"SLURMD_NODENAME={node}".encode() in (process / "environ").read_bytes()
+                of_cluster = f"SLURM_CONF={self.folder}".encode() in (process / "environ").read_bytes()
+            except OSError:
+                continue
+            if of_cluster and (mine or (words.startswith(b"slurmstepd") and node.encode() in words)):
+                os.kill(int(process.name), 9)
+
+    def until_idle(self, seconds: float = 60.0) -> None:
+        self._until(
+            lambda: set(self.ask("sinfo", "-h", "-p", "main", "-N", "-o", "%T").stdout.split()) == {"idle"}, seconds
+        )
 
     def __exit__(self, *error: object) -> None:
         self.ask("scancel", "--user=root")
@@ -113,9 +139,10 @@ class Cluster:
         self._until(lambda: self.state(job).get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), seconds)
         return self.state(job)
 
-    def _start(self, command: list[str]) -> None:
+    def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
         log = (self.folder / "daemons.log").open("ab")
         self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
+        return self.daemons[-1]
 
     def _until(self, condition: object, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import exits
-from launch.cli import app, run
+from launch.cli import app, run, without_local_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -222,3 +222,16 @@ def test_two_ranks_pretrain_stop_on_request_resume_and_are_exported(tiny_run: Ca
     assert exported.returncode == 0, exported.stderr
     described = internimage("inspect", "checkpoint", "run", "--json", folder=folder)
     assert json.loads(described.stdout)["step"] == 12
+
+
+@pytest.mark.parametrize("words", [["--local_rank=3"], ["--local_rank", "3"], ["--local-rank=3"]])
+def test_a_rank_takes_the_local_rank_that_deepspeed_puts_before_its_command(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "11")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert without_local_rank([*words, "pretrain", "x"]) == ["pretrain", "x"]
+    assert os.environ["LOCAL_RANK"] == "3"
+    assert without_local_rank(["pretrain", "x", *words]) == ["pretrain", "x"]
+    monkeypatch.delenv("RANK")
+    assert without_local_rank([*words, "pretrain"]) == [*words, "pretrain"], "a person's mistake stays one"

@@ -72,9 +72,9 @@ def test_a_mistake_in_a_hostfile_is_told_with_its_line(tmp_path: Path, text: str
 def test_ranks_are_numbered_across_hosts_and_paths_are_quoted() -> None:
     found = [Host("n1", 8), Host("n2", 4)]
     first, second = remote_commands(
-        found, ["python", "a b.py"], directory="/my project", environment={"NCCL_DEBUG": "INFO"}
+        found, ["python", "a b.py"], directory="/my project", environment={"NCCL_DEBUG": "INFO", "PYTHONPATH": "/x"}
     )
-    assert first.startswith("cd '/my project' && exec env NCCL_DEBUG=INFO ")
+    assert first.startswith("cd '/my project' && exec env PYTHONPATH=/x ") and "NCCL_DEBUG" not in first
     assert "--processes 8 --first-rank 0 --world-size 12 --master-addr n1" in first
     assert "--processes 4 --first-rank 8 --world-size 12 --master-addr n1" in second
     assert second.endswith("-- python 'a b.py'")
@@ -91,8 +91,45 @@ def test_communication_settings_travel_and_secrets_do_not() -> None:
 def test_dry_run_shows_one_ssh_a_host(hosts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["launch", "hostfile", "--hostfile", str(hosts), "--dry-run", "true"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["ssh", "ssh"]
+    assert [line.split()[0] for line in lines] == ["ssh", "ssh", "with,"]
     assert " n1 " in lines[0] and " n2 " in lines[1]
+
+
+def test_a_secret_reaches_the_ranks_and_stands_in_no_command_line(
+    hosts: Path,
+    far_side: str,
+    program: Callable[[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("HF_TOKEN", "MY_OWN"):
+        monkeypatch.setenv(name, f"s3cret-{name}")
+    body = """
+        lines = b' '.join(p.read_bytes() for p in pathlib.Path('/proc').glob('[0-9]*/cmdline') if p.exists())
+        (out / f'seen-{r}').write_text(os.environ['HF_TOKEN'] + ' ' + os.environ['MY_OWN'] + str(b's3cret' in lines))
+    """
+    process = start(hosts, far_side, "--export", "MY_OWN", *program(body))
+    assert process.wait(60) == 0
+    assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(3)] == ["s3cret-HF_TOKEN s3cret-MY_OWNFalse"] * 3
+    assert run(["launch", "hostfile", "--hostfile", str(hosts), "--dry-run", "true"]) == 0
+    shown = capsys.readouterr().out
+    assert "HF_TOKEN=(hidden)" in shown.replace("'", "") and "s3cret" not in shown
+
+
+def test_hosts_start_again_together_while_the_run_moves_on(
+    hosts: Path, far_side: str, program: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    body = """
+        place = os.environ['MASTER_PORT'] + ' ' + os.environ['WORLD_SIZE']
+        with open(out / f'starts-{r}', 'a') as file: file.write(place + '\\n')
+        first = len((out / f'starts-{r}').read_text().splitlines()) == 1
+        sys.exit(0) if not first else os.abort() if r == 2 else time.sleep(60)
+    """
+    process = start(hosts, far_side, "--restart-pause", "0", *program(body))
+    assert process.wait(120) == 0
+    starts = [(tmp_path / f"starts-{rank}").read_text().splitlines() for rank in range(3)]
+    assert starts == [["29400 3", "29401 3"]] * 3, "all ranks of all hosts, at a new meeting point"
 
 
 def test_ranks_on_all_hosts_run_and_their_code_comes_back(
@@ -146,6 +183,6 @@ def test_a_host_that_cannot_be_reached_is_named(
     hosts: Path, program: Callable[[str], list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     quick = hostfile.Patience(failure=0.2, terminate=0.2)
-    code = hostfile.run_hosts(read_hostfile(hosts), ["x", "x"], ["bash", "-c", "exit 255", "ssh"], quick)
+    code = hostfile.run_hosts(read_hostfile(hosts), ["x", "x"], ["bash", "-c", "exit 255", "ssh"], {}, quick)
     assert code == 1
     assert "host n1: the ssh connection failed or was lost" in capfd.readouterr().out

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from launch.slurm import SlurmJob, submit
+from launch.cli import run
+from launch.job import SlurmJob
+from launch.restarting import HISTORY, Budget
+from launch.slurm import submit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,10 +110,10 @@ def test_before_its_time_limit_a_job_is_asked_to_save_and_then_starts_again(
     [
         ("time.sleep(.2); sys.exit(3)", 3),
         ("sys.exit(4) if r else time.sleep(60)", 4),  # srun ends the other, whose 143 must not count
-        ("time.sleep(60) if r else sys.exit(1)", 1),
+        ("time.sleep(60) if r else sys.exit(2)", 2),
     ],
 )
-def test_a_run_that_failed_is_not_started_again(
+def test_an_end_that_would_repeat_is_not_started_again(
     cluster: Any, start: Callable[..., str], program: Callable[[str], list[str]], body: str, code: int
 ) -> None:
     job = start(program(body))
@@ -117,16 +121,87 @@ def test_a_run_that_failed_is_not_started_again(
     assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", f"{code}:0")
 
 
-def test_a_killed_rank_ends_the_others_and_the_job_starts_again(
+def test_a_failing_rank_restarts_all_ranks_in_the_job_then_requeues(
     cluster: Any,
     start: Callable[..., str],
     program: Callable[[str], list[str]],
+    tmp_path: Path,
     wait_for: Callable[..., None],
 ) -> None:
-    job = start(program(RANK + "    if n == '0': time.sleep(.3); r and os.kill(os.getpid(), 9); time.sleep(60)"))
+    """One abort, one kill, then another job: exit codes 134 and 137 of rank 1 while rank 0 waits."""
+    body = """
+    with open(out / f'starts-{r}', 'a') as file: file.write(place['MASTER_PORT'] + chr(10))
+    starts = len((out / f'starts-{r}').read_text().splitlines())
+    if starts < 3: time.sleep(.3); (os.abort() if starts == 1 else os.kill(os.getpid(), 9)) if r else time.sleep(60)
+    """
+    job = start(program(RANK + body), nodes=1, ranks_per_node=2, restarts=Budget(pause=0.1))
     again_now(cluster, job, wait_for)
     state = cluster.wait(job, 60)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
+    ports = [(tmp_path / f"starts-{rank}").read_text().split() for rank in range(2)]
+    assert ports[0] == ports[1] and len(set(ports[0])) == 3, "all ranks, at a new meeting point each time"
+    ends = [json.loads(line) for line in (tmp_path / f".{HISTORY}").read_text().splitlines()]
+    assert [(e["code"], e["node"], e["rank"], e["action"]) for e in ends] == [
+        (134, "n1", 1, "restart"), (137, "n1", 1, "requeue"), (0, None, None, "end"),
+    ]  # fmt: skip
+    assert ends[1]["avoid"] == ["n1"], "twice the first to fail"
+    places = [json.loads((tmp_path / f"ready-0-{start}").read_text())["node"] for start in (0, 1)]
+    assert places == ["n1", "n2"], "and Slurm was told, before it looked for nodes again"
+
+
+def test_a_node_whose_gate_fails_is_left_out_for_the_spare(
+    cluster: Any, start: Callable[..., str], program: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    fit = 'n=$SLURMD_NODENAME; [ $n != n1 ] || { echo slow disk > "$WORD.unfit.$n"; exit 1; }; : > "$WORD.fit.$n"'
+    settings = {"nodes": 1, "spare_nodes": 1, "gate": ("bash", "-c", fit), "restarts": Budget(pause=0.1)}
+    job = start(program(RANK), **settings)
+    assert cluster.wait(job, 60)["JobState"] == "COMPLETED"
+    place = json.loads((tmp_path / "ready-0-0").read_text())
+    assert (place["node"], place["MASTER_ADDR"], place["WORLD_SIZE"]) == ("n2", "n2", "1")
+    log = (tmp_path / f"slurm-{job}.out").read_text()
+    assert "slow disk" in log and "avoiding n1" in log
+
+
+def test_a_preempted_job_saves_and_goes_on_afterwards(
+    cluster: Any,
+    start: Callable[..., str],
+    program: Callable[[str], list[str]],
+    tmp_path: Path,
+    wait_for: Callable[..., None],
+) -> None:
+    body = """
+    if n == '0':
+        while not stopped: time.sleep(.05)
+        (out / f'saved-{r}').write_text(stopped[0]); time.sleep(.5)
+        sys.exit(75)
+    """
+    job = start(program(RANK + body), extra=("--partition=main",))
+    wait_for(lambda: (tmp_path / "ready-1-0").exists(), 60)
+    urgent = cluster.ask("sbatch", "--parsable", "-p", "urgent", "-N2", "-n4", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for(lambda: (tmp_path / "saved-0").exists() and (tmp_path / "saved-1").exists(), 60)
+    assert cluster.wait(urgent.stdout.strip(), 90)["JobState"] == "COMPLETED"
+    again_now(cluster, job, wait_for)
+    assert cluster.wait(job, 90)["JobState"] == "COMPLETED"
+    assert (tmp_path / "ready-1-1").exists()
+
+
+@pytest.mark.parametrize("awkward", ["a b 'c' \"d\" $(touch x) `e`", "100%j %% é", "- # ; & * ~ ="])
+def test_awkward_names_pass_through_sbatch(
+    cluster: Any, start: Callable[..., str], program: Callable[[str], list[str]], tmp_path: Path, awkward: str
+) -> None:
+    place = tmp_path / awkward
+    place.mkdir()
+    logs = {"logs": str(place / "logs"), "run": str(place), "directory": str(place), "script": str(place / "slurm.sh")}
+    job = start(
+        [*program("(out / f'cwd-{r}').write_text(os.getcwd() + '|' + sys.argv[1])"), awkward], name=awkward, **logs
+    )
+    state = cluster.wait(job, 60)
+    assert state["JobState"] == "COMPLETED"
+    assert (tmp_path / "cwd-1").read_text() == f"{place}|{awkward}"
+    assert f"job {job}: exit code 0" in (place / "logs" / f"slurm-{job}.out").read_text()
+    assert (place / "logs" / "rank-00001.log").is_file()
+    name = cluster.ask("squeue", "-h", "--states=all", "-j", job, "-o", "%j").stdout.rstrip("\n")
+    assert name == awkward
 
 
 def test_a_run_that_its_user_stopped_ends_its_job(
@@ -173,6 +248,64 @@ def test_the_jobs_of_an_array_hand_over_and_end_when_the_run_is_done(
     assert sorted(p.name for p in tmp_path.glob("ran-*-0")) == ["ran-1-0", "ran-2-0"]
 
 
+@pytest.mark.parametrize("fault", ["FAKE_DEATH=6", "FAKE_HANG=6"])
+def test_training_through_a_fault_ends_with_the_unbroken_weights(
+    cluster: Any, start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    fakes = ROOT / "tests" / "training" / "training_fakes.py"
+    monkeypatch.syspath_prepend(str(fakes.parent))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{fakes.parent}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from training_fakes import configuration, events
+
+    from pretrain.configuration import dump_config
+    from pretrain.training.checkpoint.disk import load_weights
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    (tmp_path / "c.yaml").write_text(dump_config(configuration(training__policy={"hang_seconds": 15.0})))
+    train = [sys.executable, str(fakes), str(tmp_path / "c.yaml")]
+    # The fault of the first start is not made again, as a node's is not.
+    once = ["bash", "-c", f'[ "$START" != 0 ] || export {fault}; exec "$@"', "once", *train, str(broken)]
+    job = start(once, run=str(broken), logs=str(broken / "logs"), restarts=Budget(pause=0.1))
+    assert cluster.wait(job, 300)["JobState"] == "COMPLETED"
+    ends = [json.loads(line) for line in (broken / HISTORY).read_text().splitlines()]
+    assert [(e["code"], e["action"]) for e in ends] == [(5 if "HANG" in fault else 137, "restart"), (0, "end")]
+    assert [e["step"] for e in events(broken, "resume")] == [4]
+    assert cluster.wait(start([*train, str(whole)]), 300)["JobState"] == "COMPLETED"
+    for which in ("model", "ema"):
+        one, other = load_weights(broken, which)[0], load_weights(whole, which)[0]
+        assert all((one[name] == other[name]).all() for name in other)
+
+
+def test_a_chain_pretrains_finetunes_and_evaluates(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command line, each job behind its health gate, with cores and memory by the recipe."""
+    for folder in ("finetuning", "evaluation"):
+        monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
+    from evaluation_shapes import write_set
+    from finetuning_configurations import tiny_configuration
+
+    from pretrain.configuration import dump_config
+
+    for name, value in (cluster.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    shapes = write_set(tmp_path / "shapes", name="shapes")
+    for name, preset in (("first", "m3i"), ("second", "supervised")):
+        (tmp_path / f"{name}.yaml").write_text(
+            dump_config(tiny_configuration(shapes, preset, 2, training__batch_size=8))
+        )
+    monkeypatch.chdir(tmp_path)
+    words = ["--nodes", "2", "--mem", "900M", "--chain", f"first.yaml,second.yaml,evaluate:{shapes}"]
+    assert run(["launch", "slurm", *words, "--output", "runs"]) == 0
+    jobs = re.findall(r"submitted job (\d+)", capsys.readouterr().out)
+    assert len(jobs) == 3
+    states = [cluster.wait(job, 400)["JobState"] for job in jobs]
+    logs = "\n".join(path.read_text()[-3000:] for path in tmp_path.rglob("slurm-*.out"))
+    assert states == ["COMPLETED"] * 3, logs
+    assert list((tmp_path / "runs" / "second" / "evaluation").glob("*.json")), "the scores of the last stage"
+
+
 def test_pretraining_on_two_nodes_stops_requeues_and_finishes(
     cluster: Any,
     start: Callable[..., str],
@@ -194,3 +327,23 @@ def test_pretraining_on_two_nodes_stops_requeues_and_finishes(
     kinds = [event["kind"] for event in events if event["kind"] in ("start", "stopped", "resume", "done")]
     assert kinds == ["start", "stopped", "resume", "done"]
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
+
+
+def test_a_node_that_dies_gives_its_job_back_to_the_queue(
+    cluster: Any,
+    start: Callable[..., str],
+    program: Callable[[str], list[str]],
+    tmp_path: Path,
+    wait_for: Callable[..., None],
+) -> None:
+    """Slurm itself requeues; the last test here, for the node is down for a while."""
+    job = start(program(RANK + "    if n == '0': time.sleep(300)"))
+    wait_for(lambda: (tmp_path / "ready-1-0").exists(), 60)
+    cluster.crash_node("n2")
+    wait_for(lambda: cluster.state(job)["JobState"] == "PENDING", 120)
+    cluster.start_node("n2")
+    cluster.until_idle()
+    again_now(cluster, job, wait_for)
+    state = cluster.wait(job, 120)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
+    assert (tmp_path / "ready-1-1").exists()

@@ -1,4 +1,4 @@
-"""A rank that weighs its live tensors between the backward pass and the update; a script: CONFIG OUTPUT KEY=VALUE..."""
+"""A rank that weighs its live tensors between backward pass and update, and in the update; a script: CONFIG OUTPUT."""
 
 import gc
 import json
@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pretrain.configuration import load_config
 from pretrain.training import run
-from pretrain.training.zero.engine import Engine
+from pretrain.training.zero.engine import Engine, GuardedAdamW
 
 
 def live_bytes() -> int:
@@ -25,7 +26,20 @@ def live_bytes() -> int:
 
 
 def main() -> None:
-    step, seen = Engine.step, []
+    step, adam, seen, inside = Engine.step, GuardedAdamW.step, [], []
+
+    def updating(self: GuardedAdamW, closure: object = None) -> object:
+        inside.append(live_bytes())
+        return adam(self)
+
+    GuardedAdamW.step = updating  # type: ignore[method-assign, assignment]
+
+    def freeing(self: DeepSpeedZeroOptimizer, parameters: object) -> object:
+        inside.append(live_bytes())  # a group's gradients are there twice: as they were reduced, and flat in fp32
+        return free(self, parameters)
+
+    free = DeepSpeedZeroOptimizer.free_grad_in_param_list
+    DeepSpeedZeroOptimizer.free_grad_in_param_list = freeing
 
     def weighed(self: Engine, *, apply: bool) -> tuple[bool, float]:
         seen.append(live_bytes())
@@ -34,7 +48,7 @@ def main() -> None:
     Engine.step = weighed  # type: ignore[method-assign]
     output = Path(sys.argv[2])
     code = run(load_config(sys.argv[1], sys.argv[3:]), output)
-    (output / f"weights-{torch.distributed.get_rank()}.json").write_text(json.dumps(seen))
+    (output / f"weights-{torch.distributed.get_rank()}.json").write_text(json.dumps({"before": seen, "in": inside}))
     sys.exit(code)
 
 

@@ -98,7 +98,7 @@ def test_tables_of_every_kind_give_the_same_shards(kind: str, images: Path, tmp_
     records = [
         {
             "file": f"images/{n}.png",
-            "text": f'say "{n}",\ttwice\nover',
+            "text": f'say "{n}", twice' if kind == "tsv" else f'say "{n}",\ttwice\nover',
             "label": ["cat", "dog"][n % 2],
             "url": f"http://x/{n}",
         }
@@ -109,7 +109,8 @@ def test_tables_of_every_kind_give_the_same_shards(kind: str, images: Path, tmp_
     table = tmp_path / f"table.{kind}"
     if kind in ("csv", "tsv"):
         with open(table, "w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, ["file", "text", "label", "url"], delimiter="," if kind == "csv" else "\t")
+            plain = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == "tsv" else {}
+            writer = csv.DictWriter(file, ["file", "text", "label", "url"], **plain)
             writer.writeheader()
             writer.writerows(records)
     else:
@@ -123,7 +124,7 @@ def test_tables_of_every_kind_give_the_same_shards(kind: str, images: Path, tmp_
     done = pack(table, tmp_path / "set", workers=1)
     assert (done.rows, done.packed, done.rejected, done.classes) == (8, 6, {"image_missing": 2}, 2)
     found = rows(tmp_path / "set")
-    assert [row["caption"] for row in found[:6]] == [f'say "{n}",\ttwice\nover' for n in range(6)]
+    assert [row["caption"] for row in found[:6]] == [record["text"] for record in records[:6]]
     assert [row["label"] for row in found] == [0, 1, 0, 1, 0, 1, 0, None]
     assert [row["url"] for row in found[:7]] == [f"http://x/{n}" for n in range(7)]
     assert read_manifest(tmp_path / "set").classes == ("cat", "dog")
@@ -163,7 +164,7 @@ def test_names_and_captions_that_are_no_text_spoil_no_shard(images: Path, tmp_pa
     (images / "1.json").write_text('{"label": true, "url": 5}')
     os.rename(images / "5.png", os.fsencode(images) + b"/caf\xe9.png")
     done = pack(images, tmp_path / "set", workers=1)
-    assert done.rejected == {"text_not_utf8": 1} and done.packed == 5 and done.classes == 0
+    assert done.rejected == {"text_not_utf8": 1, "label_invalid": 1} and done.packed == 4 and done.classes == 0
     assert rows(tmp_path / "set")[5]["url"] == "caf?.png"
 
 

@@ -80,7 +80,10 @@ def test_an_event_has_the_colour_of_what_it_tells(tmp_path: Path, kind: EventKin
         "good": {"checkpoint", "done"},
         "stopped": {"stopped"},
         "resumed": {"resume"},
-        "plain": {"start", "notice", "initialized", "synchronous_checkpoints", "incomplete_sample", "inexact_order"},
+        "plain": {
+            *("start", "notice", "initialized", "synchronous_checkpoints", "incomplete_sample", "inexact_order"),
+            "config_changed",
+        },
     }
     expected = next((colour for colour, kinds in news.items() if kind.value in kinds), "bad")
     EventLog(tmp_path, 0)(kind, step=3, message="what happened")

@@ -172,6 +172,27 @@ def test_another_configuration_is_refused_by_key(finished: Path) -> None:
         go(finished, training__batch_size=8)
 
 
+def test_a_wanted_change_is_taken_recorded_and_needs_its_name_once(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"--allow-change optimizer\.lr"):
+        go(finished, optimizer__lr=2e-3)
+    changed = {"optimizer__lr": 2e-3, "schedule__steps": 14}
+    with pytest.raises(UserError, match=r"schedule.steps: 12 there, 14 now"):
+        go(finished, training__allow_changes=["optimizer.lr"], **changed)
+    assert go(finished, training__allow_changes=["optimizer.lr", "schedule"], training__stop_after=10, **changed) == 75
+    expected = {"optimizer.lr": [0.01, 0.002], "schedule.steps": [12, 14]}
+    assert [(e["step"], e["changes"]) for e in events(finished, "config_changed")] == [(8, expected)]
+    history = [json.loads(line) for line in (finished / "config-history.jsonl").read_text().splitlines()]
+    assert [(entry["step"], entry["changes"]) for entry in history] == [(8, expected)]
+    assert go(finished, **changed) == 0, "the run is now of this configuration"
+    assert metrics(finished)[-1]["step"] == 14 and metrics(finished)[8]["lr"] < 0.002
+
+
+@pytest.mark.parametrize("key", ["data.sources", "training.batch_size", "model.name", "training.ema.enabled"])
+def test_what_would_change_the_samples_or_the_model_cannot_be_allowed(finished: Path, key: str) -> None:
+    with pytest.raises(UserError, match=f"--allow-change {key}: a run may change optimizer"):
+        go(finished, training__allow_changes=[key])
+
+
 def test_another_model_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WIDTH", "17")
     with pytest.raises(UserError, match=r"has shape \[33, 24\], this model \[17, 24\]"):
@@ -182,16 +203,6 @@ def test_other_data_are_refused(finished: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("training_fakes.FakeReader.epoch_samples", 161)
     with pytest.raises(UserError, match=r"160 samples an epoch; data\.sources now hold 161"):
         go(finished)
-
-
-def test_a_second_run_in_the_same_folder_is_refused(finished: Path) -> None:
-    import fcntl
-
-    with open(finished / ".lock") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is training here"):
-            go(finished)
-    assert go(finished) == 0
 
 
 def test_a_full_disk_ends_in_4_with_a_word_and_loses_nothing(tmp_path: Path, unbroken: Path) -> None:

@@ -153,6 +153,8 @@ class FakeTask(TaskModule):
             total = total + torch.sqrt(0.0 * self.scale.sum())
         if _happens("spike", keys.step):
             total = total * 1000.0
+        if _happens("drift", keys.step):
+            total = total * 3.0  # below what counts as a spike
         return LossOutput(total, {k: v.detach() for k, v in parts.items()}, {"accuracy": _accuracy(logits, batch)})
 
 
@@ -161,7 +163,7 @@ def _accuracy(logits: Tensor, batch: FakeBatch) -> Tensor:
 
 
 def _happens(what: str, step: int) -> bool:
-    """FAKE_NAN=3,4 makes steps 3 and 4 non-finite; FAKE_SPIKE and FAKE_NAN_GRADIENT alike."""
+    """FAKE_NAN=3,4 makes steps 3 and 4 non-finite; FAKE_SPIKE, FAKE_DRIFT and FAKE_NAN_GRADIENT alike."""
     return str(step) in os.environ.get(f"FAKE_{what.upper()}", "").split(",")
 
 

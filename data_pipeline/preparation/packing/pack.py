@@ -1,41 +1,50 @@
 """`internimage shards pack`: makes shards from local images and captions.
 
 Row r of the input goes to shard r // rows_per_shard, place r % rows_per_shard, whether it is packed or rejected: a run
-that was killed, or run again, changes no byte of what is there.
+that was killed, or run again, changes no byte of what is there. A run with `retry` makes rows anew that were rejected
+for these reasons, and writes a shard anew only where that changed a row.
 """
 
+import hashlib
 import itertools
 import json
+import os
+import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data_pipeline.callbacks import ProgressCallback
-from data_pipeline.durable import file_sha256, write_durably
-from data_pipeline.errors import UserError
-from data_pipeline.executors.processes import available, ordered_map
+from data_pipeline.callbacks import Notice, ProgressCallback
+from data_pipeline.durable import write_durably
+from data_pipeline.errors import StoppedError, UserError
+from data_pipeline.executors.processes import available
+from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
 from data_pipeline.format.index import NO_IMAGE
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
-from data_pipeline.preparation.packing.output import folder_digest, hold_output
+from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
+from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
-from data_pipeline.preparation.sources.rows import (
-    Columns,
-    FolderLabels,
-    Row,
-    read_folder,
-    read_table,
-    resolve,
-    table_kind,
-)
+from data_pipeline.preparation.packing.workers import surviving_map
+from data_pipeline.preparation.sources.columns import Columns, TableFormat
+from data_pipeline.preparation.sources.folders import FolderLabels
+from data_pipeline.preparation.sources.labels import numbered, survey
+from data_pipeline.preparation.sources.opening import open_images
+from data_pipeline.preparation.sources.rows import Row
 
-UNKNOWN_LABEL = "label_unknown"
 UNREADABLE = "image_unreadable"
+NO_PLAIN_FILE = "not_a_file"
+TOO_LARGE = "too_large"
+HASH_MISMATCH = "hash_mismatch"
+NO_CAPTION = "caption_missing"
+DECODER_DIED = "decoder_died"  # the image killed the process that decoded it
+
+Captionless = Literal["keep", "reject", "empty"]
 
 
 @dataclass(frozen=True)
@@ -47,56 +56,102 @@ class PackSummary:
     packed: int
     rejected: Mapping[str, int]
     shards: int
-    shards_found: int  # finished by an earlier run
+    shards_found: int  # finished by an earlier run, and left as they were by this one
     classes: int
     bytes: int
     seconds: float
+    retried: int = 0  # rows made anew because of `retry`
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # files of a folder that are no rows, by reason
 
 
 def pack(
-    source: Path,
+    source: Path | str,
     output: Path,
     *,
     columns: Columns | None = None,
+    format: TableFormat | None = None,
     root: Path | None = None,
     labels: FolderLabels = "auto",
     classes: Sequence[str] | None = None,
     rules: ImageRules | None = None,
+    captionless: Captionless = "keep",
+    retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
+    part: Part | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
+    notice: Notice | None = None,
 ) -> PackSummary:
-    """Packs a folder of images or a CSV, TSV or Parquet table into the set `output`; goes on where a killed run ended.
+    """Packs a folder of images or a table into the set `output`; goes on where a killed run ended.
 
-    source: folder (captions beside the images, or one sub-folder a class) or table; `rows` has the layouts
-    columns, root: of a table: its columns by role, and what relative image paths are relative to
+    source: folder (`sources.folders` has the layouts), table, folder of a table's parts, or the URL of one
+    columns, format, root: of a table: its columns by role, how it is read, what relative image paths are relative to
     labels: of a folder: whether sub-folders are classes
     classes: category names in the order of their numbers; default: the names found, sorted (numbers stay numbers)
     rules: what is done with the images
+    captionless: whether a row without a caption is packed without one, rejected, or packed with an empty text
+    retry: reasons (`image_missing`, `image_*`, ...) whose rows are made anew in shards that are finished
+    part: which shards are made, if not all, in a folder of their own; `parts.finish_parts` joins the parts
+    notice: told how the input is read
+    SIGUSR1 or SIGTERM ends the run behind the shard under way, by StoppedError.
     Raises UserError for what cannot be packed; a row that cannot is recorded in its sidecar, never raised.
     """
     started = time.monotonic()
-    source, output, rules = Path(source), Path(output), rules or ImageRules()
+    output, rules = Path(output), rules or ImageRules()
     check_rows_per_shard(rows_per_shard)
-    read, digest = _source(source, output, columns, root, labels)
-    number_of_rows, names = survey(read(), classes)
+    _check_apart(str(source), output)
+    found = open_images(str(source), columns or Columns(), format or TableFormat(), root, labels)
+    number_of_rows, names = survey(found, classes)
     if number_of_rows == 0:
         raise UserError(f"{source} holds no rows to pack; check the path")
-    plan = run_plan("pack", digest, number_of_rows, rows_per_shard, names, rules)
-    found: set[int] = set()
-    with hold_output(output, plan):
-        numbers = range(-(-number_of_rows // rows_per_shard))
+    if notice is not None:
+        notice(found.describe())
+    plan = run_plan("pack", found.identity(), number_of_rows, rows_per_shard, names, rules)
+    plan = part_plan(plan | {"captionless": captionless}, part)
+    output = part_folder(output, part)
+    with hold_output(output, plan), stop_requests() as stopping:
+        numbers = shard_numbers(number_of_rows, rows_per_shard, part)
         entries = {number: entry for number in numbers if (entry := read_entry(output, number)) is not None}
-        found = set(entries)
-        if len(found) < len(numbers):
-            rows = (row for row in numbered(read(), names) if row.number // rows_per_shard not in found)
-            packed = ordered_map(partial(pack_row, rules=rules), rows, available() if workers is None else workers)
-            samples = _counted(packed, found, rows_per_shard, number_of_rows, progress)
+        again = {number: wanted_again(output, entry, retry) for number, entry in entries.items()} if retry else {}
+        again = {number: rows for number, rows in again.items() if rows}
+        untouched = set(entries) - set(again)
+        retried = sum(map(len, again.values()))
+        if len(untouched) < len(numbers):
+            done = sum(min(rows_per_shard, number_of_rows - number * rows_per_shard) for number in entries) - retried
+            rows = (
+                row
+                for row in numbered(found.rows(), names)
+                if _is_due(row.number, rows_per_shard, numbers, entries, again)
+            )
+            work = partial(pack_row, rules=rules, captionless=captionless)
+            made = surviving_map(work, rows, available() if workers is None else workers, _given_up)
+            samples = _counted(made, done, number_of_rows, progress)
             for number, group in itertools.groupby(samples, key=lambda sample: sample.row // rows_per_shard):
-                entries[number] = pack_shard(output, number, number * rows_per_shard, group, classes=names)
+                first = number * rows_per_shard
+                if number in again:
+                    fresh = {sample.row: sample for sample in group}
+                    if unchanged(again[number], fresh):
+                        untouched.add(number)
+                        continue
+                    group = merged(output, entries[number], fresh)
+                entries[number] = pack_shard(output, number, first, group, classes=names, further=found.further)
+                if stopping():
+                    raise StoppedError(f"stopped behind shard {number}, as asked; the same command goes on in {output}")
         finish(output, [entries[number] for number in numbers], names)
     counts = count_rows(output, [entries[number] for number in numbers], names)
-    return PackSummary(**counts, shards_found=len(found), seconds=time.monotonic() - started)
+    return PackSummary(
+        **counts,
+        shards_found=len(untouched),
+        retried=retried,
+        passed_over=found.passed_over(),
+        seconds=time.monotonic() - started,
+    )
+
+
+def shard_numbers(rows: int, rows_per_shard: int, part: Part | None) -> range:
+    """Returns the numbers of the shards of so many rows, or of those of a part."""
+    count = -(-rows // rows_per_shard)
+    return range(count) if part is None else part.units(count)
 
 
 def run_plan(
@@ -108,24 +163,67 @@ def run_plan(
     return made | {"rules": asdict(rules)}
 
 
-def pack_row(row: Row, rules: ImageRules) -> Sample:
+def pack_row(row: Row, rules: ImageRules, captionless: Captionless = "keep") -> Sample:
     """Prepares one input row, whose label is a class number by now."""
-    sample = sample_of(row)
-    if row.reason:
+    sample = sample_of(row, captionless)
+    if sample.reason:
         return sample
+    if row.image is None:
+        return replace(sample, reason=NO_IMAGE)
+    found = row.image if isinstance(row.image, bytes) else read_image(row.image, rules.max_bytes)
+    if isinstance(found, str):
+        return replace(sample, reason=found)
+    return with_data(sample, found, row.expected, rules)
+
+
+def read_image(path: Path, max_bytes: int) -> bytes | str:
+    """Reads a file, no more of it than `max_bytes`; returns the reason where there is nothing to read. What is no plain
+    file (a pipe, a device) is not waited for."""
     try:
-        data = row.image if isinstance(row.image, bytes | None) else row.image.read_bytes()
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        data = None
-    except (OSError, ValueError):  # permissions, a folder, a name with a NUL
-        return replace(sample, reason=UNREADABLE)
-    return replace(sample, reason=NO_IMAGE) if data is None else with_image(sample, prepare(data, rules))
+        return NO_IMAGE
+    except (OSError, ValueError):  # permissions, a name with a NUL, too many links
+        return UNREADABLE
+    try:
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return NO_PLAIN_FILE
+            data = file.read(max_bytes + 1)
+    except IsADirectoryError:
+        return NO_PLAIN_FILE
+    except OSError:
+        return UNREADABLE
+    return data if len(data) <= max_bytes else TOO_LARGE
 
 
-def sample_of(row: Row) -> Sample:
+def sample_of(row: Row, captionless: Captionless = "keep") -> Sample:
     """Makes the sample of a row, without its image."""
     label = row.label if isinstance(row.label, int) else None
-    return Sample(row=row.number, caption=row.caption, label=label, url=row.url, reason=row.reason)
+    reason = row.reason or (NO_CAPTION if captionless == "reject" and row.caption is None else "")
+    return Sample(
+        row=row.number,
+        caption=row.caption,
+        label=label,
+        url=row.url,
+        reason=reason,
+        further=row.further,
+        empty_text=captionless == "empty" and row.caption is None,
+    )
+
+
+def with_data(sample: Sample, data: bytes, expected: str | None, rules: ImageRules) -> Sample:
+    """Adds an image from a file's bytes, or the reason why there is none. expected: the digest that they must have."""
+    digest = None
+    if expected is not None:
+        digest = hashlib.new({32: "md5", 40: "sha1", 64: "sha256"}[len(expected)], data).hexdigest()
+        if digest != expected:
+            return replace(sample, reason=HASH_MISMATCH)
+    made = with_image(sample, prepare(data, rules))
+    if made.image is None:
+        return made
+    same = made.image is data and digest is not None and len(digest) == 64
+    return replace(made, sha256=digest if same else hashlib.sha256(made.image).hexdigest())
 
 
 def with_image(sample: Sample, image: Prepared | Refused) -> Sample:
@@ -138,7 +236,13 @@ def with_image(sample: Sample, image: Prepared | Refused) -> Sample:
     )
 
 
-def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> None:
+def finish(
+    output: Path,
+    entries: Sequence[ShardEntry],
+    classes: Sequence[str] | None,
+    *,
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Makes the shards a set: writes `sizes.json` for WebDataset's own tools, then the manifest, last.
 
     Writing a shard takes the manifest away, so a manifest that is there describes the shards that are there.
@@ -147,77 +251,7 @@ def finish(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] |
         return
     sizes = {entry.name: entry.samples for entry in entries}
     write_durably(output / "sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
-    write_manifest(output, name=output.resolve().name, shards=entries, classes=classes)
-
-
-def _source(
-    source: Path, output: Path, columns: Columns | None, root: Path | None, labels: FolderLabels
-) -> tuple[Callable[[], Iterator[Row]], dict[str, Any]]:
-    """Returns a function that reads the rows, and what tells this input from another."""
-    if source.is_dir():
-        if output.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"output {output} lies inside the source {source}; choose a folder outside it")
-        if columns not in (None, Columns()):
-            raise UserError(f"{source} is a folder: it has no columns; leave the column options out")
-        files = sorted(path for path in source.rglob("*") if path.is_file())
-        return partial(read_folder, source, labels=labels), {
-            "sha256": folder_digest(source, files),
-            "labels": labels,
-        }
-    kind = table_kind(source)
-    if kind is None or kind == "txt":
-        raise UserError(f"{source} is neither a folder nor a .csv, .tsv or .parquet table; give one of these")
-    columns = resolve(source, columns or Columns(), needs="image")
-    read = partial(read_table, source, columns, root=root)
-    return read, {"sha256": file_sha256(source), "columns": asdict(columns), "root": str(root) if root else None}
-
-
-def survey(rows: Iterator[Row], classes: Sequence[str] | None) -> tuple[int, tuple[str, ...] | None]:
-    """Counts the rows and names the classes: those given, else those found, sorted; None where no row has a label."""
-    count = 0
-    names: set[str] = set()
-    largest = -1
-    for row in rows:
-        count += 1
-        if isinstance(row.label, int):
-            largest = max(largest, row.label)
-        elif row.label is not None:
-            names.add(row.label)
-    if classes is not None:
-        return count, tuple(classes)
-    if names and all(name.isdecimal() for name in names):  # a CSV file has text alone; all-digit labels are numbers
-        largest, names = max(largest, *map(int, names)), set()
-    if names and largest >= 0:
-        raise UserError(f"labels are partly numbers and partly names (such as {min(names)!r}); use one of the two")
-    if largest >= 100_000:
-        raise UserError(f"label {largest} would mean {largest + 1:,} classes; give the class names to number them anew")
-    if names:
-        return count, tuple(sorted(names))
-    return count, tuple(map(str, range(largest + 1))) if largest >= 0 else None
-
-
-def numbered(rows: Iterator[Row], classes: Sequence[str] | None) -> Iterator[Row]:
-    """Yields rows with class numbers for labels. A name goes before a number; an unknown label rejects the row."""
-    numbers = {name: number for number, name in enumerate(classes or ())}
-    for row in rows:
-        if row.label is None:
-            yield row
-            continue
-        number = numbers.get(str(row.label))
-        if number is None and str(row.label).isdecimal() and int(row.label) < len(numbers):
-            number = int(row.label)
-        yield replace(row, label=number, reason=row.reason or ("" if number is not None else UNKNOWN_LABEL))
-
-
-def _counted(
-    samples: Iterator[Sample], found: set[int], rows_per_shard: int, total: int, progress: ProgressCallback | None
-) -> Iterator[Sample]:
-    done = sum(min(rows_per_shard, total - number * rows_per_shard) for number in found)
-    for sample in samples:
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        yield sample
+    write_manifest(output, name=output.resolve().name, shards=entries, classes=classes, about=about)
 
 
 def count_rows(output: Path, entries: Sequence[ShardEntry], classes: Sequence[str] | None) -> dict[str, Any]:
@@ -225,7 +259,7 @@ def count_rows(output: Path, entries: Sequence[ShardEntry], classes: Sequence[st
     rejected: Counter[str] = Counter()
     rows = 0
     for entry in entries:
-        table = read_sidecar(output / entry.sidecar)
+        table = read_sidecar(output / entry.sidecar, ["status", "reason"])
         rows += table.num_rows
         rejected.update(count_reasons(table))
     return {
@@ -237,3 +271,32 @@ def count_rows(output: Path, entries: Sequence[ShardEntry], classes: Sequence[st
         "classes": len(classes or ()),
         "bytes": sum(entry.bytes for entry in entries),
     }
+
+
+def _check_apart(source: str, output: Path) -> None:
+    if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+        raise UserError(f"output {output} lies inside the source {source}; choose a folder outside it")
+
+
+def _is_due(
+    row: int,
+    rows_per_shard: int,
+    numbers: range,
+    entries: Mapping[int, ShardEntry],
+    again: Mapping[int, Mapping[int, str]],
+) -> bool:
+    """Tells whether a row has to be made: its shard is wanted and not there, or the row is to be made anew."""
+    number = row // rows_per_shard
+    return row in again.get(number, ()) or (number in numbers and number not in entries)
+
+
+def _given_up(row: Row) -> Sample:
+    return replace(sample_of(row), reason=DECODER_DIED)
+
+
+def _counted(samples: Iterator[Sample], done: int, total: int, progress: ProgressCallback | None) -> Iterator[Sample]:
+    for sample in samples:
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        yield sample

@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import UserError
@@ -32,7 +34,10 @@ class Sample:
     """One input row after preparation: packed where `image` holds bytes, else rejected for `reason`.
 
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
+    `annotation` is a member of its own, called KEY.`annotation_member` (objects.json, labels.png).
     `dropped`: curation has left it out, for `reason`; it keeps its place in the shard.
+    `sha256` is the image's, where it is known. `further`: values of the sidecar's further columns. `empty_text`: a
+    sample without a caption has a text member all the same, with nothing in it.
     """
 
     row: int
@@ -46,7 +51,12 @@ class Sample:
     url: str | None = None
     reason: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    annotation: bytes | None = None
+    annotation_member: str = ""
     dropped: bool = False
+    sha256: str | None = None
+    further: Mapping[str, object] = field(default_factory=dict)
+    empty_text: bool = False
 
 
 def check_rows_per_shard(count: int) -> None:
@@ -66,24 +76,37 @@ def sample_key(number: int, place: int) -> str:
 
 
 def pack_shard(
-    folder: Path, number: int, first_row: int, samples: Iterable[Sample], *, classes: tuple[str, ...] | None = None
+    folder: Path,
+    number: int,
+    first_row: int,
+    samples: Iterable[Sample],
+    *,
+    classes: tuple[str, ...] | None = None,
+    further: pa.Schema | None = None,
 ) -> ShardEntry:
     """Writes shard `number`, whose input rows begin at `first_row`, its sidecar and its statistics as one act.
 
-    `samples` come in the order of their rows. Returns the entry for the manifest.
+    `samples` come in the order of their rows; `further`: columns of the sidecar beyond its own. A sidecar that is
+    written anew keeps the columns that were added to it. Returns the entry for the manifest.
     """
     stem = shard_stem(number)
     tar, parquet, stats = (folder / name for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"))
     rows: list[dict[str, Any]] = []
-    with ShardWriter(_staged(tar)) as shard:
+    with ShardWriter(staged(tar)) as shard:
         for sample in samples:
             rows.append(_add(shard, sample_key(number, sample.row - first_row), sample, classes))
-    sidecar.write_sidecar(_staged(parquet), sidecar.table(rows))
+    columns = sidecar.joined_columns(further, sidecar.further_columns(parquet))
+    sidecar.write_sidecar(staged(parquet), sidecar.table(rows, columns))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
-    write_durably(_staged(stats), (json.dumps(_statistics(entry, rows), indent=1) + "\n").encode())
+    write_durably(staged(stats), (json.dumps(statistics(entry, rows), indent=1) + "\n").encode())
+    commit_shard(folder, stem)
+    return entry
+
+
+def commit_shard(folder: Path, stem: str) -> None:
+    """Makes the staged tar, sidecar and statistics of a shard its files, all three or none."""
     write_durably(mark := folder / (stem + COMMIT), b"")
     _finish(mark)
-    return entry
 
 
 def recover(folder: Path) -> None:
@@ -107,12 +130,12 @@ def read_entry(folder: Path, number: int) -> ShardEntry | None:
     return entry if whole else None
 
 
-def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
-    """Reads a shard's rows as `pack_shard` got them: written again, they give the same bytes.
+def read_samples(folder: Path, entry: ShardEntry) -> Iterator[Sample]:
+    """Reads a shard's rows as `pack_shard` got them, one after the other: written again, they give the same bytes.
 
     What curation decided stays: dropped samples are written again as dropped; of erased ones the row stays, rejected.
     """
-    found = []
+    own = {*sidecar.SIDECAR_SCHEMA.names, *(field.name for field in sidecar.ANNOTATION_COLUMNS)}
     with open(folder / entry.name, "rb") as file:
         for row in sidecar.read_sidecar(folder / entry.sidecar).to_pylist():
             kept = {name: row[name] for name in ("row", "width", "height", "caption", "label", "url", "reason")}
@@ -124,8 +147,14 @@ def read_samples(folder: Path, entry: ShardEntry) -> list[Sample]:
                 kept["image"] = file.read(row["image_size"])
                 kept["format"], kept["extension"] = row["image_format"], _EXTENSIONS[row["image_format"]]
                 kept["fields"] = {name: value for name, value in content.items() if name not in _JSON_FIELDS}
-            found.append(Sample(**kept))
-    return found
+                if row.get("annotation_size") is not None:
+                    file.seek(row["annotation_offset"])
+                    kept["annotation"] = file.read(row["annotation_size"])
+                    kept["annotation_member"] = row["annotation_member"]
+                kept["sha256"] = row["sha256"]
+                kept["empty_text"] = row["caption"] is None and row["text_offset"] is not None
+            kept["further"] = {name: row[name] for name in row if name not in own}
+            yield Sample(**kept)
 
 
 def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] | None) -> dict[str, Any]:
@@ -141,10 +170,11 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         "label": sample.label,
         "width": sample.width,
         "height": sample.height,
+        **sample.further,
     }
     if sample.image is None:
         return row
-    digest = hashlib.sha256(sample.image).hexdigest()
+    digest = sample.sha256 or hashlib.sha256(sample.image).hexdigest()
     content = {
         "key": key,
         "row": sample.row,
@@ -158,19 +188,24 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         **sample.fields,
     }
     members = {sample.extension: sample.image}
-    if sample.caption is not None:
-        members["txt"] = sample.caption.encode()
+    if sample.caption is not None or sample.empty_text:
+        members["txt"] = (sample.caption or "").encode()
     present = {name: value for name, value in content.items() if value is not None}
     members["json"] = json.dumps(present, ensure_ascii=False).encode()
+    columns = [("image", sample.extension), ("text", "txt"), ("json", "json")]
+    if sample.annotation is not None:
+        members[sample.annotation_member] = sample.annotation
+        columns.append(("annotation", sample.annotation_member))
+        row["annotation_member"] = sample.annotation_member
     places = shard.add(key, members)
     row |= {"sha256": digest, "image_format": sample.format}
-    for column, extension in (("image", sample.extension), ("text", "txt"), ("json", "json")):
+    for column, extension in columns:
         if extension in places:
             row |= {f"{column}_offset": places[extension].offset, f"{column}_size": places[extension].size}
     return row
 
 
-def _statistics(entry: ShardEntry, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def statistics(entry: ShardEntry, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What img2dataset's tools read (`count`, `successes`, `status_dict`), and our entry for the manifest."""
     reasons = Counter(row["reason"] for row in rows if row["status"] == sidecar.REJECTED)
     return {
@@ -182,7 +217,8 @@ def _statistics(entry: ShardEntry, rows: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _staged(path: Path) -> Path:
+def staged(path: Path) -> Path:
+    """Returns where a file of a shard is written before the shard is committed."""
     return path.with_name(path.name + STAGING)
 
 
@@ -190,8 +226,8 @@ def _finish(mark: Path) -> None:
     stem = mark.name.removesuffix(COMMIT)
     withdraw_manifest(mark.parent)  # the manifest describes the former shard
     for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
-        staged = _staged(mark.with_name(name))
-        if staged.exists():
-            os.replace(staged, mark.with_name(name))
+        new = staged(mark.with_name(name))
+        if new.exists():
+            os.replace(new, mark.with_name(name))
     sync_folder(mark.parent)
     mark.unlink()

@@ -9,9 +9,10 @@ import numpy as np
 from data_pipeline.errors import BadDataError
 from data_pipeline.hashing import Integers, key, uniforms
 from data_pipeline.reading.batch import SampleRef
-from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.config import DataConfig, RectangleConfig
 from data_pipeline.reading.decode.augmentation import augment, leave_out_parts
 from data_pipeline.reading.decode.pixels import BadSample, DroppedSample, Header
+from data_pipeline.reading.decode.rectangle import Placed, draw_rectangle, render_rectangle
 from data_pipeline.reading.decode.views import UNIFORMS, Crop, random_crop, render_views
 from data_pipeline.reading.faults import Fault
 from data_pipeline.reading.order.samples import Order
@@ -59,6 +60,8 @@ class RowFiller:
         """Returns the arrays of a batch."""
         views, size = self._config.views, self._config.image_size
         own: Layout = {"views": ((rows, views, size, size, 3), np.uint8), "crops": ((rows, views, 6), np.float32)}
+        if self._config.rectangle is not None:
+            own["sizes"] = ((rows, 2), np.int32)  # height and width of each view in its canvas
         return own | self._targets.layout(rows)
 
     def chances(self, positions: Integers) -> np.ndarray:
@@ -81,7 +84,7 @@ class RowFiller:
         for candidate in candidates:
             try:
                 sample = candidate.read()
-                self._draw(sample.image, position, chances, arrays["views"][row], arrays["crops"][row])
+                self._draw(sample.image, position, chances, row, arrays)
                 if sample.caption and self._config.augmentation.caption_dropout:
                     left = leave_out_parts(
                         sample.caption, self._config.augmentation.caption_dropout, self._stream, position
@@ -104,9 +107,12 @@ class RowFiller:
         self._targets.finish(filled.extras, arrays)
         filled.faults.sort(key=lambda fault: fault.position)
 
-    def _draw(self, data: bytes, position: int, chances: list[float], views: np.ndarray, crops: np.ndarray) -> None:
+    def _draw(self, data: bytes, position: int, chances: list[float], row: int, arrays: Arrays) -> None:
         """Writes the views of an image, uint8 [V, S, S, 3], and their crops, float32 [V, 6]. Raises BadSample."""
-        rules = self._config.augmentation
+        rules, views, crops = self._config.augmentation, arrays["views"][row], arrays["crops"][row]
+        if self._config.rectangle is not None:
+            self._draw_rectangle(self._config.rectangle, data, position, chances, row, arrays)
+            return
         own = [chances[view * UNIFORMS : (view + 1) * UNIFORMS] for view in range(len(views))]
 
         def choose(header: Header) -> list[Crop]:
@@ -116,6 +122,22 @@ class RowFiller:
         render_views(data, self._config.max_pixels, choose, views, crops)
         for number, view in enumerate(views):
             augment(view, rules, self._stream, position, number)
+
+    def _draw_rectangle(
+        self, shape: RectangleConfig, data: bytes, position: int, chances: list[float], row: int, arrays: Arrays
+    ) -> None:
+        """Writes the one view of a dense task into the corner of its canvas, zeros around it, and its size."""
+        rules, canvas = self._config.augmentation, arrays["views"][row, 0]
+
+        def place(header: Header) -> Placed:
+            return draw_rectangle(header.width, header.height, chances, shape, len(canvas), rules.flip)
+
+        view, placed = render_rectangle(data, self._config.max_pixels, place)
+        augment(view, rules, self._stream, position, 0)
+        canvas[:] = 0
+        canvas[: placed.height, : placed.width] = view
+        arrays["crops"][row, 0] = placed.crop
+        arrays["sizes"][row] = placed.height, placed.width
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ namespace dcnv3 {
 namespace avx2 {
 #include "kernels.h"
 }  // namespace avx2
-const CpuKernels kAvx2Kernels = {"avx2", avx2::run_forward, avx2::run_backward};
+const CpuKernels kAvx2Kernels = {"avx2", avx2::run_forward, avx2::run_backward, avx2::run_norm_forward, avx2::run_norm_backward,
+                                    avx2::run_norm_sums, avx2::run_gelu};
 }  // namespace dcnv3
 
 #if defined(__clang__)

@@ -26,7 +26,8 @@ namespace dcnv3 {
 namespace avx512 {
 #include "kernels.h"
 }  // namespace avx512
-const CpuKernels kAvx512Kernels = {"avx512", avx512::run_forward, avx512::run_backward};
+const CpuKernels kAvx512Kernels = {"avx512", avx512::run_forward, avx512::run_backward, avx512::run_norm_forward, avx512::run_norm_backward,
+                                    avx512::run_norm_sums, avx512::run_gelu};
 }  // namespace dcnv3
 
 #if defined(__clang__)

@@ -15,5 +15,6 @@ namespace dcnv3 {
 namespace baseline {
 #include "kernels.h"
 }  // namespace baseline
-const CpuKernels kBaselineKernels = {"baseline", baseline::run_forward, baseline::run_backward};
+const CpuKernels kBaselineKernels = {"baseline", baseline::run_forward, baseline::run_backward, baseline::run_norm_forward, baseline::run_norm_backward,
+                                    baseline::run_norm_sums, baseline::run_gelu};
 }  // namespace dcnv3

@@ -111,6 +111,7 @@ void forward(const PackedProblem& q, const PackedTensors& t, int64_t begin, int6
 }
 
 #include "backward.h"
+#include "norm.h"
 
 // Calls f(S{}, C') for the problem's channels: the fast sizes, or the general kernel.
 template <typename S, typename F>

@@ -1,19 +1,26 @@
 """What the commands of `internimage launch` share."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pretrain.configuration import RunConfig
 
 Command = Annotated[list[str], typer.Argument(metavar="COMMAND...", help="`pretrain CONFIG ...`, or any program.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be started, and stop.")]
 Logs = Annotated[Path | None, typer.Option(help="Folder for the other ranks' output. [default: RUN/logs]")]
+RestartPause = Annotated[
+    float, typer.Option("--restart-pause", min=0, help="Seconds before the first restart; doubled for each next.")
+]
 
 
-def check_command(command: list[str], world_size: int) -> float | None:
+def check_command(command: list[str], world_size: int, coming: Sequence[str] = ()) -> "RunConfig | None":
     """A COMMAND that is `pretrain CONFIG ...` is checked here, before it costs a queue's wait.
 
-    Returns the seconds that its ranks are given to save; None for other programs.
+    Returns its configuration; None for other programs. coming: runs that will be there when it starts.
     """
     from launch import invocation, preflight
 
@@ -23,5 +30,5 @@ def check_command(command: list[str], world_size: int) -> float | None:
     from pretrain.configuration import load_config
 
     config = load_config(*given)
-    preflight.check_run(config, world_size)
-    return config.training.policy.grace_seconds
+    preflight.check_run(config, world_size, coming)
+    return config

@@ -2,7 +2,24 @@
 
 import typer
 
-from launch.commands.shards import fetch, filter, index, openmoji, pack, stats, verify
+from launch.commands.shards import (
+    build,
+    dedup,
+    fetch,
+    filter,
+    finish,
+    index,
+    merge,
+    openmoji,
+    pack,
+    publish,
+    reshard,
+    show,
+    split,
+    stats,
+    takedown,
+    verify,
+)
 
 app = typer.Typer(
     help="Fetch, pack, index, verify, describe and curate image-text shards.",
@@ -15,4 +32,13 @@ app.command(epilog=f"Example: {index.EXAMPLE}")(index.index)
 app.command(epilog=f"Example: {verify.EXAMPLE}")(verify.verify)
 app.command(epilog=f"Example: {stats.EXAMPLE}")(stats.stats)
 app.command("filter", epilog=f"Example: {filter.EXAMPLE}")(filter.filter_)
+app.command(epilog=f"Example: {dedup.EXAMPLE}")(dedup.dedup)
+app.command(epilog=f"Example: {takedown.EXAMPLE}")(takedown.takedown)
+app.command(epilog=f"Example: {reshard.EXAMPLE}")(reshard.reshard)
+app.command(epilog=f"Example: {merge.EXAMPLE}")(merge.merge)
+app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)
+app.command(epilog=f"Example: {show.EXAMPLE}")(show.show)
+app.command(epilog=f"Example: {build.EXAMPLE}")(build.build)
+app.command(epilog=f"Example: {finish.EXAMPLE}")(finish.finish)
+app.command(epilog=f"Example: {publish.EXAMPLE}")(publish.publish)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

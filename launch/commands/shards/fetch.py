@@ -1,6 +1,5 @@
 """`internimage shards fetch`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,15 +11,29 @@ EXAMPLE = "internimage shards fetch urls.parquet shards/web --shorter-side 512 -
 
 
 def fetch(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="CSV, TSV, Parquet, or text with one URL a line.")],
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="CSV, TSV, JSONL, Parquet, or text with one URL a line; or its URL.")
+    ],
     output: options.Output,
     url_column: options.Column = None,
     caption_column: options.Column = None,
     label_column: options.Column = None,
+    hash_column: options.Column = None,
+    columns: options.ColumnNames = None,
+    preset: options.Preset = None,
+    delimiter: options.Delimiter = None,
+    encoding: options.Encoding = None,
+    quoting: options.Quoting = None,
+    captions: options.CaptionChoice = options.Captions.first,
+    max_caption: options.MaxCaption = 32_768,
+    keep: options.Keep = None,
+    captionless: options.CaptionlessRows = options.Captionless.keep,
     classes: options.Classes = None,
     shorter_side: options.ShorterSide = None,
     min_side: options.MinSide = 1,
+    max_pixels: options.MaxPixels = 89_478_485,
     quality: options.Quality = 95,
+    image_format: options.Format = options.ImageFormat.keep,
     rows_per_shard: options.RowsPerShard = 1000,
     connections: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
     per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 4,
@@ -30,15 +43,23 @@ def fetch(
     private_network: Annotated[
         list[str] | None, typer.Option(help="Network (CIDR) that may be asked though it is not public. Repeatable.")
     ] = None,
-    retry: Annotated[
-        list[str] | None, typer.Option(help="Ask again for finished rows with this reason, as http_5*. Repeatable.")
+    nameserver: Annotated[
+        list[str] | None, typer.Option(help="Name server (address, :port) in place of the system's. Repeatable.")
     ] = None,
+    retry: options.Retry = None,
+    least_packed: options.LeastPacked = 0.0,
+    part: options.PartOf = None,
+    parts: options.Parts = None,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
     """Fetch a URL list into shards, politely and resumably, with a status for every row."""
+    from functools import partial
+
     from data_pipeline import preparation
-    from data_pipeline.preparation import Columns, ImageRules, WebRules
+    from data_pipeline.preparation import Columns, ImageRules, WebRules, check_usable
+    from data_pipeline.preparation.packing.parts import in_parts
+    from launch.commands.shards.finish import tell
     from launch.display import show
     from launch.progress import progress
 
@@ -48,19 +69,30 @@ def fetch(
         deadline=deadline,
         attempts=attempts,
         private_networks=tuple(private_network or ()),
+        nameservers=tuple(nameserver or ()),
         user_agent=user_agent or WebRules.user_agent,
     )
     with progress("fetching") as report:
-        summary = preparation.fetch(
+        run = partial(
+            preparation.fetch,
             table,
             output,
-            columns=Columns(url=url_column, caption=caption_column, label=label_column),
+            columns=Columns(None, caption_column, label_column, url_column, hash_column),
+            format=options.table_format(columns, preset, delimiter, encoding, quoting, captions, max_caption, keep),
             classes=options.class_names(classes),
-            rules=ImageRules(shorter_side=shorter_side, min_side=min_side, quality=quality),
+            rules=ImageRules(shorter_side, min_side, max_pixels, quality=quality, format=image_format.value),
+            captionless=captionless.value,
             web=web,
             retry=tuple(retry or ()),
             rows_per_shard=rows_per_shard,
             workers=workers,
             progress=report,
+            notice=options.say,
         )
+        if parts is not None:
+            tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+            return
+        summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
+    if part is None:
+        check_usable(summary, least_packed)

@@ -18,40 +18,111 @@ class LabelSource(StrEnum):
     none = "none"
 
 
+Annotations = Annotated[Path | None, typer.Option(help="COCO's instances JSON, of pictures under SOURCE.")]
+LabelMaps = Annotated[Path | None, typer.Option(help="Folder of PNG label maps, by the paths under SOURCE.")]
+
+
 def pack(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of images, or a CSV, TSV or Parquet table.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder of images; or a CSV, TSV, JSONL or Parquet table or URL."),
+    ],
     output: options.Output,
     image_column: options.Column = None,
     caption_column: options.Column = None,
     label_column: options.Column = None,
     url_column: options.Column = None,
+    hash_column: options.Column = None,
+    columns: options.ColumnNames = None,
+    preset: options.Preset = None,
+    delimiter: options.Delimiter = None,
+    encoding: options.Encoding = None,
+    quoting: options.Quoting = None,
+    captions: options.CaptionChoice = options.Captions.first,
+    max_caption: options.MaxCaption = 32_768,
+    keep: options.Keep = None,
+    captionless: options.CaptionlessRows = options.Captionless.keep,
     root: Annotated[Path | None, typer.Option(help="What relative image paths are relative to.")] = None,
     labels: Annotated[LabelSource, typer.Option(help="Whether sub-folders are classes.")] = LabelSource.auto,
     classes: options.Classes = None,
     shorter_side: options.ShorterSide = None,
     min_side: options.MinSide = 1,
+    max_pixels: options.MaxPixels = 89_478_485,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Refuse files with more bytes; no more is read.")] = 100_000_000,
     quality: options.Quality = 95,
+    coco: Annotations = None,
+    label_maps: LabelMaps = None,
+    reduce_zero_label: Annotated[bool, typer.Option(help="With --label-maps: 0 is no class, 1 the first.")] = False,
+    image_format: options.Format = options.ImageFormat.keep,
+    retry: options.Retry = None,
+    least_packed: options.LeastPacked = 0.0,
     rows_per_shard: options.RowsPerShard = 1000,
+    part: options.PartOf = None,
+    parts: options.Parts = None,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
-    """Pack local images and captions (folder, CSV, TSV, Parquet) into shards."""
+    """Pack images with captions (folder, CSV, TSV, JSONL, Parquet), COCO's objects or label maps into shards."""
+    from functools import partial
+
     from data_pipeline import preparation
-    from data_pipeline.preparation import Columns, ImageRules
+    from data_pipeline.errors import UserError
+    from data_pipeline.preparation import Columns, ImageRules, PackSummary, check_usable
+    from data_pipeline.preparation.packing.parts import in_parts
+    from launch.commands.shards.finish import tell
     from launch.display import show
     from launch.progress import progress
 
+    if coco is not None and label_maps is not None:
+        raise UserError("--coco and --label-maps: a set has one of them; pack two sets")
+    given = Columns(image_column, caption_column, label_column, url_column, hash_column)
+    rules = ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value)
+    names = options.class_names(classes)
+    tabular = given != Columns() or root is not None or (coco is not None and names is not None)
+    if tabular and (coco is not None or label_maps is not None):
+        raise UserError("--coco, --label-maps: columns, --root, and beside --coco --classes, have no meaning there")
+    if (part is not None or parts is not None) and (coco is not None or label_maps is not None):
+        raise UserError("--part, --parts: sets with annotations are packed by one task")
+    summary: PackSummary
     with progress("packing") as report:
-        summary = preparation.pack(
-            source,
-            output,
-            columns=Columns(image=image_column, caption=caption_column, label=label_column, url=url_column),
-            root=root,
-            labels=labels.value,
-            classes=options.class_names(classes),
-            rules=ImageRules(shorter_side=shorter_side, min_side=min_side, quality=quality),
-            rows_per_shard=rows_per_shard,
-            workers=workers,
-            progress=report,
-        )
+        if coco is not None:
+            summary = preparation.pack_coco(
+                Path(source), output, coco, rules=rules, rows_per_shard=rows_per_shard, workers=workers, progress=report
+            )
+        elif label_maps is not None:
+            summary = preparation.pack_label_maps(
+                Path(source),
+                output,
+                label_maps,
+                classes=names or (),
+                reduce_zero_label=reduce_zero_label,
+                rules=rules,
+                rows_per_shard=rows_per_shard,
+                workers=workers,
+                progress=report,
+            )
+        else:
+            run = partial(
+                preparation.pack,
+                source,
+                output,
+                columns=given,
+                format=options.table_format(columns, preset, delimiter, encoding, quoting, captions, max_caption, keep),
+                root=root,
+                labels=labels.value,
+                classes=names,
+                rules=rules,
+                captionless=captionless.value,
+                retry=tuple(retry or ()),
+                rows_per_shard=rows_per_shard,
+                workers=workers,
+                progress=report,
+                notice=options.say,
+            )
+            if parts is not None:
+                tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+                return
+            summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
+    if part is None:
+        check_usable(summary, least_packed)

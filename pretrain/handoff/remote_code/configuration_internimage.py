@@ -6,7 +6,8 @@ from transformers import PretrainedConfig
 class InternImageConfig(PretrainedConfig):
     """arguments: of InternImage, as internimage_internimage.py defines them; its classifier has `num_labels` rows.
 
-    image_mean, image_std: what images are normalised by. origin: which training the weights are of.
+    image_mean, image_std: what images are normalised by. text: sizes of the text tower, None where there is none.
+    origin: which training the weights are of.
     """
 
     model_type = "internimage"
@@ -18,6 +19,7 @@ class InternImageConfig(PretrainedConfig):
         num_channels=3,
         image_mean=(0.485, 0.456, 0.406),
         image_std=(0.229, 0.224, 0.225),
+        text=None,
         origin=None,
         **options,
     ):
@@ -29,4 +31,5 @@ class InternImageConfig(PretrainedConfig):
         self.image_size = image_size
         self.num_channels = num_channels
         self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.text = text
         self.origin = origin or {}

@@ -91,6 +91,7 @@ class Pretraining(Task):
         None, gt=0, description="initial temperature of the contrastive loss; null: .07, of siglip .1"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    templates: tuple[str, ...] = Field(("{}",), description="prompts of zero-shot scores, {} for a class's name")
 
     @field_validator("preset")
     @classmethod
@@ -118,6 +119,10 @@ class Pretraining(Task):
         from data_pipeline.reading import ImageText
 
         return ImageText(self.tokenizer(data), data.context_length)
+
+    def with_templates(self, templates: Sequence[str]) -> "Pretraining":
+        """The same task whose zero-shot classification asks with these prompts."""
+        return self.model_copy(update={"templates": tuple(templates)})
 
     def tokenizer(self, data: DataConfig) -> "Callable[[list[str]], Tensor]":
         """list of n captions -> int64 [n, data.context_length]."""
@@ -157,7 +162,8 @@ class Pretraining(Task):
         if name == "top1":
             return top1(own, data, run, classes=classes, batch_size=batch_size)
         if name == "zero-shot":
-            return zero_shot(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)
+            tokenizer = self.tokenizer(run.data)
+            return zero_shot(own, data, run, tokenizer=tokenizer, templates=self.templates, batch_size=batch_size)
         return retrieval(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)
 
 

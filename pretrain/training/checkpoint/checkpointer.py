@@ -2,10 +2,11 @@
 
 save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread
              that writes them
-poll()       at every step boundary: once all ranks have written, rank 0 completes the checkpoint (index,
-             state, manifest; fsync; rename; `latest`; rotation). Where a rank failed, the save is dropped
-wait()       at the end: poll until nothing is pending
-restore()    load the newest intact checkpoint into the live engine; set damaged ones aside, with an event
+progress()   how far this rank's part is, for the agreement of each step
+advance()    once all ranks have written, rank 0 completes the checkpoint (index, state, manifest; fsync; rename;
+             `latest`; rotation). Where a rank failed, the save is dropped
+wait()       at the end: advance until nothing is pending
+restore()    load the newest intact checkpoint that the leader sees; set damaged ones aside, with an event
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
 from pretrain.training.checkpoint.rank_file import write_rank_file
+from pretrain.training.checkpoint.retention import Kept, to_delete
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
@@ -38,6 +40,7 @@ from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 
 FAILURES_ALLOWED = 3
+STALE_SECONDS = 90.0  # attributes and names are cached by NFS for 60 s by default
 
 
 @dataclass
@@ -120,14 +123,13 @@ class Checkpointer:
     # --- saving
     # --------------------------------------------------------------------------------------------------------
     def due(self, step: int) -> bool:
-        """Is a checkpoint to be made after `step` steps? By steps or by minutes; the leader's clock decides for all."""
+        """Does this rank want a checkpoint after `step` steps? By steps, or by minutes of the leader's clock."""
         settings = self._settings
         if settings.every_steps and step % settings.every_steps == 0:
             return True
         if settings.every_minutes is None:
             return False
-        mine = self._context.leader and self._clock() - self._saved_at >= 60 * settings.every_minutes
-        return self._context.sum([float(mine)])[0] > 0
+        return self._context.leader and self._clock() - self._saved_at >= 60 * settings.every_minutes
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Start saving. `state` becomes state.json, with the engine's counters added."""
@@ -177,14 +179,17 @@ class Checkpointer:
         written = write_rank_file(folder / _shard(rank), entries)
         (folder / _note(rank)).write_text(json.dumps(written))
 
-    def poll(self) -> None:
-        """Move a save on that all ranks are done with. Collective; nothing where nothing is pending."""
+    def progress(self) -> tuple[bool, bool]:
+        """(this rank is done with its part of the save under way, the part failed); (False, False) without one."""
         if self._pending is None:
-            return
+            return False, False
         done = self._thread is None or not self._thread.is_alive()
-        finished, failed = self._context.sum([float(done), float(done and self._error is not None)])
-        if finished == self._context.world_size:
-            self._advance(failed > 0)
+        return done, done and self._error is not None
+
+    def advance(self, *, written: bool, failed: bool) -> None:
+        """Move a save on. written, failed: of all ranks' `progress`, as they have agreed."""
+        if self._pending is not None and written:
+            self._advance(failed)
 
     def wait(self) -> bool:
         """Until nothing is pending. Collective. Was the last save good?"""
@@ -255,16 +260,14 @@ class Checkpointer:
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
-        settings = self._settings
         best = self._folder / disk.BEST
-        kept = {best.read_text().strip()} if best.is_file() else set()
-        for old in disk.complete_checkpoints(self.run)[settings.keep :]:
-            forever = settings.keep_every is not None and old.step % settings.keep_every == 0
-            if old.step < newest and old.path.name not in kept and not forever:
-                # Without its name first: a crash inside the deletion must not leave half a checkpoint.
-                going = old.path.with_name(f"{disk.DELETING}{old.path.name}")
-                os.rename(old.path, going)
-                shutil.rmtree(going, ignore_errors=True)
+        chosen = Checkpoint(self._folder / best.read_text().strip()).step if best.is_file() else None
+        there = {old.step: old for old in disk.complete_checkpoints(self.run) if old.step <= newest}
+        # What this run itself has written has one size; a manifest is read where the size counts.
+        sized = self._settings.keep_gigabytes is not None
+        kept = [Kept(step, old.bytes if sized else 0) for step, old in there.items()]
+        for step in to_delete(kept, self._settings, chosen):
+            self._delete(there[step])
 
     def _set_aside(self, path: Path) -> None:
         number = 0
@@ -274,20 +277,28 @@ class Checkpointer:
 
     # --- restoring
     # -----------------------------------------------------------------------------------------------------
-    def restore(self) -> dict[str, Any] | None:
-        """Load the newest intact checkpoint; its state.json, or None where there is none at all.
+    def restore(self, before: int | None = None) -> dict[str, Any] | None:
+        """Load the newest intact checkpoint; its state.json, or None where there is none at all. Collective.
 
-        Raises UserError where there are checkpoints but none is intact: starting afresh over them would lose the run;
-        and where the run was trained on other data.
+        The leader says which there are, for two ranks may see different states of a shared file system. before: prefer
+        one of at most so many steps (a rollback), and drop the newer ones. Raises UserError where there are checkpoints
+        but none is intact: starting afresh over them would lose the run; and where the run was trained on other data.
         """
         refused = []
-        for checkpoint in disk.resumable_checkpoints(self.run):
+        for name, complete in self._context.from_leader(lambda: self._candidates(before)):
+            checkpoint = Checkpoint(self._folder / name)
+            if complete:
+                self._await(checkpoint)
             problem = self._verify(checkpoint)
             if problem is None:
-                self._check_data(checkpoint.trained_on)
+                state: dict[str, Any] = self._context.from_leader(partial(_state_of, checkpoint))
+                self._check_data(TrainedOn.from_json(state["data"]))
                 self._load(checkpoint)
                 self.last_step = checkpoint.step
-                return checkpoint.state
+                if before is not None and self._context.leader:
+                    self._drop_beyond(checkpoint)
+                self._context.barrier()
+                return state
             refused.append(problem)
             if self._context.leader:
                 self._report(EventKind.CHECKPOINT_REFUSED, step=checkpoint.step, message=problem)
@@ -299,12 +310,44 @@ class Checkpointer:
                 f"none of the checkpoints under {self._folder} is intact:\n  " + "\n  ".join(refused) + "\n"
                 "They were set aside as damaged-*. Restore the folder from a copy, or name a new --output"
             )
-        if any(self._folder.glob("damaged-*")):  # refused at an earlier start, and still not to be started over
+        if self._context.from_leader(lambda: any(self._folder.glob("damaged-*"))):
+            # Refused at an earlier start, and still not to be started over.
             raise UserError(
                 f"the checkpoints under {self._folder} were damaged and set aside as damaged-*, and none is left. "
                 "Restore the folder from a copy, or name a new --output"
             )
         return None
+
+    def _candidates(self, before: int | None) -> list[tuple[str, bool]]:
+        """(name, has a manifest), the best first: newest first; for a rollback those from before it, then the oldest of
+        the others.
+        """
+        there = disk.resumable_checkpoints(self.run)
+        if before is not None:
+            early = [checkpoint for checkpoint in there if checkpoint.step <= before]
+            there = early + [checkpoint for checkpoint in reversed(there) if checkpoint.step > before]
+        return [(checkpoint.path.name, (checkpoint.path / disk.MANIFEST).is_file()) for checkpoint in there]
+
+    def _await(self, checkpoint: Checkpoint) -> None:
+        """Until this rank sees what the leader sees: a client of a network file system may be a minute behind."""
+        deadline = self._clock() + STALE_SECONDS
+        while not (checkpoint.path / disk.MANIFEST).exists() and self._clock() < deadline and not self._context.leader:
+            with contextlib.suppress(OSError):
+                os.listdir(self._folder)  # has the client ask again
+            time.sleep(0.1)
+
+    def _drop_beyond(self, checkpoint: Checkpoint) -> None:
+        """The run went back to `checkpoint`: those of the line that it left must not be resumed. Leader's."""
+        write_durably(self._folder / disk.LATEST, checkpoint.path.name)
+        for newer in disk.complete_checkpoints(self.run):
+            if newer.step > checkpoint.step:
+                self._delete(newer)
+
+    def _delete(self, old: Checkpoint) -> None:
+        """Without its name first: a crash inside the deletion must not leave half a checkpoint."""
+        going = old.path.with_name(f"{disk.DELETING}{old.path.name}")
+        os.rename(old.path, going)
+        shutil.rmtree(going, ignore_errors=True)
 
     def _check_data(self, before: TrainedOn) -> None:
         if difference := before.difference(self._trained_on):
@@ -345,6 +388,10 @@ class Checkpointer:
                 checkpoint.read_into(value, kind, fragment.name, fragment.start, files)
         self.engine.adam_steps = checkpoint.state["adam_steps"]
         self.engine.load_scaler_state(checkpoint.state["scaler"])
+
+
+def _state_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return checkpoint.state
 
 
 def _shard(rank: int) -> str:

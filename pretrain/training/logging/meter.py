@@ -64,15 +64,18 @@ class Meter:
         named = {f"{LOSS}{name}": value for name, value in parts.items()} | dict(metrics)
         self._micro_values += [(name, value.detach().double()) for name, value in named.items()]
 
-    def loss(self) -> float:
-        """Mean over this step's micro-batches and all ranks. Collective."""
-        mine = float(torch.stack(self._micro_losses).mean())
+    def micro_loss(self) -> Tensor:
+        """This rank's mean over the micro-batches of the step, 0-d, on the device; no synchronisation."""
+        mine = torch.stack(self._micro_losses).mean()
         self._micro_losses.clear()
-        self._last_loss = self._context.sum([mine])[0] / self._context.world_size
-        return self._last_loss
+        return mine
 
-    def end_step(self, *, applied: bool, norm: float) -> None:
-        """applied: whether the step changed the weights; one that did not counts in no mean but those of time."""
+    def end_step(self, *, applied: bool, loss: float, norm: float) -> None:
+        """applied: whether the step changed the weights; one that did not counts in no mean but those of time.
+
+        loss: of the step, over all ranks.
+        """
+        self._last_loss = loss
         now = time.perf_counter()
         self._elapsed, self._mark, self._timed = self._elapsed + now - self._mark, now, self._timed + 1
         if applied:

@@ -12,14 +12,18 @@ import os
 import platform
 import sys
 import time
+import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.durable import write_durably
 from pretrain.training.logging.kinds import EventKind
+from pretrain.training.logging.notifying import Notifier
 
 EVENTS, METRICS, ENVIRONMENT, CONFIG = "events.jsonl", "metrics.jsonl", "environment.json", "config.yaml"
+EARLIER_EVENTS, WANDB_ID, CONFIG_HISTORY = "events.1.jsonl", "wandb-id.txt", "config-history.jsonl"
+LARGEST_EVENTS = 32 * 2**20  # bytes of events.jsonl at a start, about 150,000 lines
 _PACKAGES = (
     "internimage-pretrain",
     "torch",
@@ -35,8 +39,8 @@ _PACKAGES = (
 class EventLog:
     """`events(kind, **what)`; also takes one dictionary that has a "kind", as the reader gives."""
 
-    def __init__(self, run: Path, rank: int) -> None:
-        self._path, self._rank = run / EVENTS, rank
+    def __init__(self, run: Path, rank: int, notify: Notifier | None = None) -> None:
+        self._path, self._rank, self._notify = run / EVENTS, rank, notify
 
     def __call__(self, kind: EventKind | dict[str, Any], **what: object) -> None:
         if isinstance(kind, dict):
@@ -46,13 +50,24 @@ class EventLog:
         line = json.dumps(_plain(entry), default=str, allow_nan=False) + "\n"
         try:
             # One write to a file opened for appending: lines of several ranks do not mix.
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(descriptor, line.encode())
             finally:
                 os.close(descriptor)
         except OSError as error:  # a full disk must not end a run that only wanted to say so
             print(f"events.jsonl: {error}: {line}", file=sys.stderr, flush=True)
+        if self._notify is not None:
+            self._notify(entry, line)
+
+
+def turn_over_events(run: Path) -> None:
+    """At a start, before anybody writes: a file of events that has grown large becomes `events.1.jsonl`, in place of an
+    earlier one. Nothing that a run goes on from stands there.
+    """
+    path = run / EVENTS
+    if path.exists() and path.stat().st_size > LARGEST_EVENTS:
+        os.replace(path, run / EARLIER_EVENTS)
 
 
 class MetricsLog:
@@ -65,7 +80,9 @@ class MetricsLog:
         if wandb_project:
             import wandb
 
-            self._wandb = wandb.init(project=wandb_project, dir=str(run), name=run.name, config=config, resume="allow")
+            self._wandb = wandb.init(
+                project=wandb_project, dir=str(run), name=run.name, config=config, id=_wandb_id(run), resume="allow"
+            )
 
     def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -99,6 +116,14 @@ class MetricsLog:
             print(f"{METRICS}: {error}", file=sys.stderr, flush=True)
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _wandb_id(run: Path) -> str:
+    """One Weights & Biases run for the whole life of this one, however often it is started."""
+    path = run / WANDB_ID
+    if not path.exists():
+        write_durably(path, uuid.uuid4().hex)
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _plain(value: object) -> object:

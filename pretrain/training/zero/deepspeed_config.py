@@ -69,6 +69,8 @@ def derive(
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     elif training.precision == "fp16":
         derived["fp16"] = {"enabled": True, "auto_cast": False}
+    if training.precision != "fp32" and training.reduce_gradients == "fp32":
+        derived["communication_data_type"] = "fp32"
     if stage == 0 and training.precision == "fp32":
         derived["gradient_clipping"] = 0.0  # the engine clips, since DeepSpeed would not report the norm here
     return merge(derived, given)

@@ -11,7 +11,7 @@ Buffers (batch statistics) are copied from the task's module, and have no EMA.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine, gather_by_region, import_deepspeed
 from pretrain.training.zero.partition import partition, partitions
 
-CHUNK = 8_388_608  # values a rank sends at once
+RECEIVED = 33_554_432  # values that a rank receives at once, of all ranks together: 64 MiB in half precision
 
 
 def build_teacher(
@@ -94,9 +94,18 @@ class PartitionedTeacher:
                 parameter.partition()
         torch._foreach_copy_([mine for mine, _ in self._pairs], [value for _, value in self._pairs])
 
+    def ready(self) -> None:
+        """Nothing is under way: each rank has filled its own part."""
+
 
 class WholeTeacher:
-    """A whole copy on every rank, gathered from the fragments wherever they lie."""
+    """A whole copy on every rank, gathered from the fragments wherever they lie.
+
+    The pieces are laid end to end in flat buffers whose layout never changes, so that a refresh is a few calls however
+    many pieces there are: one cast into the send buffer, and for each chunk one all-gather and one copy. What is
+    received at once is bounded over all ranks together. On a GPU this runs on a stream of its own, beside whatever
+    follows the step (logging, the next batch); `ready` has the next forward pass wait for it.
+    """
 
     def __init__(self, module: nn.Module, engine: Engine, ema: Ema, context: DistributedContext) -> None:
         self.module, self._context, self._dtype = module, context, engine.compute_dtype
@@ -111,44 +120,81 @@ class WholeTeacher:
         layouts: list[list[tuple[str, int, int]]] = context.gather(layout)
         flat = {name: parameter.data.view(-1) for name, parameter in own.items()}
         covered = dict.fromkeys(flat, 0)
-        self._targets: list[list[Tensor]] = []
+        targets: list[list[Tensor]] = []
         for pieces in layouts:
-            self._targets.append([flat[name].narrow(0, start, length) for name, start, length in pieces])
+            targets.append([flat[name].narrow(0, start, length) for name, start, length in pieces])
             for name, _, length in pieces:
                 covered[name] += length
         holes = sorted(name for name, count in covered.items() if count != flat[name].numel())
         if holes:
             raise ValueError(f"the teacher's parameters are not covered by the EMA: {holes[:3]}")
-        longest = max((sum(t.numel() for t in targets) for targets in self._targets), default=0)
-        self._spans = [(start, min(longest, start + CHUNK)) for start in range(0, longest, CHUNK)]
+        self._stream = torch.cuda.Stream(context.device) if context.device.type == "cuda" else None
+        self._chunks: list[_Chunk] = []
+        self._packed: list[Tensor] = targets[0]  # where this rank's pieces go: with one rank the teacher itself
+        if context.world_size > 1:
+            self._lay_out(targets)
+
+    def _lay_out(self, targets: Sequence[Sequence[Tensor]]) -> None:
+        """The buffers, and what is copied between them and the pieces. targets: of every rank, in rank order."""
+        ranks, device = self._context.world_size, self._context.device
+        longest = max((sum(target.numel() for target in pieces) for pieces in targets), default=0)
+        length = min(longest, max(1, RECEIVED // ranks))
+        send = torch.zeros(longest, dtype=self._dtype, device=device)
+        received = torch.empty(ranks * length, dtype=self._dtype, device=device)
+        pairs = _overlaps(self._sources, send, 0)
+        self._packed, self._sources = [inside for inside, _ in pairs], [piece for _, piece in pairs]
+        for start in range(0, longest, length or 1):
+            sent = send.narrow(0, start, min(length, longest - start))
+            whole = received.narrow(0, 0, ranks * sent.numel())
+            pairs = [
+                pair
+                for rank, pieces in enumerate(targets)
+                for pair in _overlaps(pieces, whole.narrow(0, rank * sent.numel(), sent.numel()), start)
+            ]
+            self._chunks.append(_Chunk(sent, whole, [piece for _, piece in pairs], [inside for inside, _ in pairs]))
 
     @torch.no_grad()
     def refresh(self) -> None:
+        """Begin to fill the teacher from the EMA; `ready` before it is used. Collective."""
         for mine, theirs in self._buffers:
             mine.copy_(theirs)
-        if self._context.world_size == 1:
-            torch._foreach_copy_(self._targets[0], self._sources)
+        if self._stream is None:
+            self._fill()
             return
-        for start, end in self._spans:
-            packed = torch.zeros(end - start, dtype=self._dtype, device=self._context.device)
-            _pair(self._sources, packed, start, into_packed=True)
-            gathered = torch.empty(self._context.world_size * (end - start), dtype=self._dtype, device=packed.device)
-            dist.all_gather_into_tensor(gathered, packed)
-            for rank, targets in enumerate(self._targets):
-                _pair(targets, gathered.narrow(0, rank * (end - start), end - start), start, into_packed=False)
+        self._stream.wait_stream(torch.cuda.current_stream(self._context.device))
+        with torch.cuda.stream(self._stream):
+            self._fill()
+
+    def _fill(self) -> None:
+        if self._packed:
+            torch._foreach_copy_(self._packed, self._sources)
+        for chunk in self._chunks:
+            dist.all_gather_into_tensor(chunk.received, chunk.sent, group=self._context.device_group)
+            torch._foreach_copy_(chunk.pieces, chunk.inside)
+
+    def ready(self) -> None:
+        """Have what is enqueued from now on wait for the refresh."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._context.device).wait_stream(self._stream)
 
 
-def _pair(pieces: Sequence[Tensor], packed: Tensor, offset: int, *, into_packed: bool) -> None:
-    """Copy between `pieces`, laid end to end, and `packed`, which covers [offset, offset + len) of them."""
-    position, end = 0, offset + packed.numel()
-    sources, targets = [], []
+class _Chunk(NamedTuple):
+    """One all-gather: what is sent and received, and the teacher's `pieces` with their places `inside` the latter."""
+
+    sent: Tensor
+    received: Tensor
+    pieces: list[Tensor]
+    inside: list[Tensor]
+
+
+def _overlaps(pieces: Sequence[Tensor], buffer: Tensor, offset: int) -> list[tuple[Tensor, Tensor]]:
+    """(part of `buffer`, part of a piece) wherever `pieces`, laid end to end, meet [offset, offset + len(buffer))."""
+    position, end, found = 0, offset + buffer.numel(), []
     for piece in pieces:
         first, last = max(position, offset), min(position + piece.numel(), end)
         if first < last:
-            outside = piece.narrow(0, first - position, last - first)
-            inside = packed.narrow(0, first - offset, last - first)
-            sources.append(outside if into_packed else inside)
-            targets.append(inside if into_packed else outside)
+            found.append(
+                (buffer.narrow(0, first - offset, last - first), piece.narrow(0, first - position, last - first))
+            )
         position += piece.numel()
-    if sources:
-        torch._foreach_copy_(targets, sources)
+    return found

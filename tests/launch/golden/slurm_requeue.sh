@@ -14,54 +14,84 @@
 #SBATCH --requeue
 #SBATCH --exclusive
 
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
-export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
+export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch
-export WORD=/runs/h/logs/.word-"$SLURM_JOB_ID"
-rm -f "$WORD.told" "$WORD.first"
+export WORD=/runs/h/logs/.word-"$SLURM_JOB_ID" PER_NODE=8 CORES_NEEDED=12
+export RANK_LOGS=/runs/h/logs START=$((${SLURM_RESTART_COUNT:-0} * 100))
 module load cuda/13
-run=/runs/h script=/runs/h/slurm.sh
+run=/runs/h history=/runs/h/restarts.jsonl
+script=/runs/h/slurm.sh
+needed=16 spares=0 avoid='' excluded=''
+# The nodes to use: of the job's, those that are up and not to be avoided. Spare ones stand at the end.
+healthy() {
+  local down=""
+  if [ "$spares" -gt 0 ]; then down=$(sinfo -h -N -n "$SLURM_JOB_NODELIST" -t down,fail,no_respond -o %n); fi
+  scontrol show hostnames "$SLURM_JOB_NODELIST" |
+    grep -vxF -f <(printf '%s\n' "$avoid" "$down" | tr -s ', ' '\n') | head -n "$needed"
+}
 latest() { { [ -n "$run" ] && cat "$run/checkpoints/latest" 2> /dev/null; } || echo none; }
-before=$(latest)
-echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, checkpoint $before"
-
-srun --kill-on-bad-exit=1 --wait=60 \
-  bash -c 'trap : USR1 TERM INT
-export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
+program='trap : USR1 TERM INT
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$PER_NODE
+node=${SLURMD_NODENAME:-$(hostname)}
+cores=$(env -u OMP_NUM_THREADS nproc)
+if [ "$LOCAL_RANK" = 0 ] && [ "$cores" -lt "${CORES_NEEDED:-0}" ]; then
+  echo "warning: $node gives $cores cores to a rank that needs $CORES_NEEDED; its loader will be slow" >&2
+fi
+if [ -n "$RANK_LOGS" ] && [ "$RANK" != 0 ]; then
+  exec >> "$RANK_LOGS/rank-$(printf %05d "$RANK").log" 2>&1
+  echo "--- job $SLURM_JOB_ID, start $START, rank $RANK on $node"
+fi
 "$@"
 code=$?
+said="$code $node $RANK"
 case $code in
   0 | 75) ;;
-  2 | 3 | 4) echo $code > "$WORD.told" ;;
-  *) (set -C; echo $code > "$WORD.first") ;;
+  2 | 3 | 4) echo "$said" > "$WORD.told" ;;
+  5) echo "$said" > "$WORD.hang" ;;
+  *) (set -C; echo "$said" > "$WORD.first") ;;
 esac 2> /dev/null
-exit $code' rank \
-  internimage pretrain internimage_h_m3i_427m --output 'runs/h with space'
-code=$?
-said=$(cat "$WORD.told" "$WORD.first" 2> /dev/null | head -n 1)
-code=${said:-$code}
-rm -f "$WORD.told" "$WORD.first"
-by_user() {
-  [ -n "$run" ] && grep '"kind": "stopped"' "$run/events.jsonl" | tail -n 1 |
-    grep -qE '"reason": "(stop file|training.stop_after)"'
-}
-again=no now=$(latest)
-case $code in
-  75) # stopped after saving
-    rm -f "$WORD.lost"
-    if by_user; then again="no, as asked"; else again=yes; fi ;;
-  137 | 143) # killed: a lost node, or memory; pointless where three starts in a row brought no new checkpoint
-    if [ "$now" = "$before" ]; then echo "$now" >> "$WORD.lost"; fi
-    if [ "$now" != "$before" ] || [ "$(grep -cxF "$now" "$WORD.lost")" -lt 3 ]; then again=yes; fi ;;
-esac
-echo "job $SLURM_JOB_ID: exit code $code, checkpoint $now, start again: $again"
-# Slurm holds a requeued job for two minutes, until its old credential is surely dead.
-if [ "$again" = yes ]; then
-  scontrol requeue "$SLURM_JOB_ID" || echo "not requeued; submit again: sbatch $script"
-else
-  rm -f "$WORD.lost"
+exit "$code"'
+while true; do
+  before=$(latest) refused=""
+  rm -f "$WORD".*
+  mapfile -t nodes < <(healthy)
+  export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((15000 + (SLURM_JOB_ID + 4001 * START) % 15000)) START
+  places=(--nodes="${#nodes[@]}" --nodelist="$(IFS=,; echo "${nodes[*]}")" --ntasks-per-node="$PER_NODE")
+  echo "job $SLURM_JOB_ID, start $START, on ${nodes[*]}, checkpoint $before"
+  if [ "${#nodes[@]}" -lt "$needed" ] || [ -n "$refused" ]; then
+    echo "too few healthy nodes: $needed are needed of $SLURM_JOB_NODELIST, refused: ${refused:-none}"
+    code=1
+  else
+    srun "${places[@]}" --ntasks="$((needed * PER_NODE))" --kill-on-bad-exit=1 --wait=60 \
+      bash -c "$program" rank \
+      internimage pretrain internimage_h_m3i_427m --output 'runs/h with space'
+    code=$?
+  fi
+  action=end pause=0 why="the decision could not be made" rank=""
+  eval "$(PYTHON -I -S RESTARTING --code "$code" --word "$WORD" --history "$history" --run "$run" --before "$before" \
+    --refused "$refused" --nodes "${nodes[*]}" --job "$SLURM_JOB_ID" --max-restarts 3 --pause 10 --spares 0)"
+  if [ -n "$RANK_LOGS" ] && [ "${rank:-0}" != 0 ]; then
+    failed_log=$RANK_LOGS/rank-$(printf %05d "$rank").log
+    echo "the end of $failed_log:"; tail -n 20 "$failed_log"
+  fi
+  rm -f "$WORD".*
+  echo "job $SLURM_JOB_ID: exit code $code, checkpoint $(latest), then: $action ($why)${avoid:+, avoiding $avoid}"
+  [ "$action" = restart ] || break
+  sleep "$pause"
+  START=$((START + 1))
+done
+if [ "$action" = requeue ]; then
+  # Slurm ends this script, too, as soon as it requeues the job, but only after its KillWait; and it holds a requeued
+  # job for two minutes, until its old credential is surely dead.
+  trap '' TERM
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    for _ in $([ -z "$avoid" ] || seq 25); do
+      scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${excluded:+$excluded,}$avoid" 2> /dev/null && break
+      sleep 1
+    done
+  else
+    echo "not requeued; submit again: sbatch $script"
+  fi
 fi
-exit $code
+exit "$code"

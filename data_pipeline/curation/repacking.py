@@ -1,0 +1,229 @@
+"""Writes one new shard from rows of old ones: the members' bytes are copied, no image is encoded anew."""
+
+import hashlib
+import json
+import mmap
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.curation.plans import FROM_KEY, FROM_ROW, FROM_SET, Plan
+from data_pipeline.durable import TEMPORARY, write_durably
+from data_pipeline.format import Manifest, ShardEntry, ShardWriter, read_sidecar, ustar, write_sidecar
+from data_pipeline.format.manifest import parse_manifest
+from data_pipeline.format.sets import SHARD_INDEX_SUFFIX
+from data_pipeline.format.sidecar import PACKED, REJECTED
+from data_pipeline.preparation.packing.samples import (
+    COMMIT,
+    commit_shard,
+    read_entry,
+    sample_key,
+    shard_stem,
+    staged,
+    statistics,
+)
+from data_pipeline.reading.storage.sources import merge_classes
+
+_OPEN_SHARDS = 64
+_KEY_BYTES = 80  # of the 100 that ustar gives a name; extensions take the rest
+Members = dict[str, tuple[int, int]]  # extension -> offset, size
+
+
+@dataclass(frozen=True)
+class Repack:
+    """The unit of work: call it with a unit's number. sets: folder and index folder of each source."""
+
+    output: Path
+    sets: tuple[tuple[Path, Path], ...]
+
+    def __call__(self, number: int) -> None:
+        """Writes the shard, unless it is whole."""
+        plan = Plan.read(self.output)
+        assert plan is not None
+        folder, shard = plan.place(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = shard_stem(shard)
+        if (folder / (stem + COMMIT)).exists():  # whoever held this unit died while renaming
+            commit_shard(folder, stem)
+        for path in (*folder.glob(f".{stem}.*{TEMPORARY}"), *folder.glob(f".{stem}_*{TEMPORARY}")):
+            path.unlink(missing_ok=True)
+        if read_entry(folder, shard) is None:
+            _write_shard(plan, number, _sources(self.sets))
+
+
+@dataclass(frozen=True)
+class Source:
+    """An old set: its name among all sources, and the new numbers of its labels."""
+
+    manifest: Manifest
+    name: str
+    labels: np.ndarray[Any, Any] | None
+
+    def foreign(self, entry: ShardEntry) -> bool:
+        return entry.sidecar.endswith(SHARD_INDEX_SUFFIX)
+
+
+@lru_cache(maxsize=1)
+def _sources(sets: tuple[tuple[Path, Path], ...]) -> tuple[Source, ...]:
+    found = [
+        parse_manifest((index / "manifest.json").read_bytes(), folder, where=str(index), index_folder=index)
+        for folder, index in sets
+    ]
+    return name_sources(found)
+
+
+def name_sources(sets: list[Manifest]) -> tuple[Source, ...]:
+    """Gives every source a name of its own, and joins their classes."""
+    _, numbers = merge_classes([one.classes for one in sets])
+    names: list[str] = []
+    for n, one in enumerate(sets):
+        names.append(f"{one.name}-{n}" if one.name in names else one.name)
+    return tuple(Source(*parts) for parts in zip(sets, names, numbers, strict=True))
+
+
+def _write_shard(plan: Plan, unit: int, sources: tuple[Source, ...]) -> None:
+    folder, number = plan.place(unit)
+    stem = shard_stem(number)
+    ids, first, columns = plan.rows(unit)
+    shards = [(source, entry) for source in sources for entry in source.manifest.shards]
+    rows = _old_rows(ids, shards)
+    tar, parquet, stats = (folder / name for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"))
+    made: list[dict[str, Any]] = []
+    with ShardWriter(staged(tar)) as writer, _Bytes() as contents:
+        for place, row_id in enumerate(ids):
+            source, entry = shards[row_id >> 32]
+            row = rows[row_id]
+            row |= {"row": first + place}
+            members = contents.of(source, entry, row) if row["status"] == PACKED else {}
+            made.append(_add(writer, plan, source, entry, row, members, sample_key(number, len(made) % 10_000)))
+    write_sidecar(staged(parquet), pa.Table.from_pylist(made, schema=columns))
+    entry = ShardEntry(tar.name, parquet.name, writer.samples, writer.bytes, writer.sha256)
+    write_durably(staged(stats), (json.dumps(statistics(entry, made), indent=1) + "\n").encode())
+    commit_shard(folder, stem)
+
+
+def _old_rows(ids: list[int], shards: list[tuple[Source, ShardEntry]]) -> dict[int, dict[str, Any]]:
+    """Reads the rows with these ids, each sidecar once, and adds where they come from."""
+    by_sidecar: dict[int, list[int]] = {}
+    for row_id in ids:
+        by_sidecar.setdefault(row_id >> 32, []).append(row_id)
+    found: dict[int, dict[str, Any]] = {}
+    for sidecar, mine in by_sidecar.items():
+        source, entry = shards[sidecar]
+        table = read_sidecar(source.manifest.sidecar_path(entry))
+        for row_id, row in zip(mine, table.take([row_id & 0xFFFFFFFF for row_id in mine]).to_pylist(), strict=True):
+            if row.get(FROM_SET) is None:
+                row |= {FROM_SET: source.name, FROM_ROW: row["row"], FROM_KEY: row["key"]}
+            found[row_id] = row
+    return found
+
+
+def _add(
+    writer: ShardWriter,
+    plan: Plan,
+    source: Source,
+    entry: ShardEntry,
+    row: dict[str, Any],
+    members: Mapping[str, bytes],
+    spare: str,
+) -> dict[str, Any]:
+    """Copies a sample into the shard; returns its new sidecar row."""
+    places = {name: None for name in row if name.endswith(("_offset", "_size")) and name != "image_size"}
+    if row["label"] is not None and source.labels is not None:
+        row |= {"label": int(source.labels[row["label"]])}
+    if row["status"] != PACKED:
+        return row | places | {"status": REJECTED, "image_size": None}
+    image = row.pop("image_extension")
+    if row["sha256"] is not None and hashlib.sha256(members[image]).hexdigest() != row["sha256"]:
+        return row | places | {"status": REJECTED, "reason": "image_damaged", "image_size": None}
+    prefix = {"kept": "", "by_set": source.name, "by_shard": f"{source.name}-{Path(entry.name).stem}"}[plan.keys]
+    key = f"{prefix}-{row['key']}" if prefix else row["key"]
+    if not key.isascii() or "." in key or len(key) > _KEY_BYTES:
+        key = spare
+    if (key, row["label"]) != (row["key"], row.pop("old_label")):
+        members = _told(members, key, row["label"])
+    lie = writer.add(key, members)
+    row |= places | {"key": key}
+    for column, extension in (("image", image), ("text", "txt"), ("json", "json")):
+        if extension in lie:
+            row |= {f"{column}_offset": lie[extension].offset, f"{column}_size": lie[extension].size}
+    return row
+
+
+def _told(members: Mapping[str, bytes], key: str, label: int | None) -> dict[str, bytes]:
+    """Writes a new key and label number into the members that hold them."""
+    changed = dict(members)
+    with suppress(KeyError, ValueError):
+        content = json.loads(changed["json"])
+        if isinstance(content, dict):
+            content |= {name: value for name, value in (("key", key), ("label", label)) if name in content}
+            changed["json"] = json.dumps(content, ensure_ascii=False).encode()
+    if "cls" in changed and label is not None:
+        changed["cls"] = str(label).encode()
+    return changed
+
+
+class _Bytes:
+    """Reads the members of samples, from shards of which the last few stay open."""
+
+    def __init__(self) -> None:
+        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
+        self._members: dict[Path, dict[str, Members]] = {}
+
+    def of(self, source: Source, entry: ShardEntry, row: dict[str, Any]) -> dict[str, bytes]:
+        """Returns a sample's members by extension, and notes in `row` which is the image and its label's old number."""
+        path = source.manifest.shard_path(entry)
+        if path not in self._maps:
+            with open(path, "rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(self._maps) > _OPEN_SHARDS:
+                oldest, former = self._maps.popitem(last=False)
+                self._members.pop(oldest, None)
+                former.close()
+        self._maps.move_to_end(path)
+        data = self._maps[path]
+        places = self._walked(path, data)[row["key"]] if source.foreign(entry) else _own(data, row)
+        image = next(name for name, (offset, _) in places.items() if offset == row["image_offset"])
+        row |= {"image_extension": image, "old_label": row["label"]}
+        return {extension: bytes(data[offset : offset + size]) for extension, (offset, size) in places.items()}
+
+    def _walked(self, path: Path, data: mmap.mmap) -> dict[str, Members]:
+        """Lists the members of a foreign shard, whose sidecar may not know all of them."""
+        if path not in self._members:
+            found: dict[str, Members] = {}
+            for member in ustar.walk(data):
+                if isinstance(member, ustar.TarMember) and member.kind in (b"0", b"7"):
+                    folder, slash, name = member.name.rpartition("/")
+                    stem, _, extension = name.partition(".")
+                    key = (folder + slash + stem).encode("utf-8", "replace").decode()
+                    found.setdefault(key, {}).setdefault(extension.lower(), (member.offset, member.size))
+            self._members[path] = found
+        return self._members[path]
+
+    def __enter__(self) -> "_Bytes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for data in self._maps.values():
+            data.close()
+
+
+def _own(data: mmap.mmap, row: Mapping[str, Any]) -> Members:
+    """Lists the members of a sample that this program packed: every one has its place in the sidecar."""
+    places: Members = {}
+    for column in sorted((name for name in row if name.endswith("_offset")), key=lambda name: row[name] or 0):
+        offset = row[column]
+        if offset is not None:
+            name = (
+                bytes(data[offset - ustar.BLOCK_BYTES : offset - ustar.BLOCK_BYTES + 100]).split(b"\0", 1)[0].decode()
+            )
+            extension = name.rpartition("/")[2].partition(".")[2]
+            places[extension] = (offset, row[column.removesuffix("_offset") + "_size"])
+    return places

@@ -1,0 +1,171 @@
+"""Processes that decode images, any of which may be killed by an image: that image is found, and the rest goes on.
+
+A decoder that crashes (signal 11) or is killed for its memory (signal 9) breaks its whole pool. What was under way is
+then done again one item at a time, each in a process of its own; the item whose process dies is given up.
+"""
+
+import asyncio
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
+
+from data_pipeline.executors.processes import end_with_parent
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_In = TypeVar("_In", contravariant=True)
+_Out = TypeVar("_Out", covariant=True)
+
+_CHUNK = 16  # items a message: enough to hide the pipe, few enough to share the work evenly
+
+
+def surviving_map(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, given_up: Callable[[_Item], _Result]
+) -> Iterator[_Result]:
+    """Maps over `workers` processes, in the order of the items, at most 4 chunks a process under way.
+
+    `given_up` makes the result of an item that kills its process. With one worker the work is done in this process,
+    which such an item kills.
+    """
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    source = iter(items)
+    pool = _pool(workers)
+    waiting: deque[tuple[list[_Item], Future[list[_Result]]]] = deque()
+    try:
+        while True:
+            while len(waiting) < 4 * workers and (chunk := list(itertools.islice(source, _CHUNK))):
+                waiting.append((chunk, _submit(pool, partial(_each, work), chunk)))
+            if not waiting:
+                return
+            chunk, future = waiting.popleft()
+            try:
+                results = future.result()
+            except BrokenProcessPool:
+                pool.shutdown(wait=False)
+                results = _one_by_one(work, chunk, given_up)
+                waiting = deque((one, _settled(work, one, left, given_up)) for one, left in waiting)
+                pool = _pool(workers)
+            yield from results
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Decoders(Protocol[_In, _Out]):
+    """Does items for callers that wait asynchronously."""
+
+    async def do(self, item: _In) -> _Out | None:
+        """Returns the result, None for an item that kills its process."""
+
+
+@asynccontextmanager
+async def decoders(work: Callable[[_Item], _Result], workers: int) -> AsyncIterator["Decoders[_Item, _Result]"]:
+    """Opens processes that do `work`; with one worker it is a thread of this process, which an item can kill."""
+    if workers > 1:
+        async with _Processes(work, workers) as processes:
+            yield processes
+    else:
+        with ThreadPoolExecutor(1) as threads:
+            yield _Thread(work, threads)
+
+
+class _Thread(Generic[_Item, _Result]):
+    def __init__(self, work: Callable[[_Item], _Result], threads: ThreadPoolExecutor) -> None:
+        self._work, self._threads = work, threads
+
+    async def do(self, item: _Item) -> _Result | None:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._work, item)
+
+
+class _Processes(Generic[_Item, _Result]):
+    def __init__(self, work: Callable[[_Item], _Result], workers: int) -> None:
+        self._work, self._workers = work, workers
+        self._pool = _pool(workers)
+        self._alone = asyncio.Semaphore(1)
+
+    async def do(self, item: _Item) -> _Result | None:
+        pool = self._pool
+        try:
+            return await asyncio.wrap_future(_submit(pool, self._work, item))
+        except BrokenProcessPool:
+            if self._pool is pool:  # the first to notice makes the next one
+                pool.shutdown(wait=False)
+                self._pool = _pool(self._workers)
+        async with self._alone:
+            with _pool(1) as single:
+                await asyncio.wrap_future(_submit(single, _ready, self._work))
+                with suppress(BrokenProcessPool):
+                    return await asyncio.wrap_future(_submit(single, self._work, item))
+        return None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
+    """Submits; a pool that broke meanwhile gives a future that says so."""
+    try:
+        return pool.submit(work, item)
+    except BrokenProcessPool as error:
+        broken: Future[_Result] = Future()
+        broken.set_exception(error)
+        return broken
+
+
+def _settled(
+    work: Callable[[_Item], _Result],
+    chunk: list[_Item],
+    future: Future[list[_Result]],
+    given_up: Callable[[_Item], _Result],
+) -> Future[list[_Result]]:
+    """Returns a chunk's results of a pool that broke: those that were there, or made one item at a time."""
+    with suppress(BrokenProcessPool):
+        future.result()  # a broken pool ends all that it had
+        return future
+    done: Future[list[_Result]] = Future()
+    done.set_result(_one_by_one(work, chunk, given_up))
+    return done
+
+
+def _one_by_one(
+    work: Callable[[_Item], _Result], chunk: list[_Item], given_up: Callable[[_Item], _Result]
+) -> list[_Result]:
+    results: list[_Result] = []
+    single = _pool(1)
+    for item in chunk:
+        _submit(single, _ready, work).result()
+        try:
+            results.append(_submit(single, work, item).result())
+        except BrokenProcessPool:
+            results.append(given_up(item))
+            single.shutdown(wait=False)
+            single = _pool(1)
+    single.shutdown(wait=False)
+    return results
+
+
+def _ready(work: object) -> bool:
+    """Tells that a process lives and knows `work`: where it does not, no item is to blame, and the error is raised."""
+    return callable(work)
+
+
+def _each(work: Callable[[_Item], _Result], chunk: list[_Item]) -> list[_Result]:
+    return [work(item) for item in chunk]

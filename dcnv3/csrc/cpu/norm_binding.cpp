@@ -1,0 +1,86 @@
+// torch.ops.dcnv3.norm_forward, norm_backward, gelu and gelu_backward on the CPU: tensors in, threads over rows, tensors out.
+#include "../norm_binding.h"
+
+#include <algorithm>
+
+#include "kernels_api.h"
+#include "threads.h"
+
+namespace dcnv3 {
+namespace {
+
+constexpr int64_t kElementsPerShare = 16384;  // of work, below which another thread costs more than it saves
+
+std::tuple<Tensor, Tensor, Tensor> norm_forward(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu) {
+  const NormProblem q = norm_of(x, weight, bias, eps, gelu);
+  x = dense(x), weight = dense(weight), bias = dense(bias);
+  Tensor output = torch::stable::new_empty(x, x.sizes());
+  Tensor mean = torch::stable::new_empty(x, {q.rows}, sum_type(x)), rstd = torch::stable::new_empty(x, {q.rows}, sum_type(x));
+  const NormTensors t = pointers(x, weight, bias, output, mean, rstd);
+  const CpuKernels& kernels = cpu_kernels();
+  parallel(q.rows, std::max<int64_t>(1, kElementsPerShare / q.channels),
+           [&](int64_t begin, int64_t end) { kernels.norm_forward(type_of(x), q, t, begin, end); });
+  return {output, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean,
+                                                 Tensor rstd, bool gelu) {
+  const NormProblem q = norm_of(x, weight, bias, 0, gelu);
+  check_norm_gradient(grad_output, x, mean, rstd, q);
+  x = dense(x), weight = dense(weight), bias = dense(bias), grad_output = dense(grad_output);
+  Tensor grad_x = torch::stable::new_empty(x, x.sizes());
+  Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
+  Tensor grad_bias = torch::stable::new_empty(bias, bias.sizes());
+  const int64_t share = rows_of_a_share(q.rows), shares = (q.rows + share - 1) / share;
+  Tensor sums = torch::stable::new_empty(x, {shares, 2 * q.channels}, sum_type(x));
+  NormTensors t = pointers(x, weight, bias, grad_x, mean, rstd);
+  t.grad_output = grad_output.data_ptr(), t.grad_x = grad_x.data_ptr();
+  t.grad_weight = grad_weight.data_ptr(), t.grad_bias = grad_bias.data_ptr(), t.sums = sums.data_ptr();
+  const CpuKernels& kernels = cpu_kernels();
+  parallel(shares, std::max<int64_t>(1, kElementsPerShare / (share * q.channels)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels.norm_backward(type_of(x), q, t, i, i * share, std::min(q.rows, (i + 1) * share));
+    }
+  });
+  kernels.norm_sums(type_of(x), q, t, shares);
+  return {grad_x, grad_weight, grad_bias};
+}
+
+void run_gelu(const Tensor& x, const Tensor* grad, const Tensor& to) {
+  const CpuKernels& kernels = cpu_kernels();
+  parallel(x.numel(), kElementsPerShare, [&](int64_t begin, int64_t end) {
+    kernels.gelu(type_of(x), x.data_ptr(), grad == nullptr ? nullptr : grad->data_ptr(), to.data_ptr(), begin, end);
+  });
+}
+
+Tensor gelu(Tensor x) {
+  x = dense(x);
+  const Tensor output = torch::stable::new_empty(x, x.sizes());
+  run_gelu(x, nullptr, output);
+  return output;
+}
+
+void gelu_in_place(Tensor x) {
+  STD_TORCH_CHECK(x.is_contiguous(), "dcnv3: GELU in place needs a contiguous tensor");
+  run_gelu(x, nullptr, x);
+}
+
+Tensor gelu_backward(Tensor grad_output, Tensor x) {
+  STD_TORCH_CHECK(grad_output.scalar_type() == x.scalar_type() && grad_output.numel() == x.numel(),
+                  "dcnv3: the gradient of the output is not like x");
+  x = dense(x), grad_output = dense(grad_output);
+  const Tensor grad_x = torch::stable::new_empty(x, x.sizes());
+  run_gelu(x, &grad_output, grad_x);
+  return grad_x;
+}
+
+}  // namespace
+}  // namespace dcnv3
+
+STABLE_TORCH_LIBRARY_IMPL(dcnv3, CPU, m) {
+  m.impl("norm_forward", TORCH_BOX(&dcnv3::norm_forward));
+  m.impl("norm_backward", TORCH_BOX(&dcnv3::norm_backward));
+  m.impl("gelu", TORCH_BOX(&dcnv3::gelu));
+  m.impl("gelu_", TORCH_BOX(&dcnv3::gelu_in_place));
+  m.impl("gelu_backward", TORCH_BOX(&dcnv3::gelu_backward));
+}

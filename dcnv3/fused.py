@@ -1,0 +1,175 @@
+"""LayerNorm, LayerNorm with GELU, and GELU: kernels of fewer passes than PyTorch's, where they are built.
+
+    dcnv3::norm_forward(x, weight, bias, eps, gelu) -> (output, mean, rstd)
+    dcnv3::norm_backward(grad_output, x, weight, bias, mean, rstd, gelu) -> (grad_x, grad_weight, grad_bias)
+    dcnv3::gelu(x) -> output
+    dcnv3::gelu_(x!)
+    dcnv3::gelu_backward(grad_output, x) -> grad_x
+
+Where there is no kernel (another device, an extension built before these operators were, mixed dtypes), under autocast,
+`torch.func` and forward mode, and while a model is compiled or exported, the functions below are PyTorch's own
+operators, which compilers fuse themselves. Second derivatives are those of PyTorch's operators too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+_LIBRARY = torch.library.Library("dcnv3", "FRAGMENT")
+_LIBRARY.define(
+    "norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, bool gelu) -> "
+    "(Tensor output, Tensor mean, Tensor rstd)"
+)
+_LIBRARY.define(
+    "norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, bool gelu) -> "
+    "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+)
+_LIBRARY.define("gelu(Tensor x) -> Tensor")
+_LIBRARY.define("gelu_(Tensor(a!) x) -> ()")
+_LIBRARY.define("gelu_backward(Tensor grad_output, Tensor x) -> Tensor")
+
+Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@torch.library.register_fake("dcnv3::norm_forward", lib=_LIBRARY)
+def _fake_norm_forward(x: torch.Tensor, *_: Any) -> Three:
+    kept = torch.promote_types(x.dtype, torch.float32)
+    rows = x.numel() // x.shape[-1]
+    return x.new_empty(x.shape), x.new_empty(rows, dtype=kept), x.new_empty(rows, dtype=kept)
+
+
+@torch.library.register_fake("dcnv3::norm_backward", lib=_LIBRARY)
+def _fake_norm_backward(_grad_output: torch.Tensor, *tensors: Any) -> Three:
+    x, weight, bias = (t.new_empty(t.shape) for t in tensors[:3])
+    return x, weight, bias
+
+
+@torch.library.register_fake("dcnv3::gelu", lib=_LIBRARY)
+def _fake_gelu(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("dcnv3::gelu_", lib=_LIBRARY)
+def _fake_gelu_in_place(_x: torch.Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("dcnv3::gelu_backward", lib=_LIBRARY)
+def _fake_gelu_backward(_grad_output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """LayerNorm over the last dimension. x: [..., C], weight, bias: [C] -> [..., C].
+
+    Statistics are kept in float32 for 16-bit types.
+    """
+    return _norm(x, weight, bias, eps, False)
+
+
+def norm_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """GELU(layer_norm(x)), the exact GELU, by the error function."""
+    return _norm(x, weight, bias, eps, True)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """The exact GELU, by the error function. [...] -> [...]."""
+    # PyTorch's own is the faster one in float64
+    if x.dtype != torch.float64 and _served("gelu", x):
+        return _Gelu.apply(x)
+    return F.gelu(x)
+
+
+def gelu_(x: torch.Tensor) -> torch.Tensor:
+    """`gelu` in x's own memory, where no gradient is wanted. [...] -> x."""
+    if x.dtype != torch.float64 and x.is_contiguous() and _served("gelu_", x):
+        torch.ops.dcnv3.gelu_(x)
+        return x
+    return x.copy_(F.gelu(x))
+
+
+class NormGelu(torch.nn.LayerNorm):
+    """LayerNorm over the last dimension, then GELU: [..., C] -> [..., C]."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return norm_gelu(x, self.weight, self.bias, self.eps)
+
+
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_BUILT: dict[tuple[str, str], bool] = {}
+
+
+def built(name: str, device: str) -> bool:
+    """Whether an extension that is loaded has a kernel of `dcnv3::name` for the device."""
+    if (name, device) not in _BUILT:
+        key = _KEYS.get(device)
+        found = key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnv3::{name}", key)
+        _BUILT[name, device] = found
+    return _BUILT[name, device]
+
+
+def _served(name: str, x: torch.Tensor, *others: torch.Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and built(name, x.device.type)
+        and x.is_floating_point()
+        and all(t.dtype == x.dtype and t.device == x.device for t in others)
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, then_gelu: bool) -> torch.Tensor:
+    if _served("norm_forward", x, weight, bias):
+        return _Norm.apply(x, weight, bias, eps, then_gelu)
+    return _composed(x, weight, bias, eps, then_gelu)
+
+
+def _composed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, then_gelu: bool) -> torch.Tensor:
+    normal = F.layer_norm(x, weight.shape, weight, bias, eps)
+    return F.gelu(normal) if then_gelu else normal
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, then_gelu: bool
+    ) -> torch.Tensor:
+        output, mean, rstd = torch.ops.dcnv3.norm_forward(x, weight, bias, eps, then_gelu)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.eps, ctx.then_gelu = eps, then_gelu
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the kernel has no derivative of its own
+            # a view is a place of its own in the graph: what the tensors have in common is left to autograd
+            given = x, weight, bias
+            places = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in given]
+            output = _composed(places[0], places[1], places[2], ctx.eps, ctx.then_gelu)
+            return (*torch.autograd.grad(output, places, cotangents[0], create_graph=True), None, None)
+        return (*torch.ops.dcnv3.norm_backward(*cotangents, x, weight, bias, mean, rstd, ctx.then_gelu), None, None)
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return torch.ops.dcnv3.gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: PyTorch's own has a derivative
+            return torch.ops.aten.gelu_backward(*cotangents, x)
+        return torch.ops.dcnv3.gelu_backward(*cotangents, x)

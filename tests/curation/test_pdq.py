@@ -1,0 +1,68 @@
+"""PDQ hashes are the reference implementation's, bit for bit."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pdqhash
+import pytest
+from curation_sets import encoded, photo
+from PIL import Image
+
+from data_pipeline.curation.bands import choose_bands, expected_recall
+from data_pipeline.curation.fingerprints import hash_image
+from data_pipeline.format.pdq import pdq
+
+CC12M = Path(__file__).resolve().parents[2].parent / "shared/data/cc12m-sample.tar"
+SIZES = [(300, 217), (96, 80), (512, 512), (511, 3), (64, 64), (130, 129), (1, 1), (40, 512), (4, 90), (5, 5)]
+
+
+def reference(pixels: np.ndarray) -> tuple[str, int]:
+    """By Facebook's own code; its vector begins with the last bit."""
+    bits, quality = pdqhash.compute(np.ascontiguousarray(pixels))
+    return np.packbits(bits.astype(bool)).tobytes().hex(), quality
+
+
+def distance(left: str, right: str) -> int:
+    return (int(left, 16) ^ int(right, 16)).bit_count()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_hashes_equal_the_reference_of_any_size(size: tuple[int, int]) -> None:
+    pixels = np.array(photo(7, size))
+    assert tuple(pdq(pixels)) == reference(pixels)
+
+
+def test_hashes_of_photographs_equal_the_reference() -> None:
+    if not CC12M.is_file():
+        pytest.skip("the CC12M sample (../shared/data/cc12m-sample.tar) is not there")
+    with tarfile.open(CC12M) as archive:
+        images = [archive.extractfile(name).read() for name in archive.getnames() if name.endswith(".jpg")]
+    for data in images:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.array(image.convert("RGB"))
+        wanted, quality = reference(pixels)
+        found = hash_image(data)
+        assert found == (wanted, quality)
+
+
+def test_a_large_image_is_shrunk_first_and_differs_in_few_bits() -> None:
+    image = photo(3, (3000, 2200))
+    assert distance(hash_image(encoded(image))[0], reference(np.array(image))[0]) <= 10
+
+
+def test_a_plain_image_has_no_quality_and_a_broken_one_no_hash() -> None:
+    assert hash_image(encoded(Image.new("RGB", (64, 64), "red")))[1] == 0
+    assert hash_image(b"nothing") is None and hash_image(encoded(photo(1))[:100]) is None
+
+
+def test_every_pair_of_15_bits_or_less_shares_a_band() -> None:
+    bands = choose_bands(10_000)
+    assert len(bands) == 16 and expected_recall(bands, 15) == 1.0
+    assert expected_recall(bands, 0) == 1.0 and 0.88 < expected_recall(bands, 31) < 0.94
+    large = choose_bands(400_000_000)
+    assert len(large) == 48 and {len(band) for band in large} == {2}
+    used = np.bincount(np.array(large).ravel(), minlength=16)
+    assert used.min() == used.max() == 6
+    assert expected_recall(choose_bands(400_000_000, 120), 24) > 0.9

@@ -1,0 +1,122 @@
+"""Takedown: what a list names goes for good; nothing else does, and nobody asks for it again."""
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from curation_sets import all_rows, encoded, files, member, photo
+
+from data_pipeline.curation.decisions import SetPath
+from data_pipeline.curation.takedown import read_list, take_down
+from data_pipeline.errors import UserError
+from data_pipeline.format import read_manifest
+from data_pipeline.format.pdq import pdq
+from data_pipeline.preparation import WebRules, fetch, stats, verify
+from launch.cli import run
+
+URLS = ["https://a.org/1", "https://www.a.org/2", "https://nota.org/3", "https://b.org/4", "https://B.org/4", None]
+
+
+@pytest.fixture
+def folder(make_set: Callable[..., Path]) -> Path:
+    return make_set("web", [encoded(photo(n, (200, 160))) for n in range(6)], urls=URLS, rows_per_shard=4)
+
+
+def matched(folder: Path, tmp_path: Path, *entries: str, **options: object) -> list[int]:
+    """The rows that a list drops."""
+    (tmp_path / "list.txt").write_text("# requests\n\n" + "\n".join(entries) + "\n")
+    take_down([SetPath(folder)], tmp_path / "list.txt", workers=1, **options)
+    return [n for n, row in enumerate(all_rows(folder)) if row["status"] != "packed"]
+
+
+def test_each_kind_of_entry_takes_what_it_names(folder: Path, tmp_path: Path) -> None:
+    rows = all_rows(folder)
+    assert matched(folder, tmp_path, "https://b.org/4") == [3], "URLs are compared as they stand"
+    assert matched(folder, tmp_path, "domain:A.org") == [0, 1, 3]
+    assert matched(folder, tmp_path, f"sha256:{rows[5]['sha256'].upper()}") == [0, 1, 3, 5]
+    looks_like = pdq(np.array(photo(2, (400, 320)))).bits
+    assert matched(folder, tmp_path, f"pdq:{looks_like}") == [0, 1, 2, 3, 5]
+    reasons = [row["reason"] for row in all_rows(folder)]
+    assert reasons == [
+        f"taken_down: {kind}" if kind else "" for kind in ("domain", "domain", "pdq", "url", "", "sha256")
+    ]
+    assert verify(folder).sound and len(read_manifest(folder).history) == 4
+
+
+def test_erasing_zeroes_now_and_once_more_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("domain:a.org\n")
+    first = take_down([SetPath(folder)], tmp_path / "list.txt")
+    assert (first.dropped, first.erased, first.matched["domain"]) == (2, 0, 2)
+    again = take_down([SetPath(folder)], tmp_path / "list.txt", erase=True)
+    assert (again.dropped, again.erased) == (0, 2), "what was dropped can still be erased"
+    found = read_manifest(folder)
+    for n, row in enumerate(all_rows(folder)):
+        assert (set(member(found, row)) == {0}) == (n < 2) == (row["status"] == "erased")
+    assert stats(folder).dropped == {"taken_down: domain": 2} and verify(folder, decode=True).sound
+    before = files(folder)
+    assert take_down([SetPath(folder)], tmp_path / "list.txt", erase=True).erased == 0 and files(folder) == before
+
+
+def test_a_dry_run_counts_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("domain:a.org\nhttps://nowhere.org/\n")
+    before = files(folder)
+    assert run(["shards", "takedown", str(tmp_path / "list.txt"), str(folder), "--erase", "--dry-run"]) == 0
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("line", ["a.org", "sha256:12", "pdq:xyz", "domain:", "md5:" + "0" * 64, "url:"])
+def test_a_line_that_names_nothing_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
+    (tmp_path / "list.txt").write_text(f"https://fine.org/\n{line}\n")
+    with pytest.raises(UserError, match=r"list\.txt, line 2"):
+        read_list(tmp_path / "list.txt")
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """A site with pictures /0 to /3 once `open` stands in the list of what was asked; before, it is out of order."""
+    asked: list[str] = []
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/robots.txt":
+                self.send_error(404)
+                return
+            asked.append(self.path)
+            broken = "open" not in asked and self.path in ("/1", "/2")
+            body = encoded(photo(int(self.path[1:])))
+            self.send_response(503 if broken else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", asked
+        running.shutdown()
+
+
+def test_no_retry_asks_again_for_what_was_taken_down(server: tuple[str, list[str]], tmp_path: Path) -> None:
+    site, asked = server
+    (tmp_path / "urls.txt").write_text("\n".join(f"{site}/{n}" for n in range(4)) + "\n")
+    web = WebRules(private_networks=("127.0.0.0/8",), attempts=1)
+
+    def run_fetch(*retry: str) -> list[tuple[str, str]]:
+        fetch(tmp_path / "urls.txt", tmp_path / "set", web=web, retry=retry, workers=1)
+        return [(row["status"], row["reason"]) for row in all_rows(tmp_path / "set")]
+
+    assert run_fetch() == [("packed", ""), ("rejected", "http_503"), ("rejected", "http_503"), ("packed", "")]
+    (tmp_path / "list.txt").write_text(f"{site}/1\n{site}/3\n")
+    done = take_down([SetPath(tmp_path / "set")], tmp_path / "list.txt", erase=True)
+    assert (done.tombstones, done.erased) == (1, 1)
+    history = read_manifest(tmp_path / "set").history
+    asked[:] = ["open"]
+    after = run_fetch("*")
+    assert asked == ["open", "/2"], "only the row that nobody objects to is asked for"
+    assert after == [("packed", ""), ("rejected", "taken_down: url"), ("packed", ""), ("rejected", "taken_down: url")]
+    assert read_manifest(tmp_path / "set").history == history and verify(tmp_path / "set").sound

@@ -1,0 +1,172 @@
+"""LayerNorm, LayerNorm with GELU, and GELU, against PyTorch's own operators in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcnv3 import NormGelu, fused, gelu, gelu_, layer_norm, norm_gelu
+
+pytestmark = pytest.mark.skipif(not fused.built("norm_forward", "cpu"), reason="the CPU kernels are not built here")
+
+EPS = 1e-6
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+Norm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+def composed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.gelu(F.layer_norm(x, weight.shape, weight, bias, eps))
+
+
+def plain(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def tensors(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 0.5) -> list[torch.Tensor]:
+    """x, weight, bias and the output's gradient."""
+    torch.manual_seed(0)
+    made = [2 * torch.randn(shape) + mean, torch.randn(shape[-1]), torch.randn(shape[-1]), torch.randn(shape)]
+    return [t.to(dtype) for t in made]
+
+
+def results(function: Norm, given: list[torch.Tensor], compute: torch.dtype) -> list[torch.Tensor]:
+    """Output and gradients of x, weight and bias."""
+    leaves = [t.detach().to(compute).requires_grad_() for t in given[:3]]
+    output = function(*leaves, EPS)
+    return [output.detach(), *torch.autograd.grad(output, leaves, given[3].to(compute))]
+
+
+def assert_near(have: list[torch.Tensor], want: list[torch.Tensor], tolerance: float) -> None:
+    for a, b in zip(have, want, strict=True):
+        assert a.shape == b.shape
+        assert float((a.double() - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1.0)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (3, 5), (2, 3, 4, 16), (700, 17), (40, 64), (3, 333)], ids=str)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(("function", "oracle"), [(norm_gelu, composed), (layer_norm, plain)], ids=["gelu", "plain"])
+def test_a_norm_computes_the_definition(
+    function: Norm, oracle: Norm, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    given = tensors(shape, dtype)
+    assert_near(results(function, given, dtype), results(oracle, given, torch.float64), TOLERANCE[dtype])
+
+
+def test_a_large_mean_does_not_drown_the_variance() -> None:
+    given = tensors((64, 80), torch.float32, mean=3000.0)
+    want = results(composed, given, torch.float64)
+    assert_near(results(norm_gelu, given, torch.float32), want, 5e-4)  # x itself has 3e-4 / 2 of its deviation
+
+
+def test_layouts_and_no_rows() -> None:
+    x, weight, bias, grad = tensors((6, 4, 24), torch.float32)
+    for turned in (lambda t: t.transpose(0, 1), lambda t: t[:, ::2], lambda t: t[:0]):
+        given = [turned(x), weight, bias, turned(grad)]
+        have = results(norm_gelu, given, torch.float32)
+        assert_near(have, results(composed, given, torch.float64), 2e-6) if turned(x).numel() else None
+        assert have[0].shape == turned(x).shape
+    empty = results(norm_gelu, [x[:0], weight, bias, grad[:0]], torch.float32)
+    assert not empty[2].any() and not empty[3].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gelu_is_as_near_to_float64_as_pytorchs(dtype: torch.dtype) -> None:
+    """Relative to 1 + |x|; from far outside to far outside, at a size that is no multiple of a vector."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.linspace(-12, 12, 200_003), 3 * torch.randn(100_000), torch.logspace(-30, 4, 999)]).to(dtype)
+    exact, size = x.double(), 1 + x.double().abs()
+    step = torch.ones_like(x)
+    pairs = [(gelu(x), F.gelu(x), F.gelu(exact))]
+    pairs.append(
+        (
+            torch.ops.dcnv3.gelu_backward(step, x),
+            torch.ops.aten.gelu_backward(step, x),
+            torch.ops.aten.gelu_backward(step.double(), exact),
+        )
+    )
+    for ours, aten, want in pairs:
+        errors = [float(((have.double() - want).abs() / size).max()) for have in (ours, aten)]
+        assert errors[0] <= errors[1] * 1.01
+        assert dtype != torch.float32 or errors[0] <= 2e-7
+    copy = x.clone()
+    assert torch.equal(gelu_(copy), gelu(x)) and torch.equal(copy, gelu(x))
+
+
+def test_gelu_of_numbers_that_are_not_finite() -> None:
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e30, -1e30])
+    y = gelu(x)
+    assert y.isfinite().tolist() == [False, False, False, True, True, True]
+    assert y[0].isnan() and y[4] == 1e30 and y[5].abs() < 1e-1
+
+
+def test_derivatives_of_first_and_second_order() -> None:
+    x, weight, bias, _ = (t.double().requires_grad_() for t in tensors((3, 7), torch.float64))
+    for function in (norm_gelu, layer_norm):
+
+        def run(*given: torch.Tensor, function: Norm = function) -> torch.Tensor:
+            return function(*given, EPS)
+
+        assert torch.autograd.gradcheck(run, (x, weight, bias))
+        assert torch.autograd.gradgradcheck(run, (x, weight, bias))
+    leaf = torch.linspace(-3, 3, 11, requires_grad=True)
+    (first,) = torch.autograd.grad(gelu(leaf).sum(), leaf, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), leaf)
+    again = leaf.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(F.gelu(again).sum(), again, create_graph=True)
+    torch.testing.assert_close(second.double(), torch.autograd.grad(want.sum(), again)[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_operators_pass_opcheck(dtype: torch.dtype) -> None:
+    x, weight, bias, grad = tensors((5, 24), dtype)
+    _, mean, rstd = torch.ops.dcnv3.norm_forward(x, weight, bias, EPS, True)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.dcnv3.norm_forward.default, (x, weight, bias, EPS, True), test_utils=tests)
+    given = (grad, x, weight, bias, mean, rstd, True)
+    torch.library.opcheck(torch.ops.dcnv3.norm_backward.default, given, test_utils=tests)
+    torch.library.opcheck(torch.ops.dcnv3.gelu.default, (x,), test_utils=tests)
+    torch.library.opcheck(torch.ops.dcnv3.gelu_.default, (x.clone(),), test_utils=tests[:2])
+    torch.library.opcheck(torch.ops.dcnv3.gelu_backward.default, (grad, x), test_utils=tests)
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    given = tensors((3001, 40), torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append([*results(norm_gelu, given, torch.float32), gelu(given[0])])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("why", ["old extension", "autocast", "mixed dtypes", "torch.func"])
+def test_pytorchs_own_operators_serve_where_the_kernels_do_not(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extension that was built before these operators were has no kernels for them."""
+    x, weight, bias, _ = tensors((5, 24), torch.float32)
+    want = composed(x, weight, bias, EPS)
+    if why == "old extension":
+        monkeypatch.setattr(fused, "built", lambda _name, _device: False)
+        assert torch.equal(norm_gelu(x, weight, bias, EPS), want)
+        assert torch.equal(gelu(x), F.gelu(x)) and torch.equal(gelu_(x.clone()), F.gelu(x))
+    elif why == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(norm_gelu(x, weight, bias, EPS), composed(x, weight, bias, EPS))
+    elif why == "mixed dtypes":
+        half = x.bfloat16()
+        assert torch.equal(norm_gelu(half, weight, bias, EPS), composed(half, weight, bias, EPS))
+    else:
+        each = torch.func.vmap(norm_gelu, in_dims=(0, None, None, None))(x, weight, bias, EPS)
+        torch.testing.assert_close(each, want, atol=1e-6, rtol=1e-5)
+
+
+def test_a_compiled_layer_holds_pytorchs_own_operators() -> None:
+    layer = NormGelu(24)
+    exported = torch.export.export(layer, (torch.randn(5, 24),))
+    targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert targets == {"aten.layer_norm.default", "aten.gelu.default"}

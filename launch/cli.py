@@ -6,7 +6,7 @@
     launch      start on one machine or many        plan, doctor            before a run
     status      where runs stand                    logs                    what a rank has written
     inspect     look at what is there               report                  a run as one page
-    demo        the whole way on the embedded set
+    demo        the whole way on the embedded set   study                   which part brings what
 
 Modules under `launch.commands` declare arguments and import the room that does the work only when called, so `--help`
 imports no torch.
@@ -35,6 +35,7 @@ from launch.commands import (
     report,
     shards,
     status,
+    study,
 )
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ app.command(epilog=f"Example: {logs.EXAMPLE}")(logs.logs)
 app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog=f"Example: {doctor.EXAMPLE}")(doctor.doctor)
 app.add_typer(inspect.app, name="inspect")
+app.command(epilog=f"Example: {study.EXAMPLE}")(study.study)
 app.command(epilog=f"Example: {demo.EXAMPLE}")(demo.demo)
 
 

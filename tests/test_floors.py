@@ -30,7 +30,7 @@ FLOORS = [
     ["pretrain.tasks.pretraining", "pretrain.tasks.classification", "pretrain.tasks.detection"],
     ["pretrain.tasks.segmentation"],
     ["pretrain.finetuning", "pretrain.report"],
-    ["pretrain.demo"],
+    ["pretrain.demo", "pretrain.studies"],
     ["launch"],
 ]
 FORBIDDEN = {

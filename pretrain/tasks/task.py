@@ -107,6 +107,11 @@ class Task(TaskSection, ABC):
 
         return ImageText()
 
+    @property
+    def begins(self) -> bool:
+        """Whether these settings name weights that the module's `begin` loads."""
+        return False
+
     def open_reader(self, data: DataConfig, options: ReaderOptions) -> BatchReader:
         """One rank's batches. Raises UserError where a set is missing."""
         from data_pipeline.reading import Reader

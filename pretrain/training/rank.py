@@ -140,6 +140,9 @@ def compose(
             leader=context.leader,
         )
 
+    if task.begins:
+        initialize = partial(_begin, then=initialize)
+
     def settings_of(module: nn.Module) -> dict[str, object]:
         return settings_for(module, training, config.optimizer.clip_grad, config.deepspeed, context)
 
@@ -239,6 +242,12 @@ def _teacher(
     if built.teacher is None or ema is None:
         return None
     return build_teacher(built.teacher, built.module.teacher_names(), engine, ema, context)
+
+
+def _begin(module: TaskModule, then: Initialize | None) -> None:
+    module.begin()
+    if then is not None:
+        then(module)
 
 
 def _initialize_from(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SLOW = 0.8  # of the median rate of all ranks
 CLOCKS_APART = 2.0  # seconds, beyond the time that asking takes
+CPU = "cpu"
 _LEAST_SHARED, _LEAST_DISK = 2**30, 5 * 2**30  # bytes
 _MATMUL = 4096  # on a GPU: 137 GFLOP a product
 _SECONDS = 0.5  # of measuring, each
@@ -50,6 +51,12 @@ class Reading:
     clock: float  # seconds apart from rank 0's
     versions: str
     problem: str | None = None
+    interface: str | None = None  # over which it talks to other nodes
+
+    @property
+    def comparable(self) -> bool:
+        """A processor's rates depend on who else uses it, and say nothing of its health."""
+        return self.problem is None and self.device != CPU
 
 
 def findings(readings: Sequence[Reading]) -> dict[str, list[str]]:
@@ -64,14 +71,14 @@ def findings(readings: Sequence[Reading]) -> dict[str, list[str]]:
         ("copy", "copies on the device", "GB/s"),
         ("upload", "copies to the device", "GB/s"),
     ):
-        rates = [float(getattr(reading, name)) for reading in readings if reading.problem is None]
+        rates = [float(getattr(reading, name)) for reading in readings if reading.comparable]
         median = statistics.median(rates) if rates else 0.0
         for reading in readings:
-            if reading.problem is None and getattr(reading, name) < SLOW * median:
+            if reading.comparable and getattr(reading, name) < SLOW * median:
                 say(reading, f"{what} at {getattr(reading, name):.3g} {unit}, the median is {median:.3g}")
-    inside = [reading.inside for reading in readings if reading.inside is not None]
+    inside = [reading.inside for reading in readings if reading.comparable and reading.inside is not None]
     for reading in readings:
-        if reading.inside is not None and reading.inside < SLOW * statistics.median(inside):
+        if reading.comparable and reading.inside is not None and reading.inside < SLOW * statistics.median(inside):
             text = f"all-reduce inside the node at {reading.inside:.3g} GB/s, the median is "
             say(reading, f"{text}{statistics.median(inside):.3g}")
         if reading.problem is not None:
@@ -120,7 +127,7 @@ def measure(timeout_seconds: float = 120.0) -> list[Reading]:
     before = context.gather(time.time())
     clock = time.time() - before[0] if world > 1 else 0.0
     free = torch.cuda.mem_get_info(context.device)[0] if context.device.type == "cuda" else 0
-    name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else "cpu"
+    name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else CPU
     mine = Reading(
         rank,
         node,
@@ -136,6 +143,7 @@ def measure(timeout_seconds: float = 120.0) -> list[Reading]:
         clock,
         f"python {platform.python_version()}, torch {torch.__version__}, driver {_driver()}",
         problem,
+        os.environ.get("GLOO_SOCKET_IFNAME"),
     )
     return context.gather(mine)
 

@@ -113,7 +113,7 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
     found, sample_bytes, classes = _look_at_sources(config)
     counts = count(config, config.model.num_classes or classes)
     width = 4 if training.precision == "fp32" else 2
-    device = machine.memory * plan.GIGABYTE
+    device = machine.memory * plan.GIGABYTE if machine.memory is not None else None
     share, said = machine.likely(counts.modules.get("image", counts.sizes.trainable))
     flops, executed = counts.flops_per_sample, counts.executed_flops(config.model.recompute)
     reduction = 4.0 if training.reduce_gradients == "fp32" else float(width)
@@ -169,10 +169,12 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
     def row(stage: int) -> dict[str, Any]:
         one = memory(stage)
         fixed = one.states + one.buckets
-        micro = plan.largest_micro_batch(
-            fixed, per_sample(), device, ranks=gpus, contrastive_images=counts.contrastive_images
-        )
-        fits = one.total <= plan.RESERVE * device
+        micro, fits = None, None
+        if device is not None:
+            micro = plan.largest_micro_batch(
+                fixed, per_sample(), device, ranks=gpus, contrastive_images=counts.contrastive_images
+            )
+            fits = one.total <= plan.RESERVE * device
         return {**asdict(one), "total": one.total, "fits": fits, "largest_micro_batch": micro, **step(stage)}
 
     stages = [row(stage) for stage in plan.STAGES]
@@ -186,6 +188,8 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
 
     def best(ranks: int) -> dict[str, Any] | None:
         """The fewest micro-batches, and of the stages that fit then the first that is as fast as any."""
+        if device is None:
+            return None
         for accumulation in range(training.accumulation, training.batch_size // ranks + 1):
             if training.batch_size % (ranks * accumulation):
                 continue

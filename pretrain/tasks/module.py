@@ -70,6 +70,11 @@ class TaskModule(nn.Module):
         """
         raise NotImplementedError
 
+    def begin(self) -> None:
+        """Called once on the whole module before a run's first step, not when it resumes: loads what the settings
+        name. Raises UserError where that is missing or does not fit.
+        """
+
     def backbone(self) -> BackboneLayout | None:
         """The image model's names; None where the module has none, and then every layer learns at the full lr."""
         return None

@@ -26,6 +26,11 @@ def test_equal_nodes_have_no_findings() -> None:
     assert findings(fleet()) == {} and findings([]) == {}
 
 
+def test_processors_that_others_use_too_are_not_compared() -> None:
+    slow = [replace(one, device="cpu") for one in fleet(tflops=1.0, inside=1.0)]
+    assert findings(slow) == {}
+
+
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
@@ -63,7 +68,7 @@ def test_two_real_ranks_are_measured_under_the_launcher() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "launch", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
-    # On a machine that is busy with other things one of two ranks may be found slow: that is 1, and said.
+    # 1, and said, where this machine's own disk or shared memory is small.
     assert ended.returncode in (0, 1), ended.stderr[-2000:]
     result = json.loads(ended.stdout)
     assert [one["rank"] for one in result["ranks"]] == [0, 1]

@@ -1,7 +1,7 @@
 """The command `internimage`: every room's commands under one roof.
 
     shards      prepare data                        pretrain, finetune      train
-    evaluate    score a checkpoint                  export                  hand a checkpoint on
+    evaluate    score a checkpoint                  export, embed           hand a checkpoint on, or its vectors
     predict     a fine-tuned run on pictures
     launch      start on one machine or many        plan, doctor            before a run
     status      where runs stand                    logs                    what a rank has written
@@ -23,6 +23,7 @@ from launch import exits
 from launch.commands import (
     demo,
     doctor,
+    embed,
     evaluate,
     export,
     finetune,
@@ -52,6 +53,7 @@ app.command(epilog=f"Example: {pretrain.EXAMPLE}")(pretrain.pretrain)
 app.command(epilog=f"Example: {finetune.EXAMPLE}")(finetune.finetune)
 app.command(epilog=f"Example: {evaluate.EXAMPLE}")(evaluate.evaluate)
 app.command(epilog=f"Example: {predict.EXAMPLE}")(predict.predict)
+app.command(epilog=f"Example: {embed.EXAMPLE}")(embed.embed)
 app.command(epilog=f"Example: {export.EXAMPLE}")(export.export)
 app.command(epilog=f"Example: {report.EXAMPLE}")(report.report)
 app.add_typer(launch.app, name="launch")

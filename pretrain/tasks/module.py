@@ -91,6 +91,12 @@ class TaskModule(nn.Module):
         """The weight of each part of the loss in the total; a part that is not named counts whole."""
         return {}
 
+    def head_costs(self, side: int) -> tuple[float, float]:
+        """For a plan: values of 4 bytes that everything but the image model keeps of one picture of `side` x `side` for
+        the backward pass, and its multiply-adds; (0, 0) where that is little, or where the plan counts it itself.
+        """
+        return 0.0, 0.0
+
     def notices(self) -> list[str]:
         """What a user should know before the first step, one sentence each, as a loss that the data switch off."""
         return []

@@ -107,6 +107,10 @@ class Task(TaskSection, ABC):
 
         return ImageText()
 
+    def planned_side(self, data: DataConfig) -> int:
+        """Side of a square that has as many pixels as a view has at most; what a plan counts with."""
+        return data.image_size
+
     @property
     def begins(self) -> bool:
         """Whether these settings name weights that the module's `begin` loads."""

@@ -1,5 +1,6 @@
 """What the `task:` sections of dense tasks share. Imports no torch until a run needs it."""
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -22,6 +23,14 @@ class DenseTask(Task):
     annotations: ClassVar[Annotations]
 
     frozen_stages: int = Field(0, ge=0, le=4, description="1: the stem and the first stage keep their weights; ...")
+
+    def planned_side(self, data: DataConfig) -> int:
+        if data.rectangle is None:
+            return data.image_size
+        factor, rectangle = data.rectangle.scale[1], data.rectangle
+        sides = [min(side * factor, data.image_size) for side in (max(rectangle.shorter), rectangle.longer)]
+        area = math.prod(math.ceil(side / 32) * 32 for side in sides)
+        return math.ceil(math.sqrt(area) / 32) * 32
 
     def check_reader(self, reader: BatchReader) -> None:
         lacking = [source.name for source in reader.sources if source.about.get("annotations") != self.annotations]

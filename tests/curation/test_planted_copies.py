@@ -68,7 +68,7 @@ def alike(left: Image.Image, right: Image.Image) -> float:
     return float(np.corrcoef(*grey)[0, 1])
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(2500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [120, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_planted_copies_are_found(make_set: Callable[..., Path], count: int, record_property: Callable) -> None:
     originals, photographs = real_pictures(count)
     rng = random.Random(0)

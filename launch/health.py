@@ -51,6 +51,7 @@ class Reading:
     clock: float  # seconds apart from rank 0's
     versions: str
     problem: str | None = None
+    interface: str | None = None  # over which it talks to other nodes
 
     @property
     def comparable(self) -> bool:
@@ -142,6 +143,7 @@ def measure(timeout_seconds: float = 120.0) -> list[Reading]:
         clock,
         f"python {platform.python_version()}, torch {torch.__version__}, driver {_driver()}",
         problem,
+        os.environ.get("GLOO_SOCKET_IFNAME"),
     )
     return context.gather(mine)
 

@@ -24,7 +24,7 @@ _AS_FAST = 1.05  # times the fastest step: less is nothing that a model of commu
 @dataclass(frozen=True)
 class Counts:
     """What one run computes, per sample: multiply-adds of passes with and without gradient. arguments: of its
-    InternImage. transformers: activations of text tower and decoder, in values.
+    InternImage. transformers: activations of what stands beside it (text tower, decoder, heads), in values.
     """
 
     sizes: plan.Sizes
@@ -62,7 +62,7 @@ def count(config: RunConfig, classes: int) -> Counts:
 
     from pretrain.models.counting import multiply_adds
     from pretrain.tasks.module import image_of
-    from pretrain.tasks.task import module_of
+    from pretrain.tasks.task import module_of, task_of
 
     with torch.device("meta"):
         module = module_of(config, classes=classes)
@@ -74,9 +74,12 @@ def count(config: RunConfig, classes: int) -> Counts:
         teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
     )
     modules = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
-    arguments, size = image_of(module).arguments, config.data.image_size
+    arguments, size = image_of(module).arguments, task_of(config).planned_side(config.data)
     image = float(multiply_adds(arguments, size).total)
-    counts = Counts(sizes, modules, image, image if averaged else 0.0, arguments, size, Activations(0.0))
+    values, head = module.head_costs(size)
+    width = 4 if config.training.precision == "fp32" else 2
+    heads = Activations(values * 4 / width)  # heads compute in fp32
+    counts = Counts(sizes, modules, image + head, image if averaged else 0.0, arguments, size, heads)
     return _with_heads(counts, config, config.task) if isinstance(config.task, Pretraining) else counts
 
 

@@ -25,12 +25,13 @@ FLOORS = [
     ["pretrain.objectives"],
     ["pretrain.tasks"],
     ["pretrain.training"],
-    ["pretrain.handoff", "pretrain.analysis"],
+    ["pretrain.handoff"],
+    ["pretrain.analysis"],
     ["pretrain.evaluation"],
     ["pretrain.tasks.pretraining", "pretrain.tasks.classification", "pretrain.tasks.detection"],
     ["pretrain.tasks.segmentation"],
     ["pretrain.finetuning", "pretrain.report"],
-    ["pretrain.demo"],
+    ["pretrain.demo", "pretrain.studies"],
     ["launch"],
 ]
 FORBIDDEN = {

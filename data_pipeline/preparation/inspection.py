@@ -27,6 +27,7 @@ from data_pipeline.format import (
     read_sidecar,
     slot_rows,
 )
+from data_pipeline.format.sets import PENDING
 from data_pipeline.format.sidecar import ERASED
 from data_pipeline.preparation.statistics import note_counts
 
@@ -106,7 +107,9 @@ def verify(
     """
     found = open_set(folder, index_folder) if index_folder is not None else read_manifest(folder)
     problems: list[Problem] = []
-    count = 0
+    if (found.index_folder / PENDING).exists():
+        problems.append(Problem("", "", "a command of curation was killed half-way; run it again, which finishes it"))
+    count = len(problems)
     work = partial(_first_problems, replace(found, shards=()), decode=decode, kept=kept)
     processes = min(available() if workers is None else workers, len(found.shards))
     for done, (mine, first) in enumerate(ordered_map(work, found.shards, processes, chunk=1)):

@@ -142,6 +142,7 @@ class CheckpointConfig(Section):
     keep_gigabytes: float | None = Field(
         None, gt=0, description="of milestones at most: they are thinned, spread over the run; null: no limit"
     )
+    copy_to: str | None = Field(None, description="folder or URL (s3://...): every complete checkpoint is copied there")
     asynchronous: bool = True
 
 

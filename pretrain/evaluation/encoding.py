@@ -18,7 +18,6 @@ from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.pictures import is_picture_folder, list_pictures
 from pretrain.evaluation.sharing import sharing
 from pretrain.models import InternImage
-from pretrain.training.distributed import DistributedContext
 
 THUMBNAIL = 112  # pixels; what a report shows
 
@@ -87,7 +86,7 @@ def encode_set(
     samples: list[SampleRef] = []
     kept: dict[int, str] = {}
     with inference(model):
-        for batch in _batches(set_folder, config.data.image_size, batch_size, ranks):
+        for batch in set_batches(set_folder, config.data.image_size, batch_size, ranks.rank, ranks.world_size):
             numbers = batch.positions.tolist()
             kept |= {i: data_uri(batch.views[row, 0]) for row, i in enumerate(numbers) if i in pictures}
             positions += numbers
@@ -110,13 +109,13 @@ def encode_set(
     )
 
 
-def _batches(
-    set_folder: Path | str, image_size: int, batch_size: int, ranks: DistributedContext
+def set_batches(
+    set_folder: Path | str, image_size: int, batch_size: int, part: int, parts: int
 ) -> Iterator[Batch[ImageTextTargets]]:
-    rank, world_size = ranks.rank, ranks.world_size
+    """Centre crops of one of `parts` contiguous parts of a shard set or a folder of pictures."""
     if is_picture_folder(set_folder):
-        return list_pictures(set_folder).batches(image_size, batch_size, rank=rank, world_size=world_size)
-    return evaluation_batches(set_folder, image_size, batch_size, ImageText(), rank=rank, world_size=world_size)
+        return list_pictures(set_folder).batches(image_size, batch_size, rank=part, world_size=parts)
+    return evaluation_batches(set_folder, image_size, batch_size, ImageText(), rank=part, world_size=parts)
 
 
 def encode_texts(

@@ -27,6 +27,7 @@ def write_report(run_dir: Path | str) -> Path:
             scores.samples(run.results),
             predictions(run.results),
             sections.curves(run),
+            sections.figures(run),
             sections.inner_runs(run),
             sections.events(run),
             sections.folded(run),

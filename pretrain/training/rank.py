@@ -101,6 +101,8 @@ def run(
                 (output / STOP_FILE).unlink(missing_ok=True)
                 what = "done" if finished else f"stopped ({interruption.reason}) and saved; the same command goes on"
                 parts.log.progress.say(f"{what}: {output}")
+            if finished:
+                parts.checkpointer.close()
             context.barrier()  # nobody leaves before everybody is done: a launcher ends the others at the first exit
             parts.engine.close()
         except Exception as error:
@@ -137,6 +139,9 @@ def compose(
             report=events,
             leader=context.leader,
         )
+
+    if task.begins:
+        initialize = partial(_begin, then=initialize)
 
     def settings_of(module: nn.Module) -> dict[str, object]:
         return settings_for(module, training, config.optimizer.clip_grad, config.deepspeed, context)
@@ -237,6 +242,12 @@ def _teacher(
     if built.teacher is None or ema is None:
         return None
     return build_teacher(built.teacher, built.module.teacher_names(), engine, ema, context)
+
+
+def _begin(module: TaskModule, then: Initialize | None) -> None:
+    module.begin()
+    if then is not None:
+        then(module)
 
 
 def _initialize_from(

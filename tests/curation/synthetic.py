@@ -30,13 +30,26 @@ def random_bytes(seed: int, numbers: np.ndarray) -> np.ndarray:
     return (x ^ (x >> np.uint64(31))).view(np.uint8).reshape(len(numbers), 32)
 
 
+def originals(rows: np.ndarray) -> np.ndarray:
+    """Some earlier row for every row, itself no copy."""
+    group = np.maximum(rows // COPIES, 1)
+    return (group * 2654435761 >> 5) % group * COPIES + 5
+
+
+def images_of(rows: np.ndarray) -> np.ndarray:
+    """A number for the bytes of every row's image."""
+    copied = (rows % COPIES == 1) & (rows >= COPIES)
+    return np.where(copied, originals(rows), rows)
+
+
+def sides(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return 200 + rows % 800, 200 + rows * 7 % 800
+
+
 def shard(number: int) -> pa.Table:
     rows = np.arange(number * ROWS_A_SHARD, (number + 1) * ROWS_A_SHARD)
-    copied = (rows % COPIES == 1) & (rows >= COPIES)
-    near = (rows % COPIES == 2) & (rows >= COPIES)
-    group = np.maximum(rows // COPIES, 1)
-    whose = (group * 2654435761 >> 5) % group * COPIES + 5  # some earlier row, itself no copy
-    images = np.where(copied, whose, rows)
+    images, whose = images_of(rows), originals(rows)
+    copied, near = images != rows, (rows % COPIES == 2) & (rows >= COPIES)
     prints = random_bytes(2, np.where(copied | near, whose, rows))
     flipped = np.random.default_rng(number).integers(0, 256, (ROWS_A_SHARD, 20))  # up to 20 bits of a near copy
     for bit in flipped.T:
@@ -49,8 +62,8 @@ def shard(number: int) -> pa.Table:
         "key": pa.array([f"{number:05d}{place:04d}" for place in range(len(rows))]),
         "url": pa.array([f"https://host{row % 9973}.org/{row}.jpg" for row in rows.tolist()]),
         "sha256": hexadecimal(random_bytes(1, images)),
-        "width": pa.array((200 + rows % 800).astype(np.int32)),
-        "height": pa.array((200 + rows * 7 % 800).astype(np.int32)),
+        "width": pa.array(sides(rows)[0].astype(np.int32)),
+        "height": pa.array(sides(rows)[1].astype(np.int32)),
         "caption": text,
         "image_offset": pa.array(rows % ROWS_A_SHARD * 100_000 + 512),
         "image_size": pa.array(90_000 + rows % 9_000),

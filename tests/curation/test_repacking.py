@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import webdataset
 from curation_sets import all_rows, encoded, files, member, photo
@@ -23,7 +24,7 @@ from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.curation.resharding import Running, merge_sets, reshard_set
 from data_pipeline.errors import UserError
 from data_pipeline.executors.units import Part
-from data_pipeline.format import read_manifest
+from data_pipeline.format import read_manifest, read_sidecar, write_sidecar
 from data_pipeline.preparation import pack, stats, verify
 from launch.cli import run
 
@@ -153,6 +154,21 @@ def test_foreign_members_that_no_sidecar_knows_arrive_too(tmp_path: Path) -> Non
     assert [sample["seg.png"] for sample in samples] == [b"mask 0", b"mask 1", b"mask 2"] * 2
     assert [sample["__key__"] for sample in samples] == [f"foreign-{s}-{n}" for s in range(2) for n in range(3)]
     assert {sample["cls"] for sample in samples} == {b"1"} and verify(tmp_path / "new").sound
+
+
+def test_further_columns_arrive_whatever_they_are_called(filtered: Path, tmp_path: Path) -> None:
+    for n, path in enumerate(sorted(filtered.glob("*.parquet"))):
+        rows = read_sidecar(path)
+        rows = rows.append_column("WIDTH", pa.array([float(n)] * rows.num_rows))
+        rows = rows.append_column("id", pa.array([f"{n}-{m}" for m in range(rows.num_rows)]))
+        kind = pa.int32() if n % 2 else pa.int64()  # as lists of many parts have it
+        write_sidecar(path, rows.append_column("rank", pa.array([n] * rows.num_rows, kind)))
+    reshard_set(SetPath(filtered), tmp_path / "new", running=HERE)
+    names = ("WIDTH", "id", "rank", "width")
+    assert [[row[name] for name in names] for row in all_rows(tmp_path / "new")] == [
+        [row[name] for name in names] for row in all_rows(filtered)
+    ]
+    assert filter_set(filtered, FilterRules(expressions=("id_1 like '0-%' and WIDTH_1 < 1",))).left == 4
 
 
 def test_damaged_bytes_are_not_copied_in_silence(filtered: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from data_pipeline.reading import Reader
 from pretrain.configuration import RunConfig
 from pretrain.models.randomness import drawing_from
 from pretrain.objectives.keys import StepKeys, sample_keys
+from pretrain.tasks.detection.heads import JoinedRoIHeads
 from pretrain.tasks.segmentation.criterion import JoinedMask2FormerLoss
 from pretrain.tasks.task import task_of
 from pretrain.training.distributed import seed_step
@@ -78,7 +79,10 @@ def padded_images(batch, config: RunConfig) -> Tensor:
 
 
 def regions(module, images: Tensor, targets) -> Tensor:
-    module.rpn.__class__, module.roi_heads.__class__ = RegionProposalNetwork, RoIHeads
+    class Plain(JoinedRoIHeads):
+        forward = RoIHeads.forward  # the losses of one process
+
+    module.rpn.__class__, module.roi_heads.__class__ = RegionProposalNetwork, Plain
     wanted = [{"boxes": b, "labels": n + 1} for b, n in zip(targets.boxes, targets.labels, strict=True)]
     for one, mask in zip(wanted, targets.masks, strict=False):
         one["masks"] = mask

@@ -69,6 +69,11 @@ def test_a_set_of_other_annotations_is_refused_with_the_remedy(coco_set: Path, l
             finetune(tiny(task, folder, steps=2), output=tmp_path / task)
 
 
+def test_a_set_of_other_annotations_is_not_scored(source: Path, label_set: Path) -> None:
+    with pytest.raises(UserError, match="has no objects: pack it with --coco"):
+        evaluate(source, label_set, untrained=False)
+
+
 def test_views_must_keep_their_shape(coco_set: Path, tmp_path: Path) -> None:
     config = tiny("instance", coco_set, steps=3)
     config.data.rectangle = None
@@ -101,3 +106,39 @@ def test_shards_are_packed_by_the_command_line(coco_files, tmp_path: Path, capsy
     said = json.loads(capsys.readouterr().out)
     assert said["packed"] == 4 and said["objects"] > 4 and said["left_out"] == {}
     assert run([*words, "--label-maps", str(images)]) == 2 and run([*words[:-3], "--root", str(images)]) == 2
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_a_plan_counts_the_heads_as_pytorch_keeps_them(task: str, tmp_path: Path) -> None:
+    """On the CPU with real tensors: what autograd saves of the same call, parameters and inputs left out."""
+    import torch
+
+    from launch.planning import count
+
+    config = tiny(task, tmp_path)
+    module = task_of(config).build(config.model, config.data, classes=3)
+    values, multiply_adds = module.to("meta").head_costs(96)
+    counts = count(config, 3)
+    assert counts.image_size == 96 and counts.transformers.kept == values > 0 and multiply_adds > 0
+    module = task_of(config).build(config.model, config.data, classes=3).train()
+    maps = [torch.randn(1, width, 24 >> s, 24 >> s, requires_grad=True) for s, width in enumerate(module.widths)]
+    own = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *maps]}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        if task == "semantic":
+            for head in (module.head, module.auxiliary_head):
+                larger = torch.nn.functional.interpolate(head(maps), (96, 96), mode="bilinear", align_corners=False)
+                torch.nn.functional.cross_entropy(larger, torch.zeros(1, 96, 96, dtype=torch.int64))
+        else:
+            pyramid = module.fpn({str(level): one for level, one in enumerate(maps)})
+            module.rpn.head(list(pyramid.values()))
+            module.roi_heads.box_predictor(module.roi_heads.box_head(torch.randn(512, 32, 7, 7, requires_grad=True)))
+            mask = module.roi_heads.mask_head(torch.randn(128, 32, 14, 14, requires_grad=True))
+            module.roi_heads.mask_predictor(mask)
+    found = sum(t.untyped_storage().nbytes() / 4 for where, t in kept.items() if where not in own)
+    assert values == pytest.approx(found, rel=0.1)

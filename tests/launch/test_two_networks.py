@@ -61,4 +61,5 @@ def test_ranks_of_two_hosts_meet_over_the_interface_that_leads_to_the_first(tmp_
     assert ended.returncode in (0, 1), ended.stderr[-3000:]
     ranks = json.loads(ended.stdout[ended.stdout.index("{") :])["ranks"]
     assert [(one["rank"], one["node"]) for one in ranks] == [(0, "house-a"), (1, "house-b")]
+    assert [one["interface"] for one in ranks] == ["eth7", "eth7"], "named, for their host names lead to the loopback"
     assert all(one["between"] > 0 and one["inside"] is None for one in ranks)

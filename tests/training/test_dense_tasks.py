@@ -48,35 +48,25 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in metrics(run)]
 
 
-def assert_equal_losses(task: str, found: list[float], expected: list[float], tolerance: float) -> None:
-    """Mask R-CNN picks proposals by scores that the last bit decides about: after the first update, which other sums
-    round otherwise, another proposal here and there is taken. Its first two losses are held to the same tolerance.
-    """
-    assert len(found) == len(expected)
-    exact = 2 if task == "instance" else len(found)
-    assert found[:exact] == pytest.approx(expected[:exact], abs=tolerance, rel=tolerance)
-    assert found == pytest.approx(expected, abs=max(1e-3, tolerance))
-
-
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", TASKS)
 def test_20_steps_equal_a_plain_loop(runs: Path, sets: dict[str, Path], task: str) -> None:
     found = losses(runs / f"{task}-1-1")
     assert len(found) == STEPS and found[-1] < found[0]
-    assert_equal_losses(task, found, plain_losses(tiny(task, sets[task])), 1e-5)
+    assert found == pytest.approx(plain_losses(tiny(task, sets[task])), abs=1e-5, rel=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("task", TASKS)
 def test_ranks_give_the_losses_of_the_joined_batch(runs: Path, task: str, ranks: int) -> None:
     found = losses(runs / f"{task}-{ranks}-1")
-    assert_equal_losses(task, found, losses(runs / f"{task}-1-1")[:10], 1e-4)
+    assert found == pytest.approx(losses(runs / f"{task}-1-1")[:10], abs=1e-4, rel=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_zero_stage_3_gives_the_losses_of_stage_1(runs: Path, task: str) -> None:
     found = losses(runs / f"{task}-2-3")
-    assert_equal_losses(task, found, losses(runs / f"{task}-2-1")[:4], 1e-4)
+    assert found == pytest.approx(losses(runs / f"{task}-2-1")[:4], abs=1e-4, rel=1e-4)
 
 
 @pytest.mark.timeout(3600)

@@ -30,6 +30,7 @@ from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refus
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
+from data_pipeline.preparation.packing.shuffling import Places, in_places, shuffled_places
 from data_pipeline.preparation.packing.workers import surviving_map
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
 from data_pipeline.preparation.sources.folders import FolderLabels
@@ -76,6 +77,7 @@ def pack(
     rules: ImageRules | None = None,
     captionless: Captionless = "keep",
     retry: Sequence[str] = (),
+    shuffle: int | None = None,
     rows_per_shard: int = 1000,
     part: Part | None = None,
     workers: int | None = None,
@@ -92,6 +94,8 @@ def pack(
     captionless: whether a row without a caption is packed without one, rejected, or packed with an empty text
     retry: reasons (`image_missing`, `image_*`, ...) whose rows are made anew in shards that are finished
     part: which shards are made, if not all, in a folder of their own; `parts.finish_parts` joins the parts
+    shuffle: places the rows in an order drawn from this number; None keeps the input's. Rows that are to be packed are
+        held in memory then (not their images, which must be files)
     notice: told how the input is read
     SIGUSR1 or SIGTERM ends the run behind the shard under way, by StoppedError.
     Raises UserError for what cannot be packed; a row that cannot is recorded in its sidecar, never raised.
@@ -107,7 +111,8 @@ def pack(
     if notice is not None:
         notice(found.describe())
     plan = run_plan("pack", found.identity(), number_of_rows, rows_per_shard, names, rules)
-    plan = part_plan(plan | {"captionless": captionless}, part)
+    plan = part_plan(plan | {"captionless": captionless, "shuffle": shuffle}, part)
+    places = None if shuffle is None else shuffled_places(number_of_rows, shuffle)
     output = part_folder(output, part)
     with hold_output(output, plan), stop_requests() as stopping:
         numbers = shard_numbers(number_of_rows, rows_per_shard, part)
@@ -118,15 +123,18 @@ def pack(
         retried = sum(map(len, again.values()))
         if len(untouched) < len(numbers):
             done = sum(min(rows_per_shard, number_of_rows - number * rows_per_shard) for number in entries) - retried
-            rows = (
+            shard_of = partial(_shard_of, rows_per_shard=rows_per_shard, places=places)
+            rows: Iterator[Row] = (
                 row
                 for row in numbered(found.rows(), names)
-                if _is_due(row.number, rows_per_shard, numbers, entries, again)
+                if _is_due(row.number, shard_of(row.number), numbers, entries, again)
             )
+            if places is not None:
+                rows = in_places(rows, places, rows_per_shard)
             work = partial(pack_row, rules=rules, captionless=captionless)
             made = surviving_map(work, rows, available() if workers is None else workers, _given_up)
             samples = _counted(made, done, number_of_rows, progress)
-            for number, group in itertools.groupby(samples, key=lambda sample: sample.row // rows_per_shard):
+            for number, group in itertools.groupby(samples, key=lambda sample: shard_of(sample.row)):
                 first = number * rows_per_shard
                 if number in again:
                     fresh = {sample.row: sample for sample in group}
@@ -209,6 +217,7 @@ def sample_of(row: Row, captionless: Captionless = "keep") -> Sample:
         reason=reason,
         further=row.further,
         empty_text=captionless == "empty" and row.caption is None,
+        place=row.place,
     )
 
 
@@ -278,15 +287,18 @@ def _check_apart(source: str, output: Path) -> None:
         raise UserError(f"output {output} lies inside the source {source}; choose a folder outside it")
 
 
+def _shard_of(row: int, rows_per_shard: int, places: Places | None) -> int:
+    return (row if places is None else int(places[row])) // rows_per_shard
+
+
 def _is_due(
     row: int,
-    rows_per_shard: int,
+    number: int,
     numbers: range,
     entries: Mapping[int, ShardEntry],
     again: Mapping[int, Mapping[int, str]],
 ) -> bool:
     """Tells whether a row has to be made: its shard is wanted and not there, or the row is to be made anew."""
-    number = row // rows_per_shard
     return row in again.get(number, ()) or (number in numbers and number not in entries)
 
 

@@ -12,6 +12,7 @@ from launch.commands.shards import (
     merge,
     openmoji,
     pack,
+    publish,
     reshard,
     show,
     split,
@@ -39,4 +40,5 @@ app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)
 app.command(epilog=f"Example: {show.EXAMPLE}")(show.show)
 app.command(epilog=f"Example: {build.EXAMPLE}")(build.build)
 app.command(epilog=f"Example: {finish.EXAMPLE}")(finish.finish)
+app.command(epilog=f"Example: {publish.EXAMPLE}")(publish.publish)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

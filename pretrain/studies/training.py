@@ -88,7 +88,7 @@ def _costs(settings: Settings, arms: Sequence[Arm]) -> dict[str, tuple[float, ..
     torch.set_num_threads(1)
     try:
         stages = {
-            (arm.name, number): _Step(load_config(settings.config, (*settings.common(), *changes)))
+            (arm.name, number): TrainingStep(load_config(settings.config, (*settings.common(), *changes)))
             for arm in arms
             for number, changes in enumerate(arm.stages)
         }
@@ -105,7 +105,7 @@ def _costs(settings: Settings, arms: Sequence[Arm]) -> dict[str, tuple[float, ..
     return {arm.name: tuple(min(seen[arm.name, n][1:]) for n in range(len(arm.stages))) for arm in arms}
 
 
-class _Step:
+class TrainingStep:
     """One training step without the loop around: read, teacher, loss, gradient, AdamW."""
 
     def __init__(self, config: RunConfig) -> None:

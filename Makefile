@@ -10,11 +10,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*.h dcnv3/csrc/*/*)
 
-.PHONY: demo test test-slow test-long lint wheelhouse clean
+.PHONY: demo demo-dense test test-slow test-long lint wheelhouse clean
 
 ## demo: install, build, and walk the whole way on the embedded set (about ten minutes on two CPU cores)
 demo: $(VENV)/.installed
 	$(BIN)/internimage demo --output runs/demo
+
+## demo-dense: after `make demo`, detection and segmentation on scenes of its drawings (about an hour on two CPU cores)
+demo-dense: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[hf]'
+	$(BIN)/internimage demo --dense --output runs/demo
 
 ## test: every test but the slow ones
 test: $(VENV)/.installed-dev

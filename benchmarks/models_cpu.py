@@ -34,7 +34,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model(NAMES[name], drop_path_rate=0.1)
     for key, parameter in model.named_parameters():
-        if "offset_mask" in key:
+        if ".offset." in key or ".mask." in key:
             nn.init.normal_(parameter, std=0.02 if parameter.ndim > 1 else 1.0)
     return model
 

@@ -57,12 +57,13 @@ class DCNv3(nn.Module):
 
         x  = input_proj(input)
         x1 = norm(depthwise(input))                          what the points are chosen from; with a GELU
-        offset, logits = offset_mask(x1)
+        offset, logits = offset(x1), mask(x1)
         out = dcnv3(x, offset, logits)
         out = out * (1 - s) + x * s,  s = sigmoid(center_scale(x1))        with center_feature_scale; s is one per group
         return output_proj(out)
 
-    offset_mask and center_scale are one matrix product, which the operator takes as it is.
+    offset, mask and center_scale are one matrix product, which the operator takes as it is; their parameters stay
+    apart, so that an optimizer may move the offsets more slowly.
 
     Source: InternImage (Wang et al., CVPR 2023), section 3.1 and figure 4; the centre scale is of its H and G models.
     """
@@ -147,7 +148,8 @@ class DCNv3(nn.Module):
             channels, channels, depthwise_size, stride=stride, padding=depthwise_padding, groups=channels
         )
         self.norm = NormGelu(channels)
-        self.offset_mask = Places(channels, groups * points * 3, product)
+        self.offset = Places(channels, groups * points * 2, product)
+        self.mask = Places(channels, groups * points, product)
         self.center_scale = Places(channels, groups, product) if center_feature_scale else None
         self.output_proj = nn.Linear(channels if share_weights else channels * points, channels)
         self.reset_parameters()
@@ -156,7 +158,7 @@ class DCNv3(nn.Module):
         """InternImage's initial values; the depthwise convolution keeps PyTorch's."""
         self.depthwise.reset_parameters()
         self.norm.reset_parameters()
-        for places in (self.offset_mask, self.center_scale):
+        for places in (self.offset, self.mask, self.center_scale):
             if places is not None:
                 nn.init.zeros_(places.weight)
                 nn.init.zeros_(places.bias)
@@ -173,7 +175,7 @@ class DCNv3(nn.Module):
         x = self.input_proj(inputs)
         x1 = self.norm(self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         center = self.center_scale is not None
-        packed = self.offset_mask(x1, self.center_scale) if center else self.offset_mask(x1)
+        packed = self.offset(x1, self.mask, self.center_scale) if center else self.offset(x1, self.mask)
         if self.share_weights:
             sampled = packed_dcnv3(x, packed, self.geometry, center=center, backend=self.backend)
         else:

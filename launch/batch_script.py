@@ -8,6 +8,7 @@ resumes. The script holds no judgement of its own: what an exit code means stand
 
 import shlex
 import sys
+from collections.abc import Sequence
 
 from launch import restarting
 from launch.job import SlurmJob
@@ -22,8 +23,9 @@ _RANK = """\
 trap : USR1 TERM INT
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$PER_NODE
 node=${SLURMD_NODENAME:-$(hostname)}
-if [ "$LOCAL_RANK" = 0 ] && [ "$(nproc)" -lt "${CORES_NEEDED:-0}" ]; then
-  echo "warning: $node gives $(nproc) cores to a rank that needs $CORES_NEEDED; its loader will be slow" >&2
+cores=$(env -u OMP_NUM_THREADS nproc)
+if [ "$LOCAL_RANK" = 0 ] && [ "$cores" -lt "${CORES_NEEDED:-0}" ]; then
+  echo "warning: $node gives $cores cores to a rank that needs $CORES_NEEDED; its loader will be slow" >&2
 fi
 if [ -n "$RANK_LOGS" ] && [ "$RANK" != 0 ]; then
   exec >> "$RANK_LOGS/rank-$(printf %05d "$RANK").log" 2>&1
@@ -53,7 +55,7 @@ latest() { { [ -n "$run" ] && cat "$run/checkpoints/latest" 2> /dev/null; } || e
 
 _GATE = """\
   # A node is fit that says so within the time; whatever keeps it from it.
-  timeout --kill-after=10 {seconds} srun "${{places[@]}}" --ntasks="$((${{#nodes[@]}} * PER_NODE))" \\
+  timeout --kill-after=10 {seconds} srun "${{places[@]}}" --ntasks="$((${{#nodes[@]}} * PER_NODE))" {options} \\
     bash -c "$program" rank {gate}
   for node in "${{nodes[@]}}"; do
     [ -e "$WORD.fit.$node" ] || refused="${{refused:+$refused,}}$node"
@@ -188,22 +190,34 @@ def _preparation(job: SlurmJob) -> list[str]:
 
 def _loop(job: SlurmJob) -> str:
     words = ["--kill-on-bad-exit=1", f"--wait={job.wait_seconds}", *([] if job.run else ["--label"])]
-    command = list(job.command)
-    if job.container is not None:
-        mounts = _mounts(job)
-        if job.container.runtime == "pyxis":
-            words += [f"--container-image={job.container.image}", *([f"--container-mounts={mounts}"] if mounts else [])]
-            words += [f"--container-workdir={job.directory}"] if job.directory else []
-        else:
-            bind = ["--bind", mounts] if mounts else []
-            place = ["--pwd", job.directory] if job.directory else []
-            gpus = ["--nv"] if job.gpus_per_node else []
-            command = ["apptainer", "exec", *gpus, *bind, *place, job.container.image, *command]
-    gate = _GATE.format(seconds=GATE_SECONDS, gate=shlex.join(job.gate)) if job.gate else ""
-    start = _START.format(program=shlex.quote(_RANK), gate=gate, options=shlex.join(words), command=shlex.join(command))
+    options, command = _inside(job, job.command)
+    gate = ""
+    if job.gate:
+        gate_options, gate_command = _inside(job, job.gate)
+        gate = _GATE.format(
+            seconds=GATE_SECONDS, options=shlex.join(["--label", *gate_options]), gate=shlex.join(gate_command)
+        )
+    start = _START.format(
+        program=shlex.quote(_RANK), gate=gate, options=shlex.join([*words, *options]), command=shlex.join(command)
+    )
     budget = f"--max-restarts {job.restarts.max_restarts} --pause {job.restarts.pause:g} --spares {job.spare_nodes}"
     decide = f"{shlex.quote(sys.executable)} -I -S {shlex.quote(restarting.__file__)}"
     return start + _JUDGED.format(decide=decide, budget=budget)
+
+
+def _inside(job: SlurmJob, command: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(options of srun, argument vector) that run `command` in the job's container, where it has one."""
+    if job.container is None:
+        return [], list(command)
+    mounts = _mounts(job)
+    if job.container.runtime == "pyxis":
+        place = [f"--container-workdir={job.directory}"] if job.directory else []
+        bind = [f"--container-mounts={mounts}"] if mounts else []
+        return [f"--container-image={job.container.image}", *bind, *place], list(command)
+    bind = ["--bind", mounts] if mounts else []
+    place = ["--pwd", job.directory] if job.directory else []
+    gpus = ["--nv"] if job.gpus_per_node else []
+    return [], ["apptainer", "exec", *gpus, *bind, *place, job.container.image, *command]
 
 
 def _mounts(job: SlurmJob) -> str:

@@ -1,11 +1,12 @@
 """The command `internimage`: every room's commands under one roof.
 
     shards      prepare data                        pretrain, finetune      train
-    evaluate    score a checkpoint                  export                  hand a checkpoint on
+    evaluate    score a checkpoint                  export, embed           hand a checkpoint on, or its vectors
     predict     a fine-tuned run on pictures
     launch      start on one machine or many        plan, doctor            before a run
+    status      where runs stand                    logs                    what a rank has written
     inspect     look at what is there               report                  a run as one page
-    demo        the whole way on the embedded set
+    demo        the whole way on the embedded set   study                   which part brings what
 
 Modules under `launch.commands` declare arguments and import the room that does the work only when called, so `--help`
 imports no torch.
@@ -22,16 +23,20 @@ from launch import exits
 from launch.commands import (
     demo,
     doctor,
+    embed,
     evaluate,
     export,
     finetune,
     inspect,
     launch,
+    logs,
     plan,
     predict,
     pretrain,
     report,
     shards,
+    status,
+    study,
 )
 
 app = typer.Typer(
@@ -48,12 +53,16 @@ app.command(epilog=f"Example: {pretrain.EXAMPLE}")(pretrain.pretrain)
 app.command(epilog=f"Example: {finetune.EXAMPLE}")(finetune.finetune)
 app.command(epilog=f"Example: {evaluate.EXAMPLE}")(evaluate.evaluate)
 app.command(epilog=f"Example: {predict.EXAMPLE}")(predict.predict)
+app.command(epilog=f"Example: {embed.EXAMPLE}")(embed.embed)
 app.command(epilog=f"Example: {export.EXAMPLE}")(export.export)
 app.command(epilog=f"Example: {report.EXAMPLE}")(report.report)
 app.add_typer(launch.app, name="launch")
+app.command(epilog=f"Example: {status.EXAMPLE}")(status.status)
+app.command(epilog=f"Example: {logs.EXAMPLE}")(logs.logs)
 app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog=f"Example: {doctor.EXAMPLE}")(doctor.doctor)
 app.add_typer(inspect.app, name="inspect")
+app.command(epilog=f"Example: {study.EXAMPLE}")(study.study)
 app.command(epilog=f"Example: {demo.EXAMPLE}")(demo.demo)
 
 

@@ -39,7 +39,7 @@ def resolve_command(command: Sequence[str], portable: bool = False) -> list[str]
     `portable` keeps the plain word `internimage`, for a container where this interpreter does not exist.
     """
     words = list(command)
-    subcommands = ("pretrain", "finetune", "evaluate", "demo")
+    subcommands = ("pretrain", "finetune", "evaluate", "embed", "demo", "doctor")
     if words and words[0] in subcommands and shutil.which(words[0]) is None:
         words = ["internimage", *words]
     if words and Path(words[0]).name == "internimage" and not portable:

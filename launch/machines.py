@@ -3,20 +3,21 @@
 from dataclasses import dataclass
 from typing import Self
 
-from data_pipeline.errors import UserError
 from pretrain.analysis.communication import EFFICIENCY, Network
-from pretrain.analysis.hardware import DEVICES, MEASURED_ON, device_named, likely_share
+from pretrain.analysis.hardware import MEASURED_ON, device_named, likely_share
 from pretrain.configuration import RunConfig
 
 
 @dataclass(frozen=True)
 class Machine:
-    """memory: GB of a device. peak: TFLOP/s at the run's precision; mfu: share of it, as given; None: not known.
-    assumptions: where each figure comes from, for people.
+    """What is known of the devices; None: it is not.
+
+    memory: GB of a device. peak: TFLOP/s at the run's precision; mfu: share of it, as given. assumptions: where each
+    figure comes from, for people.
     """
 
     gpu: str | None
-    memory: float
+    memory: float | None
     peak: float | None
     mfu: float | None
     network: Network | None
@@ -33,13 +34,13 @@ class Machine:
         gpus_per_node: int = 8,
         node_network: float | None = None,
     ) -> Self:
-        """What is given, and for the rest the kind of GPU. Raises UserError where neither says the memory."""
+        """What is given, and for the rest what the kind of GPU says; without either, nothing is assumed.
+
+        Raises UserError for a kind that is not known, or does not have the run's precision.
+        """
         if gpu is None:
-            if memory is None:
-                raise UserError(
-                    f"plan for which devices? Give --gpu ({', '.join(DEVICES)}), or --memory with --peak and --mfu"
-                )
-            return cls(None, memory, peak, mfu, None, ("communication is not counted: --gpu says its speed",))
+            told = () if memory is None else ("communication takes no time: --gpu says its speed",)
+            return cls(None, memory, peak, mfu, None, told)
         device, precision = device_named(gpu), config.training.precision
         between = node_network if node_network is not None else device.network * gpus_per_node
         whose = "given" if node_network is not None else "the vendor's reference machine"

@@ -25,8 +25,8 @@ def as_text(result: dict[str, Any]) -> str:
         [
             f"ZeRO {stage['stage']}{'*' if stage['stage'] == result['configured_stage'] else ' '}",
             *(f"{stage[name] / 1e9:.2f}" for name in _NAMES),
-            "fits" if stage["fits"] else "too much",
-            str(stage["largest_micro_batch"]),
+            {True: "fits", False: "too much", None: ""}[stage["fits"]],
+            "-" if stage["largest_micro_batch"] is None else str(stage["largest_micro_batch"]),
             f"{stage['sent'] / 1e9:.2f}",
             _range(stage["exposed_seconds"], ".3f"),
         ]
@@ -40,7 +40,7 @@ def as_text(result: dict[str, Any]) -> str:
         f"offloaded, the copy for asynchronous checkpoints), {configured['files'] / 1e9:.2f} GB of files"
     )
     tail = [_advice(result), _time(result), *_scaling(result), _storage(result), _divisors(result)]
-    assumed = ["Assumed:", *(f"  {line}" for line in result["assumptions"])]
+    assumed = ["Assumed:", *(f"  {line}" for line in result["assumptions"])] if result["assumptions"] else []
     return "\n".join([*head, table, "* configured", beside, "", *tail, *assumed])
 
 
@@ -52,6 +52,8 @@ def _range(pair: list[float] | None, form: str) -> str:
 
 
 def _advice(result: dict[str, Any]) -> str:
+    if result["device_memory"] is None:
+        return "Whether that fits, and what is fastest: name the devices (--gpu h100, or --memory)."
     room = f"{result['device_memory'] / 1e9:.0f} GB, of which {result['usable_share']:.0%} are planned with"
     if result["advice"] is None:
         return f"Nothing fits in {room}: use more devices, model.recompute, or offloading."

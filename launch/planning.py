@@ -24,7 +24,7 @@ _AS_FAST = 1.05  # times the fastest step: less is nothing that a model of commu
 @dataclass(frozen=True)
 class Counts:
     """What one run computes, per sample: multiply-adds of passes with and without gradient. arguments: of its
-    InternImage. transformers: activations of text tower and decoder, in values.
+    InternImage. transformers: activations of what stands beside it (text tower, decoder, heads), in values.
     """
 
     sizes: plan.Sizes
@@ -62,7 +62,7 @@ def count(config: RunConfig, classes: int) -> Counts:
 
     from pretrain.models.counting import multiply_adds
     from pretrain.tasks.module import image_of
-    from pretrain.tasks.task import module_of
+    from pretrain.tasks.task import module_of, task_of
 
     with torch.device("meta"):
         module = module_of(config, classes=classes)
@@ -74,9 +74,12 @@ def count(config: RunConfig, classes: int) -> Counts:
         teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
     )
     modules = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
-    arguments, size = image_of(module).arguments, config.data.image_size
+    arguments, size = image_of(module).arguments, task_of(config).planned_side(config.data)
     image = float(multiply_adds(arguments, size).total)
-    counts = Counts(sizes, modules, image, image if averaged else 0.0, arguments, size, Activations(0.0))
+    values, head = module.head_costs(size)
+    width = 4 if config.training.precision == "fp32" else 2
+    heads = Activations(values * 4 / width)  # heads compute in fp32
+    counts = Counts(sizes, modules, image + head, image if averaged else 0.0, arguments, size, heads)
     return _with_heads(counts, config, config.task) if isinstance(config.task, Pretraining) else counts
 
 
@@ -110,7 +113,7 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
     found, sample_bytes, classes = _look_at_sources(config)
     counts = count(config, config.model.num_classes or classes)
     width = 4 if training.precision == "fp32" else 2
-    device = machine.memory * plan.GIGABYTE
+    device = machine.memory * plan.GIGABYTE if machine.memory is not None else None
     share, said = machine.likely(counts.modules.get("image", counts.sizes.trainable))
     flops, executed = counts.flops_per_sample, counts.executed_flops(config.model.recompute)
     reduction = 4.0 if training.reduce_gradients == "fp32" else float(width)
@@ -166,10 +169,12 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
     def row(stage: int) -> dict[str, Any]:
         one = memory(stage)
         fixed = one.states + one.buckets
-        micro = plan.largest_micro_batch(
-            fixed, per_sample(), device, ranks=gpus, contrastive_images=counts.contrastive_images
-        )
-        fits = one.total <= plan.RESERVE * device
+        micro, fits = None, None
+        if device is not None:
+            micro = plan.largest_micro_batch(
+                fixed, per_sample(), device, ranks=gpus, contrastive_images=counts.contrastive_images
+            )
+            fits = one.total <= plan.RESERVE * device
         return {**asdict(one), "total": one.total, "fits": fits, "largest_micro_batch": micro, **step(stage)}
 
     stages = [row(stage) for stage in plan.STAGES]
@@ -183,6 +188,8 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
 
     def best(ranks: int) -> dict[str, Any] | None:
         """The fewest micro-batches, and of the stages that fit then the first that is as fast as any."""
+        if device is None:
+            return None
         for accumulation in range(training.accumulation, training.batch_size // ranks + 1):
             if training.batch_size % (ranks * accumulation):
                 continue

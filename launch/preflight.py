@@ -4,6 +4,7 @@ What is found here costs the user a second; the same mistake found by the ranks 
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -11,12 +12,15 @@ from data_pipeline.reading.order.share import rows_per_rank
 from pretrain.configuration import RunConfig
 
 
-def check_run(config: RunConfig, world_size: int) -> None:
-    """Raises UserError naming the first thing that cannot work with `world_size` ranks."""
+def check_run(config: RunConfig, world_size: int, coming: Sequence[str] = ()) -> None:
+    """Raises UserError naming the first thing that cannot work with `world_size` ranks. coming: runs that will be there
+    when this one starts.
+    """
     check_batch(config, world_size)
     for source in config.data.sources:
         check_source(source.path)
-    if config.initialize_from is not None and not Path(config.initialize_from).exists():
+    weights = config.initialize_from
+    if weights is not None and weights not in coming and not Path(weights).exists():
         raise UserError(
             f"initialize_from: {config.initialize_from!r} does not exist; "
             "give a run directory, a checkpoint or a weights file"

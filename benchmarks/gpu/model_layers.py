@@ -120,7 +120,7 @@ def layers_of(batch: int, side: int, channels: int, groups: int, kernel: int, de
     return [
         *(depthwise(batch, side, channels, kernel, how, device) for how in ways),
         projection("input_proj", rows, channels, channels, device),
-        *(projection("offset_mask", rows, channels, width, device) for width in dict.fromkeys([places, *padded])),
+        *(projection("offset, mask", rows, channels, width, device) for width in dict.fromkeys([places, *padded])),
         projection("fc1", rows, channels, 4 * channels, device),
         projection("fc2", rows, 4 * channels, channels, device),
         layer_norm(rows, channels, device),

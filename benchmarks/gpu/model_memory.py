@@ -42,7 +42,10 @@ class NoCheckpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         pass
 
-    def poll(self) -> None:
+    def progress(self) -> tuple[bool, bool]:
+        return False, False
+
+    def advance(self, *, written: bool, failed: bool) -> None:
         pass
 
     def due(self, step: int) -> bool:
@@ -82,9 +85,10 @@ def config_of(letter: str, batch: int, *, tiny: bool) -> RunConfig:
 
 def predicted(config: RunConfig) -> dict[str, Any]:
     """The plan's row of the configured stage, in bytes."""
+    from launch.machines import Machine
     from launch.planning import plan_run
 
-    plan = plan_run(config, gpus=1, memory_gb=MEMORY_GB, mfu=0.4, peak_tflops=989.0, epoch_samples=4096)
+    plan = plan_run(config, gpus=1, machine=Machine.of(config, memory=MEMORY_GB), epoch_samples=4096)
     row: dict[str, Any] = next(one for one in plan["stages"] if one["stage"] == config.training.zero_stage)
     return row
 

@@ -1,12 +1,13 @@
 """Carries out decisions about rows: written down whole before the first sidecar changes, then done whatever is killed.
 
-    SET/.curation/decisions.parquet    set, shard, place, status, reason: what each row becomes, in this order
+    SET/.curation/pending.json         in every set concerned: which of them has the decisions
+                  decisions.parquet    id, status, reason: what each row becomes, in order
                   decisions.json       the sets, and the step for their histories; from here on it will be done
     SET/00000.parquet ...              rewritten one by one
     SET/00000.tar                      of erased samples the bytes are zeroed in place
     SET/manifest.json                  gets the step; then `.curation` goes
 
-Whoever comes next to any of the sets finishes first what is written down in the set's folder.
+Whoever comes next to any of the sets finishes first what is written down.
 """
 
 import json
@@ -28,7 +29,7 @@ from data_pipeline.durable import atomic_path, file_lock, file_sha256, remove_le
 from data_pipeline.errors import UserError
 from data_pipeline.format import Manifest, ShardEntry, open_set, read_sidecar, write_manifest, write_sidecar
 from data_pipeline.format.manifest import parse_manifest
-from data_pipeline.format.sets import keep_entry
+from data_pipeline.format.sets import PENDING, keep_entry
 from data_pipeline.format.sidecar import ERASED
 
 _DECISIONS, _COMMIT = "decisions.parquet", "decisions.json"
@@ -52,10 +53,10 @@ def held_sets(paths: Sequence[SetPath], progress: ProgressCallback | None = None
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError(f"a set is named twice: {', '.join(str(path.folder) for path in paths)}")
     with ExitStack() as held:
-        for path, folder in zip(paths, folders, strict=True):
-            if not (folder / WORK_FOLDER / _COMMIT).exists():
-                open_set(path.folder, path.index_folder)  # indexes foreign shards; before that there is nothing to lock
-        for folder in sorted(folders, key=lambda folder: folder.resolve()):
+        for path in paths:
+            open_set(path.folder, path.index_folder)  # indexes foreign shards; before that there is nothing to lock
+        homes = [home for folder in folders if (home := _home(folder)) is not None]
+        for folder in sorted({folder.resolve() for folder in (*folders, *homes)}):
             try:
                 mine = held.enter_context(file_lock(folder / ".lock", wait=False))
             except OSError as error:
@@ -63,8 +64,9 @@ def held_sets(paths: Sequence[SetPath], progress: ProgressCallback | None = None
             if not mine:
                 raise UserError(f"another run is writing to {folder}; wait for it")
             remove_leftovers(folder)
+        for home in homes:
+            _carry_out(home, progress)
         for folder in folders:
-            _carry_out(folder, progress)
             shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # of a run that had decided nothing yet
         try:
             yield [_opened(path.folder, folder) for path, folder in zip(paths, folders, strict=True)]
@@ -76,8 +78,7 @@ def held_sets(paths: Sequence[SetPath], progress: ProgressCallback | None = None
 
 def open_settled(path: SetPath) -> Manifest:
     """Opens a set that is only read. Raises UserError where a killed command has left decisions half done."""
-    folder = path.index_folder or path.folder
-    if (folder / WORK_FOLDER / _COMMIT).exists():
+    if _home(path.index_folder or path.folder) is not None:
         raise UserError(
             f"a command of curation on {path.folder} was killed half-way; run it again, which finishes what it decided"
         )
@@ -97,6 +98,10 @@ def decide(
     home = next(one for one, step in zip(catalogue.sets, steps, strict=True) if step is not None).index_folder
     work = home / WORK_FOLDER
     work.mkdir(exist_ok=True)
+    for one, step in zip(catalogue.sets, steps, strict=True):
+        if step is not None:
+            (one.index_folder / WORK_FOLDER).mkdir(exist_ok=True)
+            write_durably(one.index_folder / PENDING, json.dumps({"home": str(home.resolve())}))
     with atomic_path(work / _DECISIONS) as path:
         catalogue.connection.execute(
             f"copy (select id, status, reason from ({select}) order by id) to {quoted(str(path))} "
@@ -115,6 +120,14 @@ def decide(
     }
     write_durably(work / _COMMIT, json.dumps(commit, ensure_ascii=False))
     _carry_out(home, progress)
+
+
+def _home(folder: Path) -> Path | None:
+    """Returns where decisions about the set in `folder` are written down; None where there are none to carry out."""
+    with suppress(FileNotFoundError):
+        home = Path(json.loads((folder / PENDING).read_bytes())["home"])
+        return home if (home / WORK_FOLDER / _COMMIT).exists() else None
+    return None
 
 
 def _carry_out(folder: Path, progress: ProgressCallback | None) -> None:
@@ -140,7 +153,9 @@ def _carry_out(folder: Path, progress: ProgressCallback | None) -> None:
                 one.index_folder, name=one.name, shards=now, classes=one.classes, about=one.about, history=history
             )
     (work / _COMMIT).unlink()
-    (work / _DECISIONS).unlink(missing_ok=True)
+    for one in sets:
+        (one.index_folder / PENDING).unlink(missing_ok=True)
+    (work / _DECISIONS).unlink()
 
 
 def _written_down(path: Path) -> Iterator[tuple[int, str, str]]:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.curation.bands import BLOCK_BITS, Band, choose_bands, expected_recall
 from data_pipeline.curation.catalogue import Catalogue, open_catalogue, quoted
-from data_pipeline.curation.decisions import SetPath, decide, held_sets
+from data_pipeline.curation.decisions import SetPath, decide, held_sets, open_settled
 from data_pipeline.curation.fingerprints import PDQ, PDQ_QUALITY, add_hashes
 from data_pipeline.curation.pictures import Picture, contact_sheet
+from data_pipeline.curation.repacking import name_sources
 from data_pipeline.errors import UserError
 from data_pipeline.format.sidecar import DROPPED, PACKED
 
@@ -96,8 +97,13 @@ def dedup_sets(
     Hashes for `near` are made where the sidecars have none. preview: an HTML page of pairs. Raises UserError where a
     set does not exist or is being written.
     """
-    with held_sets([*sets, *against], progress) as held:
-        ordered = [*held[len(sets) :], *held[: len(sets)]]  # held-out sets first
+    folders = [(path.index_folder or path.folder).resolve() for path in (*sets, *against)]
+    if len(set(folders)) < len(folders):
+        raise UserError(f"a set is named twice: {', '.join(str(path.folder) for path in (*sets, *against))}")
+    # Held-out sets are written to only where they lack hashes; without `near` they may lie on a read-only disk.
+    with held_sets([*sets, *(against if rules.near else ())], progress) as held:
+        shown = held[len(sets) :] if rules.near else [open_settled(path) for path in against]
+        ordered = [*shown, *held[: len(sets)]]  # held-out sets first
         if rules.near:
             for one in ordered:
                 add_hashes(one, workers, progress)
@@ -127,6 +133,7 @@ class _Search:
 
     def __init__(self, catalogue: Catalogue, rules: DuplicateRules, held_out: int) -> None:
         self._catalogue, self._rules, self._held_out = catalogue, rules, held_out
+        self.names = [source.name for source in name_sources(list(catalogue.sets))]
         self._run = catalogue.connection.execute
         score = f"case when set < {held_out} then 0 else {_SCORES[rules.keep]} end"
         self._run(
@@ -187,20 +194,20 @@ class _Search:
         near = self._number("select count(*) from gone where distance is not null")
         dropped: dict[str, int] = {}
         leaked: dict[str, dict[str, int]] = {}
-        sets, locate = self._catalogue.sets, self._catalogue.locate
+        names, locate = self.names, self._catalogue.locate
         firsts = self._run("select id >> 32, keeper >> 32, count(*) from gone group by 1, 2 order by 1, 2").fetchall()
         for sidecar, keeper, count in firsts:
             mine, kept = locate(sidecar << 32)[0], locate(keeper << 32)[0]
-            dropped[sets[mine].name] = dropped.get(sets[mine].name, 0) + count
+            dropped[names[mine]] = dropped.get(names[mine], 0) + count
             if kept < self._held_out:
-                by_set = leaked.setdefault(sets[kept].name, {})
-                by_set[sets[mine].name] = by_set.get(sets[mine].name, 0) + count
+                by_set = leaked.setdefault(names[kept], {})
+                by_set[names[mine]] = by_set.get(names[mine], 0) + count
         left = rows - exact - near
         return {"rows": rows, "exact": exact, "near": near, "left": left, "dropped": dropped, "leaked": leaked}
 
     def decisions(self) -> str:
         """Returns the statement of id, status, reason of the rows that go."""
-        names = " ".join(f"when {n} then {quoted(one.name)}" for n, one in enumerate(self._catalogue.sets))
+        names = " ".join(f"when {n} then {quoted(name)}" for n, name in enumerate(self.names))
         return (
             f"select gone.id, '{DROPPED}' as status, (case when distance is null then '' else 'near ' end) || "
             f"'duplicate of ' || (case kept.set {names} end) || '/' || kept.key || "

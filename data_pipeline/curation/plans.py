@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.curation.catalogue import WORK_FOLDER, Catalogue
 from data_pipeline.durable import atomic_path, write_durably
+from data_pipeline.errors import UserError
+from data_pipeline.format import Manifest
 from data_pipeline.format.sidecar import PACKED, SIDECAR_SCHEMA
 
 FROM_SET, FROM_ROW, FROM_KEY = "from_set", "from_row", "from_key"
@@ -86,7 +88,7 @@ def make_plan(
     work = folder / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
     columns = pa.schema(
-        [("id", pa.uint64()), ("used", pa.bool_())], {b"columns": _columns(catalogue).serialize().to_pybytes()}
+        [("id", pa.uint64()), ("used", pa.bool_())], {b"columns": _columns(catalogue.sets).serialize().to_pybytes()}
     )
     counts = dict.fromkeys(range(len(names)), 0)
     with atomic_path(work / "plan.parquet") as path, pq.ParquetWriter(path, columns) as writer:
@@ -131,12 +133,31 @@ def _joined(
     return held[0][0], np.concatenate([part[2] for part in held]), np.concatenate([part[3] for part in held])
 
 
-def _columns(catalogue: Catalogue) -> pa.Schema:
-    """Returns the columns of a new set: those of the contract, of any old set, and where a row came from."""
-    found = catalogue.connection.sql("select * exclude (id, set) from rows limit 0").to_arrow_table().schema
-    further = {field.name: field.type for field in found if field.name not in SIDECAR_SCHEMA.names}
-    further = {name: kind for name, kind in sorted(further.items()) if name not in PROVENANCE} | PROVENANCE
-    return pa.schema([*SIDECAR_SCHEMA, *(pa.field(name, kind) for name, kind in further.items())])
+def _columns(sets: Sequence[Manifest]) -> pa.Schema:
+    """Returns the columns of a new set: those of the contract, of any old shard, and where a row came from.
+
+    From the files themselves: DuckDB, which knows no case, would give `WIDTH` beside `width` another name.
+    """
+    found: dict[str, pa.Field] = {}
+    for one in sets:
+        for entry in one.shards:
+            for field in pq.read_schema(one.sidecar_path(entry)):
+                known = found.setdefault(field.name, field)
+                if known.type != field.type:
+                    found[field.name] = _joined_field(known, field, one)
+    further = sorted(name for name in found if name not in SIDECAR_SCHEMA.names and name not in PROVENANCE)
+    origin = [pa.field(name, kind) for name, kind in PROVENANCE.items()]
+    return pa.schema([*SIDECAR_SCHEMA, *(found[name].with_nullable(True) for name in further), *origin])
+
+
+def _joined_field(left: pa.Field, right: pa.Field, one: Manifest) -> pa.Field:
+    try:
+        joined = pa.unify_schemas([pa.schema([left]), pa.schema([right])], promote_options="permissive")
+        return joined.field(0)
+    except pa.ArrowException:
+        raise UserError(
+            f"column {left.name} is {left.type} in some shards and {right.type} in others of {one.folder}; make it one"
+        ) from None
 
 
 def _unique_keys(catalogue: Catalogue) -> str:

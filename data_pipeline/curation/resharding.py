@@ -19,13 +19,13 @@ from data_pipeline.curation.decisions import SetPath, open_settled
 from data_pipeline.curation.filters import DERIVED
 from data_pipeline.curation.plans import Plan, make_plan
 from data_pipeline.curation.repacking import Repack, Source, name_sources
-from data_pipeline.durable import file_lock, write_durably
+from data_pipeline.durable import file_lock, remove_leftovers, write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.executors.units import UNITS_FOLDER, Executor, Part, run_units
 from data_pipeline.format import Manifest, read_manifest, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation.packing.output import agree_on_plan
-from data_pipeline.preparation.packing.samples import check_rows_per_shard, read_entry
+from data_pipeline.preparation.packing.samples import check_rows_per_shard, read_entry, recover
 from data_pipeline.reading.storage.sources import merge_classes
 
 
@@ -161,18 +161,21 @@ def _repack(
             return RepackSummary(output, {}, shards, finished=False)
         with file_lock(output / ".lock"):
             _finish(plan, name_sources(sets), step)
+    for used_up in (UNITS_FOLDER, WORK_FOLDER):
+        shutil.rmtree(output / used_up, ignore_errors=True)
     made = {name: read_manifest(output / name) for name in names}
     samples = {name or output.name: one.samples for name, one in made.items()}
     return RepackSummary(output, samples, sum(len(one.shards) for one in made.values()), finished=True)
 
 
 def _finish(plan: Plan, sources: Sequence[Source], step: Mapping[str, Any]) -> None:
-    """Writes the manifests of whole sets, and clears what the work has left. Does nothing where that is done."""
+    """Writes the manifests of whole sets, where that is not done, and clears what killed tasks have left."""
     sets = [source.manifest for source in sources]
     classes, _ = merge_classes([one.classes for one in sets])
     for target in plan.targets:
         folder = plan.folder / target.name
         folder.mkdir(exist_ok=True)
+        recover(folder)
         if (folder / SET_MANIFEST).exists():
             continue
         found = [read_entry(folder, shard) for shard in range(target.shards)]
@@ -181,8 +184,7 @@ def _finish(plan: Plan, sources: Sequence[Source], step: Mapping[str, Any]) -> N
         write_durably(folder / "sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
         name = folder.resolve().name
         write_manifest(folder, name=name, shards=entries, classes=classes, about=_about(sets), history=[step])
-    shutil.rmtree(plan.folder / UNITS_FOLDER, ignore_errors=True)
-    shutil.rmtree(plan.folder / WORK_FOLDER, ignore_errors=True)
+    remove_leftovers(plan.folder)
 
 
 def _about(sets: Sequence[Manifest]) -> dict[str, Any]:

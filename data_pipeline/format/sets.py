@@ -25,6 +25,8 @@ from data_pipeline.format.manifest import (
 
 # img2dataset puts a Parquet file of its own beside a shard, 00000.parquet; an index must not take its name.
 SHARD_INDEX_SUFFIX = ".index.parquet"
+# There while decisions about a set are being carried out: half an erasure must not look like a changed shard.
+PENDING = Path(".curation/pending.json")
 _ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry, kept before there is a manifest
 
 Indexed = tuple[ShardEntry, dict[int, str]]  # a shard's entry, and the names of its labels
@@ -44,6 +46,9 @@ def open_set(
     Raises UserError for a missing or empty folder, or one that cannot take the index.
     """
     folder = Path(folder)
+    for place in (folder if index_folder is None else Path(index_folder), folder):
+        if (place / PENDING).exists():
+            return _read(folder, place)
     if (folder / SET_MANIFEST).exists():
         found = read_manifest(folder)
         if not any(entry.sidecar.endswith(SHARD_INDEX_SUFFIX) for entry in found.shards):

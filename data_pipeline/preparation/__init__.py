@@ -4,17 +4,19 @@ sources/     folders, tables, the embedded set
 fetching/    URLs to images: limits, robots.txt, retries
 packing/     images to shards; one run at a time, resumed only with the plan it began with
 annotations/ the same with COCO's objects or label maps
-inspection   index, verify, stats
+inspection   index, verify
+statistics   stats
 """
 
 from data_pipeline.preparation.annotations.pack import AnnotatedSummary, pack_coco, pack_label_maps
 from data_pipeline.preparation.fetching.fetch import FetchSummary, fetch
 from data_pipeline.preparation.fetching.web import WebRules
-from data_pipeline.preparation.inspection import IndexSummary, Stats, VerifySummary, index, stats, verify
+from data_pipeline.preparation.inspection import IndexSummary, VerifySummary, index, verify
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.pack import PackSummary, pack
 from data_pipeline.preparation.packing.usable import check_usable
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
+from data_pipeline.preparation.statistics import Stats, stats
 
 __all__ = [
     "AnnotatedSummary", "Columns", "FetchSummary", "ImageRules", "IndexSummary", "PackSummary", "Stats", "TableFormat",

@@ -1,13 +1,12 @@
-"""`internimage shards index`, `verify` and `stats`: list what is in a set and compare it with its manifest."""
+"""`internimage shards index` and `verify`: list what is in a set and compare it with its manifest."""
 
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -15,6 +14,7 @@ from PIL import Image
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.durable import file_sha256
 from data_pipeline.errors import BadDataError
+from data_pipeline.executors.processes import available, ordered_map
 from data_pipeline.format import (
     Manifest,
     ShardEntry,
@@ -27,7 +27,9 @@ from data_pipeline.format import (
     read_sidecar,
     slot_rows,
 )
-from data_pipeline.format.sidecar import DROPPED, ERASED
+from data_pipeline.format.sets import PENDING
+from data_pipeline.format.sidecar import ERASED
+from data_pipeline.preparation.statistics import note_counts
 
 
 @dataclass(frozen=True)
@@ -63,56 +65,27 @@ class VerifySummary:
     problems: tuple[Problem, ...]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Five numbers of a distribution; zeros for no values."""
-
-    smallest: float
-    p10: float
-    median: float
-    p90: float
-    largest: float
-
-
-@dataclass(frozen=True)
-class Stats:
-    """A set in numbers. rows = packed + the sums of `rejected` and `dropped`."""
-
-    folder: Path
-    name: str
-    shards: int
-    bytes: int
-    rows: int
-    packed: int
-    rejected: Mapping[str, int]
-    dropped: Mapping[str, int]  # by curation, with those that were erased
-    noted: Mapping[str, int]
-    formats: Mapping[str, int]
-    image_bytes: Spread
-    width: Spread
-    height: Spread
-    captions: int
-    caption_characters: Spread
-    caption_words: Spread
-    labelled: int
-    labels: Mapping[str, int]  # samples by class name, or by number where the set names no classes
-    duplicate_images: int  # packed images whose bytes another one has
-
-
 def index(
-    folder: Path, *, index_folder: Path | None = None, force: bool = False, progress: ProgressCallback | None = None
+    folder: Path,
+    *,
+    index_folder: Path | None = None,
+    force: bool = False,
+    workers: int | None = 1,
+    progress: ProgressCallback | None = None,
 ) -> IndexSummary:
     """Indexes the `*.tar` shards of `folder`: sidecars and a manifest, beside them or in `index_folder`.
 
-    Shards that have a current index are not read again, unless `force`. Raises UserError where there is nothing to
-    index or the index cannot be written.
+    Shards that have a current index are not read again, unless `force`. workers: processes; None takes one a core.
+    Raises UserError where there is nothing to index or the index cannot be written.
     """
-    found = index_set(Path(folder), Path(index_folder or folder), force=force, progress=progress)
+    each = partial(ordered_map, workers=available() if workers is None else workers, chunk=1)
+    found = index_set(Path(folder), Path(index_folder or folder), force=force, each=each, progress=progress)
     rejected: Counter[str] = Counter()
     noted: Counter[str] = Counter()
-    for _, rows in _sidecars(found):
+    for entry in found.shards:
+        rows = read_sidecar(found.sidecar_path(entry), ["status", "reason"])
         rejected.update(count_reasons(rows))
-        noted.update(_notes(rows))
+        noted.update(note_counts(rows))
     return IndexSummary(
         found.folder, found.index_folder / "manifest.json", len(found.shards), found.samples, rejected, noted
     )
@@ -124,79 +97,38 @@ def verify(
     index_folder: Path | None = None,
     decode: bool = False,
     kept: int = 100,
+    workers: int | None = 1,
     progress: ProgressCallback | None = None,
 ) -> VerifySummary:
     """Compares every shard of a set with its manifest (size, digest) and its sidecar (members, places, image digests).
 
-    `decode` also decodes every image. Nothing is changed. Raises UserError or BadDataError only where the manifest
-    itself cannot be read; all else is a problem in the summary.
+    `decode` also decodes every image. workers: processes; None takes one a core. Nothing is changed. Raises UserError
+    or BadDataError only where the manifest itself cannot be read; all else is a problem in the summary.
     """
     found = open_set(folder, index_folder) if index_folder is not None else read_manifest(folder)
     problems: list[Problem] = []
-    count = 0
-    for done, entry in enumerate(found.shards):
-        for problem in _problems(found, entry, decode):
-            count += 1
-            if len(problems) < kept:
-                problems.append(problem)
+    if (found.index_folder / PENDING).exists():
+        problems.append(Problem("", "", "a command of curation was killed half-way; run it again, which finishes it"))
+    count = len(problems)
+    work = partial(_first_problems, replace(found, shards=()), decode=decode, kept=kept)
+    processes = min(available() if workers is None else workers, len(found.shards))
+    for done, (mine, first) in enumerate(ordered_map(work, found.shards, processes, chunk=1)):
+        count += mine
+        problems += first[: kept - len(problems)]
         if progress is not None:
             progress(done + 1, len(found.shards))
     return VerifySummary(found.folder, len(found.shards), found.samples, count == 0, count, tuple(problems))
 
 
-def stats(folder: Path, *, index_folder: Path | None = None, progress: ProgressCallback | None = None) -> Stats:
-    """Counts samples, sizes, caption lengths and labels from the sidecars alone; foreign shards are indexed first."""
-    found = open_set(folder, index_folder)
-    tables = []
-    for done, (_, rows) in enumerate(_sidecars(found)):
-        tables.append(rows.select([name for name in rows.column_names if name in _COLUMNS]))
-        if progress is not None:
-            progress(done + 1, len(found.shards))
-    rows = pa.concat_tables(tables, promote_options="default")
-    packed = packed_rows(rows)
-    captions = [caption for caption in packed["caption"].to_pylist() if caption is not None]
-    labels = Counter(label for label in packed["label"].to_pylist() if label is not None)
-    names = dict(enumerate(found.classes or ()))
-    digests = packed["sha256"].drop_null()
-    return Stats(
-        folder=found.folder,
-        name=found.name,
-        shards=len(found.shards),
-        bytes=sum(entry.bytes for entry in found.shards),
-        rows=rows.num_rows,
-        packed=packed.num_rows,
-        rejected=count_reasons(rows),
-        dropped=count_reasons(rows, DROPPED, ERASED),
-        noted=_notes(rows),
-        formats=dict(Counter(packed["image_format"].to_pylist()).most_common()),
-        image_bytes=_spread(packed["image_size"].drop_null().to_numpy()),
-        width=_spread(packed["width"].drop_null().to_numpy()),
-        height=_spread(packed["height"].drop_null().to_numpy()),
-        captions=len(captions),
-        caption_characters=_spread(np.array([len(caption) for caption in captions])),
-        caption_words=_spread(np.array([len(caption.split()) for caption in captions])),
-        labelled=sum(labels.values()),
-        labels={names.get(label, str(label)): count for label, count in sorted(labels.items())},
-        duplicate_images=len(digests) - len(digests.unique()),
-    )
-
-
-_COLUMNS = ("status", "reason", "sha256", "width", "height", "caption", "label", "image_size", "image_format")
-
-
-def _sidecars(found: Manifest) -> Iterator[tuple[ShardEntry, pa.Table]]:
-    for entry in found.shards:
-        yield entry, read_sidecar(found.sidecar_path(entry))
-
-
-def _notes(rows: pa.Table) -> dict[str, int]:
-    return dict(Counter(reason for reason in packed_rows(rows)["reason"].to_pylist() if reason).most_common())
-
-
-def _spread(values: np.ndarray[Any, Any]) -> Spread:
-    if values.size == 0:
-        return Spread(0.0, 0.0, 0.0, 0.0, 0.0)
-    return Spread(*(float(value) for value in np.percentile(values, (0, 10, 50, 90, 100))))
+def _first_problems(found: Manifest, entry: ShardEntry, *, decode: bool, kept: int) -> tuple[int, list[Problem]]:
+    """Counts the problems of one shard, and names the first ones."""
+    first: list[Problem] = []
+    count = 0
+    for problem in _problems(found, entry, decode):
+        count += 1
+        if count <= kept:
+            first.append(problem)
+    return count, first
 
 
 def _problems(found: Manifest, entry: ShardEntry, decode: bool) -> Iterator[Problem]:

@@ -15,9 +15,12 @@ EXAMPLE = "internimage export runs/h --to official internimage_h.pth"
 class Format(StrEnum):
     safetensors = "safetensors"
     official = "official"
+    mmdet = "mmdet"
     timm = "timm"
     hf = "hf"
+    open_clip = "open_clip"
     onnx = "onnx"
+    pt2 = "pt2"
 
 
 def export(
@@ -26,9 +29,12 @@ def export(
     to: Annotated[Format, typer.Option("--to", help="Layout of the exported backbone.")],
     choice: CheckpointChoice = "auto",
     which: Weights = Which.ema,
+    opset: Annotated[int | None, typer.Option(help="onnx: version of the operators. [default: 20]")] = None,
+    free_size: Annotated[bool, typer.Option(help="onnx: images of any size in steps of 32 pixels; slow.")] = False,
 ) -> None:
-    """Write the backbone for other tools: official keys, timm, Hugging Face, ONNX, safetensors."""
+    """Write the model for other tools: official, timm, Hugging Face, open_clip, ONNX, torch.export, safetensors."""
     from pretrain import handoff
 
     say = partial(typer.echo, err=True)
-    typer.echo(str(handoff.export(checkpoint, to.value, out, which=which.value, choice=choice, say=say)))
+    onnx = handoff.OnnxOptions(opset or 20, free_size) if opset or free_size else None
+    typer.echo(str(handoff.export(checkpoint, to.value, out, which=which.value, choice=choice, onnx=onnx, say=say)))

@@ -32,7 +32,8 @@ def finetune(
         ),
     ] = None,
     head_rows: Annotated[
-        Path | None, typer.Option(help="Text file: for each class, the row of the source's classifier to start from.")
+        str | None,
+        typer.Option(help="Rows of the source's classifier to start from: names, or a file of rows or of names."),
     ] = None,
     validation: Annotated[
         Path | None,
@@ -76,6 +77,6 @@ def finetune(
         )
 
     source = ["--from", str(checkpoint)] if checkpoint else []
-    rows = ["--head-rows", str(head_rows)] if head_rows else []
+    rows = ["--head-rows", head_rows] if head_rows else []
     words = ["finetune", config, *(overrides or []), *source, *rows, "--output", str(folder)]
     return start_ranks(resolved, folder, processes, words, rank)

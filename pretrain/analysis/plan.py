@@ -105,10 +105,11 @@ def rank_memory(
     average = 4.0 * trainable * share if ema else 0.0
     teacher = p * sizes.teacher * cut[2] if ema else 0.0
     bucket = min(LARGEST_BUCKET, trainable)
+    reduced = max(p, reduction_bytes or p)
     buckets = 0.0 if stage == 0 else p * bucket * (3.0 if stage == 3 else 2.0)
-    if stage > 0 and (reduction_bytes or p) > p:
-        buckets += (reduction_bytes or p) * bucket  # the copy that is reduced
-    standing = p * bucket if stage >= 2 else 0.0
+    if stage > 0 and reduced > p:
+        buckets += reduced * bucket  # the copy that is reduced
+    standing = {2: p, 3: reduced}.get(stage, 0.0) * bucket
     if stage == 2 and bucket == trainable and not fp32_gradients:
         standing -= gradients
     update = 4.0 * trainable * cut[0] if half or stage > 0 else 0.0

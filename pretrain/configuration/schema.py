@@ -56,7 +56,7 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
     layer_decay: float = Field(1.0, gt=0, le=1, description="lr multiplier per block, from the head down")
-    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the offset and mask projections")
+    offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the projections that offsets come from")
     clip_grad: float | None = Field(1.0, gt=0)
 
 
@@ -122,6 +122,7 @@ class TrainingConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     log_every: int = Field(10, ge=1)
     wandb: str | None = Field(None, description="Weights & Biases project; needs the extra `wandb`")
+    on_event: str | None = Field(None, description="shell command that gets each event of note, as JSON on its input")
     profile: str | None = Field(None, pattern=r"^\d+:\d+$", description="steps FIRST:LAST to trace")
     stop_after: int | None = Field(None, ge=1, description="stop (75) after this step, as a signal would")
     allow_changes: list[str] = Field([], description="keys that a resumed run may change: --allow-change")
@@ -137,7 +138,11 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(1000, ge=1)
     every_minutes: float | None = Field(None, gt=0)
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
-    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoints are never deleted")
+    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoints (milestones) are kept for good")
+    keep_gigabytes: float | None = Field(
+        None, gt=0, description="of milestones at most: they are thinned, spread over the run; null: no limit"
+    )
+    copy_to: str | None = Field(None, description="folder or URL (s3://...): every complete checkpoint is copied there")
     asynchronous: bool = True
 
 

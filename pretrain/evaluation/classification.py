@@ -51,7 +51,7 @@ def top1(
     result = classification_result("top1", title, encoded.values, labels, names, about)
     known = labels >= 0
     ece = expected_calibration_error(encoded.values[known], labels[known])
-    return {**result, "calibration_error": ece}
+    return {**result, "calibration_error": ece, "images_per_second": encoded.images_per_second}
 
 
 def top1_refusal(rows: int, set_folder: Path | str, classes: Sequence[str] | None) -> str | None:
@@ -83,7 +83,8 @@ def zero_shot(
         about.distinct or names,
         about,
     )
-    return {**result, "settings": {"templates": list(templates)}}
+    settings = {"templates": list(templates)}
+    return {**result, "settings": settings, "images_per_second": encoded.images_per_second}
 
 
 def class_vectors(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data_pipeline.reading import ImageText, SampleRef, evaluation_batches, normalize
+from data_pipeline.reading import Batch, ImageText, ImageTextTargets, SampleRef, evaluation_batches, normalize
 from pretrain.configuration.schema import RunConfig
+from pretrain.evaluation.pictures import is_picture_folder, list_pictures
+from pretrain.evaluation.sharing import sharing
 from pretrain.models import InternImage
 
 THUMBNAIL = 112  # pixels; what a report shows
@@ -53,7 +56,8 @@ class Encoded:
     labels: Tensor  # int64 [N], -1 where missing
     captions: tuple[str | None, ...]
     samples: tuple[SampleRef, ...]
-    pictures: dict[int, str]  # data URIs of the samples that were asked for
+    pictures: dict[int, str]  # data URIs of the samples that were asked for, by their place here
+    images_per_second: float = 0.0  # of reading and computing together, all ranks
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,26 +72,50 @@ def encode_set(
     batch_size: int = 64,
     pictures: Collection[int] = (),
 ) -> Encoded:
-    """`function` of each sample's centre crop, normalised as in `config.data`.
+    """`function` of each sample's centre crop, normalised as in `config.data`; ranks that share the work
+    (`sharing.shared_by`) read a part each and all return the whole.
 
-    function: [B, 3, S, S] on the device of `model` -> [B, ...]. pictures: indices of the samples whose crops to keep.
+    set_folder: a shard set or a folder of pictures. function: [B, 3, S, S] on the device of `model` -> [B, ...].
+    pictures: numbers in the set of the samples whose crops to keep.
     """
-    device = device_of(model)
+    device, ranks = device_of(model), sharing()
+    began, positions = time.perf_counter(), list[int]()
     values: list[Tensor] = []
     labels: list[Tensor] = []
     captions: list[str | None] = []
     samples: list[SampleRef] = []
     kept: dict[int, str] = {}
     with inference(model):
-        for batch in evaluation_batches(set_folder, config.data.image_size, batch_size, ImageText()):
-            first = len(samples)
-            kept |= {i: data_uri(batch.views[i - first, 0]) for i in pictures if first <= i < first + len(batch)}
+        for batch in set_batches(set_folder, config.data.image_size, batch_size, ranks.rank, ranks.world_size):
+            numbers = batch.positions.tolist()
+            kept |= {i: data_uri(batch.views[row, 0]) for row, i in enumerate(numbers) if i in pictures}
+            positions += numbers
             images = normalize(batch.views[:, 0].to(device), config.data.mean, config.data.std)
             values.append(function(images).float().cpu())
             labels.append(batch.targets.labels)
             captions += batch.targets.captions
             samples += batch.samples
-    return Encoded(torch.cat(values), torch.cat(labels), tuple(captions), tuple(samples), kept)
+    seconds = time.perf_counter() - began
+    mine = (values, labels, captions, samples, positions, kept, seconds)
+    parts = ranks.gather(mine)  # in the order of the set, since ranks take contiguous shares
+    place = {number: i for i, number in enumerate(number for part in parts for number in part[4])}
+    return Encoded(
+        torch.cat([value for part in parts for value in part[0]]),
+        torch.cat([value for part in parts for value in part[1]]),
+        tuple(caption for part in parts for caption in part[2]),
+        tuple(sample for part in parts for sample in part[3]),
+        {place[number]: uri for part in parts for number, uri in sorted(part[5].items())},
+        len(place) / max(part[6] for part in parts),
+    )
+
+
+def set_batches(
+    set_folder: Path | str, image_size: int, batch_size: int, part: int, parts: int
+) -> Iterator[Batch[ImageTextTargets]]:
+    """Centre crops of one of `parts` contiguous parts of a shard set or a folder of pictures."""
+    if is_picture_folder(set_folder):
+        return list_pictures(set_folder).batches(image_size, batch_size, rank=part, world_size=parts)
+    return evaluation_batches(set_folder, image_size, batch_size, ImageText(), rank=part, world_size=parts)
 
 
 def encode_texts(

@@ -64,6 +64,7 @@ def retrieval(
         "set": about.name,
         "samples": len(captioned),
         "captions": len(texts),
+        "images_per_second": encoded.images_per_second,
         "scores": scores,
         "examples": [
             {
@@ -74,7 +75,7 @@ def retrieval(
                 "candidates": len(texts),
                 "retrieved": _nearest(pictures[row[i]] @ words.T, texts, str(encoded.captions[i])),
             }
-            for i in shown
+            for i in sorted(encoded.pictures)
             if i in row
         ],
         **about.credit,

@@ -10,6 +10,7 @@ from torch import Tensor
 from data_pipeline.errors import UserError
 from data_pipeline.format import open_set
 from data_pipeline.reading.storage.sources import merge_classes
+from pretrain.evaluation.pictures import is_picture_folder, list_pictures
 from pretrain.tasks.class_names import rows_by_name
 
 
@@ -46,7 +47,10 @@ class AboutSet:
 
 
 def describe_set(set_folder: Path | str) -> AboutSet:
-    """Raises UserError where there is no set, or an empty one."""
+    """Of a shard set, or of a folder of pictures. Raises UserError where there is neither, or nothing in it."""
+    if is_picture_folder(set_folder):
+        found = list_pictures(set_folder)
+        return AboutSet(found.folder, found.folder.name, len(found.pictures), found.classes, found.classes, {})
     manifest = open_set(set_folder)
     if not manifest.samples:
         raise UserError(f"{manifest.folder}: the set is empty")

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError
+from data_pipeline.format import open_set
+from data_pipeline.reading.config import DataConfig
+from data_pipeline.reading.storage.sources import merge_classes
 from pretrain.configuration import RunConfig
-from pretrain.finetuning.weights import load_into, read_rows
+from pretrain.finetuning.weights import load_into
 from pretrain.tasks.classification.task import Classification
 from pretrain.tasks.module import TaskModule, image_of
 from pretrain.tasks.pretraining.task import Pretraining
@@ -37,8 +40,8 @@ def finetune(
         source: run directory, checkpoint, exported file or folder, or official .pth that the backbone comes from; None
             takes config.initialize_from, and without that random weights.
         output: run directory, started or resumed; a resumed run reads nothing from `source`.
-        head_rows: text file with, for each class, the row of the source's classifier that it starts from (21,841
-            classes to 1,000); None for a new classifier. Of task classification alone.
+        head_rows: which row of the source's classifier each class starts from (21,841 classes to 1,000): "names", or a
+            file of rows or of names (`weights.read_rows`); None for a new classifier. Of task classification alone.
 
     Raises UserError (2), BadDataError (3), GaveUpError (4).
     """
@@ -58,14 +61,22 @@ def finetune(
         return run(config, output, interruption=interruption)
     if not Path(source).exists():
         raise UserError(f"{source}: does not exist; give a run directory, a checkpoint or a weights file")
-    start = partial(_start, source=source, head_rows=head_rows)
+    config = config.model_copy(update={"initialize_from": str(source)})  # what the run's files say of its lineage
+    classes = None if head_rows is None else classes_of(config.data)
+    start = partial(_start, source=source, head_rows=head_rows, classes=classes)
     return run(config, output, initialize=start, interruption=interruption)
 
 
-def _start(module: TaskModule, *, source: Path | str, head_rows: Path | str | None) -> None:
-    image = image_of(module)
-    rows = None if head_rows is None else read_rows(head_rows, image.num_classes)
-    load_into(image, source, head_rows=rows, say=_say_once)
+def classes_of(data: DataConfig) -> tuple[str, ...] | None:
+    """Names of the labels that a run on these sources has, in the order of their numbers; None where there are none."""
+    sets = [open_set(source.path).classes if source.labels else None for source in data.sources]
+    return merge_classes(sets)[0]
+
+
+def _start(
+    module: TaskModule, *, source: Path | str, head_rows: Path | str | None, classes: tuple[str, ...] | None
+) -> None:
+    load_into(image_of(module), source, head_rows=head_rows, classes=classes, say=_say_once)
 
 
 def _say_once(message: str) -> None:

@@ -1,4 +1,6 @@
-"""The image encoder of a run, a checkpoint, or a weight file: its weights, and what is needed to build it again."""
+"""The image encoder of a run, a checkpoint, or a weight file, and its text tower where it has one: weights, and what is
+needed to build them again.
+"""
 
 import json
 from collections.abc import Collection
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError, first_ten
+from pretrain.handoff.text import BIAS, SCALE, Text, text_of
+from pretrain.handoff.text import PREFIX as TEXT_PREFIX
 from pretrain.models import VARIANTS, InternImage, create_model, official
 from pretrain.models.reading import open_weights
 from pretrain.tasks.class_names import row_names
@@ -18,6 +22,7 @@ from pretrain.tasks.task import module_of, task_of
 from pretrain.training.checkpoint.disk import AUTO, find_checkpoint, is_run
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RUN_ONLY = (".onnx", ".pt2")
 IMAGE_PREFIX = "image."  # the encoder within a task's state dict
 
 
@@ -36,27 +41,34 @@ class Backbone:
     classes: tuple[str, ...] | None = None  # a name for each row of the classifier
     source: str = ""
     origin: dict[str, Any] = field(default_factory=dict)  # task, step, weights, and the sets that these were trained on
+    text: Text | None = None
+    scored_as: tuple[str, str] = ("", "")  # how evaluations of a run call this checkpoint and these weights
 
     def build(self) -> InternImage:
-        """The model with these weights, in evaluation mode. UserError where its arguments are unknown or do not fit."""
+        """The model with these weights, the same tensors where they are float32, in evaluation mode.
+
+        Raises UserError where its arguments are unknown or do not fit.
+        """
         if self.arguments is None:
             raise UserError(
                 f"{self.source}: does not say which InternImage it is, and its shapes are no published one's"
             )
-        model = create_model("custom", **self.arguments)
-        official.load_state_dict(model, self.state)
+        with torch.device("meta"):
+            model = create_model("custom", **self.arguments)
+        state = {k: v.float() if v.is_floating_point() else v for k, v in self.state.items()}
+        official.load_state_dict(model, state, assign=True)
         return model.eval()
 
     def description(self) -> dict[str, Any]:
-        """All but the weights, as JSON can hold it."""
+        """All but the weights, as JSON can hold it; the same for the same weights, wherever their run lies."""
         return {
             "arguments": self.arguments,
             "image_size": self.image_size,
             "mean": list(self.mean),
             "std": list(self.std),
             "classes": None if self.classes is None else list(self.classes),
-            "source": self.source,
             "origin": self.origin,
+            "text": None if self.text is None else self.text.description(),
         }
 
 
@@ -74,6 +86,11 @@ def read_backbone(path: str | Path, which: str = "ema", choice: str = AUTO) -> B
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such run, checkpoint or weight file")
+    if path.suffix in RUN_ONLY:
+        raise UserError(
+            f"{path}: a graph made for running, whose weights have lost their names; read the run, or an export to "
+            "safetensors, official, timm, hf or open_clip"
+        )
     return _from_run(path, which, choice) if is_run(path) else _from_file(path, which)
 
 
@@ -99,7 +116,8 @@ def load_backbone(
 
 def _from_run(path: Path, which: str, choice: str) -> Backbone:
     checkpoint = find_checkpoint(path, choice)
-    weights, config, trained_on = checkpoint.load(which), checkpoint.config, checkpoint.trained_on
+    config, trained_on = checkpoint.config, checkpoint.trained_on
+    weights = checkpoint.load(which, (IMAGE_PREFIX, TEXT_PREFIX, SCALE, BIAS))
     image = {name.removeprefix(IMAGE_PREFIX): value for name, value in weights.items() if name.startswith(IMAGE_PREFIX)}
     if not image:
         raise UserError(f"{path}: its {which!r} weights hold no image encoder (no entry begins with {IMAGE_PREFIX!r})")
@@ -109,7 +127,7 @@ def _from_run(path: Path, which: str, choice: str) -> Backbone:
     if differing := sorted(set(image) ^ set(expected)):
         raise UserError(f"{path}: the image encoder does not fit its configuration: {first_ten(differing)}")
     model.load_state_dict(image, assign=True)
-    data = config.data
+    data, task = config.data, config.task.model_dump(mode="json")
     return Backbone(
         {
             key: value.float() if value.is_floating_point() else value
@@ -122,13 +140,21 @@ def _from_run(path: Path, which: str, choice: str) -> Backbone:
         classes=row_names(trained_on.classes, model.num_classes),
         source=f"{path.name}, {checkpoint.title}, {checkpoint.weights_title(which)}",
         origin={
-            "task": config.task.model_dump(mode="json"),
+            "task": task,
             "step": checkpoint.step,
             "images": checkpoint.step * config.training.batch_size,
             "weights": checkpoint.weights_title(which),
-            "sources": trained_on.as_json()["sources"],
+            "sources": [without_path(source) for source in trained_on.as_json()["sources"]],
+            "started_from": None if config.initialize_from is None else Path(config.initialize_from).name,
         },
+        scored_as=(checkpoint.title, checkpoint.weights_title(which)),
+        text=text_of(weights, task["text"]) if isinstance(task.get("text"), dict) else None,
     )
+
+
+def without_path(source: dict[str, Any]) -> dict[str, Any]:
+    """Where a set lay is nobody's business elsewhere."""
+    return {key: value for key, value in source.items() if key != "path"}
 
 
 def _from_file(path: Path, which: str) -> Backbone:
@@ -148,6 +174,7 @@ def _from_file(path: Path, which: str) -> Backbone:
             classes=None if described.get("classes") is None else tuple(described["classes"]),
             source=source,
             origin=described.get("origin", {}),
+            text=_text(file.state, described.get("text")),
         )
     name = published_variant(state)
     if name is None:
@@ -155,6 +182,15 @@ def _from_file(path: Path, which: str) -> Backbone:
     variant = VARIANTS[name]
     arguments = {**variant.arguments, "num_classes": state["head.bias"].shape[0] if "head.bias" in state else 0}
     return Backbone(state, arguments, image_size=variant.image_size, source=source)
+
+
+def _text(state: dict[str, Tensor], sizes: dict[str, Any] | None) -> Text | None:
+    """The text tower in the folders that hold it, those of transformers and open_clip."""
+    tower = {key.removeprefix(TEXT_PREFIX): value for key, value in state.items() if key.startswith(TEXT_PREFIX)}
+    if not tower or not sizes:
+        return None
+    bias = float(state["logit_bias"]) if "logit_bias" in state else None
+    return Text(tower, sizes["heads"], float(state["logit_scale"]), bias)
 
 
 def _official_keys(state: dict[str, Tensor], arguments: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -207,6 +243,7 @@ def _from_transformers(config: dict[str, Any]) -> dict[str, Any]:
         "std": config.get("image_std"),
         "classes": None if nameless else names,
         "origin": config.get("origin"),
+        "text": config.get("text"),
     }
     return {key: value for key, value in found.items() if value is not None or key == "classes"}
 

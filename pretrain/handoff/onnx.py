@@ -1,7 +1,8 @@
-"""The classifier as an ONNX graph of standard operators: deformable convolution becomes gathers of four corners.
+"""ONNX graphs of standard operators: deformable convolution becomes gathers of four corners. Needs the extra `onnx`.
 
-Images [batch, channels, S, S] (normalised by the mean and std in the file's metadata) -> logits [batch, classes]; the
-batch is free, the size is not. Needs the extra `onnx`.
+model.onnx   images [B, C, H, W] -> logits [B, classes], or without a classifier the vector that one would read
+image.onnx   images -> vectors [B, embed_dim]             with a text tower: their cosines are the similarity,
+text.onnx    tokens int64 [B, context] -> vectors         times exp(log_scale) of the metadata
 """
 
 import json
@@ -9,50 +10,87 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_pipeline.durable import atomic_path
 from data_pipeline.errors import UserError
-from dcnv3 import DCNv3
 from pretrain.handoff.backbone import Backbone
+from pretrain.handoff.text import write_tokenizer
+from pretrain.handoff.traced import example, free_images, use_reference_operator
+from pretrain.models import InternImage
 from pretrain.models.reading import METADATA_KEY
 
-OPSET = 18
 LARGEST_FILE = 2**31 - 2**26  # bytes of weights in one file: protobuf holds 2 GB, the graph among them
 
 
-def write_onnx(backbone: Backbone, out: Path) -> Path:
-    """Write `out` (model.onnx in it, where it is a folder); weights beyond LARGEST_FILE go to OUT.data beside it.
+class ImageTower(nn.Module):
+    """Normalised images [B, C, H, W] -> the pooled vectors that meet the text, [B, embed_dim], not normalised."""
 
-    Raises UserError where the extra is not installed.
+    def __init__(self, image: InternImage) -> None:
+        super().__init__()
+        self.image = image
+
+    def forward(self, x: Tensor) -> Tensor:
+        vectors: Tensor = self.image.clip_projector(self.image.forward_fused(x).flatten(1, 2))
+        return vectors
+
+
+def write_onnx(backbone: Backbone, out: Path, *, opset: int = 20, free_size: bool = False) -> Path:
+    """Write `out`, a graph; or where it names a folder (no .onnx at its end) model.onnx in it, both towers too where
+    there is a text tower, and its tokenizer. The batch is free. Weights beyond LARGEST_FILE go to OUT.data beside it.
+
+    free_size: both sides may be any multiple of 32 pixels from 64 on; the export then takes minutes, and the graph
+    computes its sampling grids at each call.
+
+    Raises UserError where the extra is not installed, or for an opset that the exporter does not know.
     """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise UserError(f"export to onnx needs {error.name!r}: pip install 'internimage-pretrain[onnx]'") from None
-    out = out / "model.onnx" if out.is_dir() else out
     model = backbone.build()
     use_reference_operator(model)
-    size = backbone.image_size
-    # Two images: a batch of one would be taken for a fixed dimension.
-    example = torch.zeros(2, model.in_chans, size, size)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
-        dynamo=True,
-        opset_version=OPSET,
-        verbose=False,
-    )
+    free = free_images()
+    pictures, shapes = example(backbone), {"x": free if free_size else {0: free[0]}}
+    described = json.dumps(backbone.description())
+    if out.suffix == ".onnx":
+        output = "logits" if model.num_classes else "features"
+        return save_graph(_graph(model, pictures, shapes, ("images", output), described, opset), out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_onnx(backbone, out / "model.onnx", opset=opset, free_size=free_size)
+    if backbone.text is not None:
+        tower, tokens = backbone.text.build(), torch.zeros(2, backbone.text.sizes["context_length"], dtype=torch.int64)
+        names = ("images", "vectors")
+        save_graph(_graph(ImageTower(model), pictures, shapes, names, described, opset), out / "image.onnx")
+        texts = {"tokens": {0: torch.export.Dim("batch", min=1)}}
+        save_graph(_graph(tower, tokens, texts, ("tokens", "vectors"), described, opset), out / "text.onnx")
+        write_tokenizer(backbone.text, out)
+    return out
+
+
+def _graph(
+    model: nn.Module, inputs: Tensor, shapes: dict[str, Any], names: tuple[str, str], described: str, opset: int
+) -> Any:
+    """An onnx.ModelProto. names: of its input and its output."""
+    try:
+        program = torch.onnx.export(
+            model.eval(),
+            (inputs,),
+            input_names=[names[0]],
+            output_names=[names[1]],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(f"export to onnx, opset {opset}: {str(error).splitlines()[0]}") from error
     assert program is not None
     proto = program.model_proto
-    for key, value in ((METADATA_KEY, json.dumps(backbone.description())), ("input_size", str(size))):
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value
-    return save_graph(proto, out)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, described
+    return proto
 
 
 def save_graph(proto: Any, out: Path) -> Path:
@@ -68,10 +106,3 @@ def save_graph(proto: Any, out: Path) -> Path:
         else:
             onnx.save(proto, str(temporary))
     return out
-
-
-def use_reference_operator(model: nn.Module) -> None:
-    """Every DCNv3 in plain PyTorch operations, which export knows."""
-    for module in model.modules():
-        if isinstance(module, DCNv3):
-            module.backend = "reference"

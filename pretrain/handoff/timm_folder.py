@@ -1,22 +1,30 @@
-"""A folder that timm reads: model.safetensors under our own names, and config.json in timm's form."""
+"""A folder that timm reads: model.safetensors under our own names, config.json in timm's form, and, since timm knows no
+InternImage, code that registers it and needs torch and timm alone.
 
-import json
+    sys.path.insert(0, FOLDER); import internimage_timm        # where this project is installed: import pretrain.models
+    timm.create_model("local-dir:FOLDER", pretrained=True)
+"""
+
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from data_pipeline.durable import write_durably
 from data_pipeline.reading.decode.centre import CROP_MODE, INTERPOLATION
 from pretrain.handoff.backbone import Backbone
+from pretrain.handoff.carried import model_code, own_code
+from pretrain.handoff.tensors import write_json, write_tensors
 from pretrain.models import VARIANTS
+
+CODE = "internimage_timm"
 
 
 def write_timm(backbone: Backbone, out: Path) -> Path:
-    """`import pretrain.models; timm.create_model(f"local-dir:{out}", pretrained=True)` loads it (strictly, as timm
-    does).
-    """
+    """Write the folder `out`; timm loads it strictly."""
     model = backbone.build()
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, out / "model.safetensors")
+    (out / CODE).mkdir(parents=True, exist_ok=True)
+    for name, content in model_code().items():
+        write_durably(out / CODE / name, content)
+    write_durably(out / CODE / "__init__.py", own_code("registration_timm"))
+    write_tensors(out / "model.safetensors", model.state_dict(), {"format": "pt"})
     arguments = {
         k: v for k, v in model.arguments.items() if k not in ("num_classes", "global_pool", "in_chans", "backend")
     }
@@ -44,9 +52,8 @@ def write_timm(backbone: Backbone, out: Path) -> Path:
             "label_names": None if backbone.classes is None else list(backbone.classes),
         },
     }
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    description = {**backbone.description(), "arguments": model.arguments}
-    (out / "internimage.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "config.json", config)
+    write_json(out / "internimage.json", {**backbone.description(), "arguments": model.arguments})
     return out
 
 

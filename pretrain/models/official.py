@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError, first_ten
@@ -38,7 +37,6 @@ class _Entry:
 
     name: str
     view: tuple[int, ...] | None = None  # dimensions that the official shape has more (1x1 convolutions)
-    split: tuple[int, int] | None = None  # rows [first, last) of our entry, where it is only a part of it
 
 
 @dataclass
@@ -70,8 +68,6 @@ def state_dict(model: nn.Module) -> dict[str, Tensor]:
     result = {}
     for key, entry in _keys(model):
         value = own[entry.name]
-        if entry.split is not None:
-            value = value[entry.split[0] : entry.split[1]]
         if entry.view is not None:
             value = value.reshape(*value.shape, *entry.view)
         result[key] = value
@@ -81,14 +77,12 @@ def state_dict(model: nn.Module) -> dict[str, Tensor]:
 def from_official(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Listing]:
     """Official entries (any of the three layouts) under our names, and what does not fit `model`.
 
-    Entries that do not fit are left out of the result; nothing is resized. Where one entry of ours is made of several
-    (offsets and masks) and only some of them are there, it keeps the model's rows for the others.
+    Entries that do not fit are left out of the result; nothing is resized.
     """
     state = normalize_layout(state)
     own = model.state_dict()
     listing = Listing()
     result: dict[str, Tensor] = {}
-    parts: dict[str, dict[int, Tensor]] = {}
     known = set()
     for key, entry in _keys(model):
         known.add(key)
@@ -98,24 +92,11 @@ def from_official(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[s
             continue
         value, ours = state[key], own[name]
         shape = tuple(ours.shape)
-        if entry.split is not None:
-            shape = (entry.split[1] - entry.split[0], *shape[1:])
         expected = (*shape, *entry.view) if entry.view is not None else shape
         if tuple(value.shape) != expected:
             listing.reshaped.append((key, tuple(value.shape), expected))
             continue
-        value = value.reshape(shape)
-        if entry.split is None:
-            result[name] = value
-        else:
-            parts.setdefault(name, {})[entry.split[0]] = value
-    for name, rows in parts.items():
-        joined = torch.cat([rows[first] for first in sorted(rows)])
-        if joined.shape != own[name].shape:
-            joined = own[name].clone()
-            for first, value in rows.items():
-                joined[first : first + value.shape[0]] = value
-        result[name] = joined
+        result[name] = value.reshape(shape)
     listing.unexpected = [key for key in state if key not in known]
     return result, listing
 
@@ -126,6 +107,7 @@ def load_state_dict(
     *,
     allow: Collection[str] = (),
     head_rows: Tensor | None = None,
+    assign: bool = False,
 ) -> Listing:
     """Load official weights; whatever is missing, unexpected or misshapen is an error that names it.
 
@@ -134,6 +116,7 @@ def load_state_dict(
             keeps its own values there. `allow=("head.",)` puts a new classifier on old weights.
         head_rows: int64 [num_classes], the rows of the file's classifier that make up the model's (a 21,841-way head
             becomes a 1,000-way one).
+        assign: the model takes the tensors themselves, without a copy, as one on the meta device must.
 
     Returns what was allowed. Raises UserError for the rest.
     """
@@ -159,7 +142,7 @@ def load_state_dict(
             f"the weights do not fit the model:\n{refused}\n"
             "Build the model that the weights are of, or allow these entries by name (a new classifier: head.)."
         )
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights, strict=False, assign=assign)
     return listing
 
 
@@ -276,10 +259,8 @@ def _block(theirs: str, ours: str, block: Any) -> Iterator[tuple[str, _Entry]]:
             yield f"{theirs}.dcn.center_feature_scale_proj_{name}", _Entry(f"{ours}.dcn.center_scale.{name}")
     yield from _pair(f"{theirs}.dcn.dw_conv.0", f"{ours}.dcn.depthwise")
     yield from _pair(f"{theirs}.dcn.dw_conv.1.1", f"{ours}.dcn.norm")
-    rows = block.dcn.offset_mask.weight.shape[0]
-    for key, split in (("offset", (0, rows * 2 // 3)), ("mask", (rows * 2 // 3, rows))):
-        for name in ("weight", "bias"):
-            yield f"{theirs}.dcn.{key}.{name}", _Entry(f"{ours}.dcn.offset_mask.{name}", split=split)
+    yield from _pair(f"{theirs}.dcn.offset", f"{ours}.dcn.offset")
+    yield from _pair(f"{theirs}.dcn.mask", f"{ours}.dcn.mask")
     yield from _pair(f"{theirs}.dcn.input_proj", f"{ours}.dcn.input_proj")
     yield from _pair(f"{theirs}.dcn.output_proj", f"{ours}.dcn.output_proj")
     yield from _pair(f"{theirs}.norm2.0", f"{ours}.norm2")

@@ -56,14 +56,14 @@ def uniforms(batch: int, salts: Sequence[int], device: torch.device) -> Tensor:
     return _unit_interval(mix_tensor(_of_key(_keys.to(device)) + constants[:, None]))
 
 
-def uniforms_of(row: int, count: int, salt: int, device: torch.device) -> Tensor:
-    """float32 [count] in [0, 1) of sample `row` of the batch whose keys the enclosing `drawing_from` holds, fixed by
-    (key, salt, place); without one, from torch's generator.
+def uniforms_of(row: int, places: Tensor, salt: int) -> Tensor:
+    """float32 [n] in [0, 1) of sample `row` of the batch whose keys the enclosing `drawing_from` holds, fixed by
+    (key, salt, place); without one, from torch's generator. places: int64 [n].
     """
     if _keys is None:
-        return torch.rand(count, device=device)
-    stream = mix_tensor(_keys[row].to(device) + _of_salt(salt))
-    return hashed_uniform(stream + torch.arange(count, device=device), salt)
+        return torch.rand(len(places), device=places.device)
+    stream = mix_tensor(_keys[row].to(places.device) + _of_salt(salt))
+    return hashed_uniform(stream + places, salt)
 
 
 @contextmanager

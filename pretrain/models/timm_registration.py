@@ -73,8 +73,6 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
         names = official.own_names(model)
         weights.update({names[key]: state[key] for key, _, _ in listing.reshaped})
         weights.update({key: state[key] for key in listing.unexpected})
-        for key in listing.missing:  # of an entry in parts, from_official keeps the model's rows for those not there
-            weights.pop(names[key], None)
     own = model.state_dict()
     misfits = official.Listing(
         [name for name in own if name not in weights and not name.startswith("head.")],

@@ -50,6 +50,11 @@ def gather_rows(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _GatherRows.apply(x)
 
 
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of `x` over ranks, with gradient: each rank's loss says something about every rank's `x`."""
+    return x if world_size() == 1 else _MeanOverRanks.apply(x)
+
+
 def global_mean(values: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     """Mean of the valid rows over all ranks, as this rank's share (see the convention above).
 
@@ -72,3 +77,13 @@ class _GatherRows(torch.autograd.Function):
         own = grad.new_empty(grad.shape[0] // world_size(), *grad.shape[1:])
         dist.reduce_scatter_tensor(own, grad.contiguous())
         return own
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return summed(x) / world_size()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return summed(grad) / world_size()

@@ -3,6 +3,9 @@ section 3).
 
     F_S --Linear--> blocks = Projector            the teacher's targets pass through one too
     [Projector(F_S) + PE_abs(S) ; mask token + Linear(PE_rel)] --blocks--> LN, Linear --> predictions at its tokens
+
+SiameseIM's heads have BatchNorm where these have LayerNorm: a sample's prediction does not depend on its batch, and so
+not on the number of ranks.
 """
 
 import torch
@@ -71,22 +74,11 @@ class Predictor(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, index: Tensor, parameters: Tensor, grid: int) -> Tensor:
-        """tokens: [B, n, dim] at the token indices `index` [n] of the G x G input map. parameters: [B, 6]
+        """tokens: [B, n, dim] at the token indices `index` [n] (or [B, n]) of the G x G input map. parameters: [B, 6]
         (position.py).
         """
         dtype, dim = tokens.dtype, tokens.shape[-1]
         known = tokens + absolute_embedding(grid, dim, tokens.device, parameters.dtype)[index].to(dtype)
         queries = self.mask_token + self.position(relative_embedding(parameters, grid, dim).to(dtype))
         x = self.blocks(torch.cat([known, queries], dim=1))
-        return self.head(self.norm(x[:, index.shape[0] :]))
-
-
-@compiled_region
-class PooledMLP(nn.Sequential):
-    """Projector and predictor of pooled vectors (BYOL, MoCo v3): Linear, LayerNorm, GELU, Linear.
-
-    LayerNorm stands for their BatchNorm, so that a sample's vector does not depend on its batch.
-    """
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__(nn.Linear(width, dim), nn.LayerNorm(dim, eps=1e-6), nn.GELU(), nn.Linear(dim, dim))
+        return self.head(self.norm(x[:, index.shape[-1] :]))

@@ -19,6 +19,7 @@ SALT_MIX_CHOICE = SALT_MASK + 1
 SALT_MIX_BOX_Y = SALT_MASK + 2
 SALT_MIX_BOX_X = SALT_MASK + 3
 SALT_MIX_PAIR = SALT_MASK + 5
+SALT_SAMPLE_MASK = SALT_MASK + 6
 SALT_BETA = SALT_MASK + 64
 
 
@@ -37,6 +38,11 @@ def sample_keys(keys: StepKeys, positions: Tensor) -> Tensor:
     """int64 [B]: one key a sample from (seed, step, global position). positions: int64 [B]."""
     # Odd constants, far apart, modulo 2^64: distinct triples give distinct keys, and the hash does the rest.
     return positions * signed(GOLDEN) + _step_constant(keys)
+
+
+def second_view_keys(keys: Tensor) -> Tensor:
+    """The keys of the samples' other view, for an encoder that sees both views as rows of their own."""
+    return keys + signed(0xD6E8FEB86659FD93)
 
 
 def step_uniform(keys: StepKeys, count: int, salt: int) -> Tensor:

@@ -5,13 +5,15 @@ decorrelated, nor below lambda D/(1+lambda D) ~ .94 (D 768) when they span one d
 stays high is itself an alarm.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.objectives.collectives import summed, world_size
 from pretrain.objectives.losses import full
+from pretrain.objectives.mixing import tokens_at
 
 
 class Metrics:
@@ -41,11 +43,29 @@ class Metrics:
         alias.register_hook(note)
         return alias
 
+    def note(self, names: Sequence[str], values: Tensor) -> None:
+        """Values that the backward pass finds, one a name."""
+        if self.enabled:
+            self.values.update(zip(names, values.detach().float(), strict=True))
+
+    def pooled(self, query: Tensor, target: Tensor) -> None:
+        """Measure unit queries and targets [B, D] of pooled vectors, over all ranks."""
+        if not self.enabled:
+            return
+        with torch.no_grad():
+            t = full(target)
+            moments = torch.cat([t.T @ t, t.mean(0, keepdim=True) * len(t)]) / (len(t) * world_size())
+            *c, mean = summed(moments).unbind(0)
+            centred = torch.stack(c) - mean[:, None] * mean
+            self.add("pooled/cos", (full(query) * t).sum(-1).mean)
+            self.add("pooled/feature_std", lambda: centred.trace().clamp_min(0).sqrt())
+            self.add("pooled/rank", lambda: rank_me(centred))
+
     def dense(self, name: str, p: Tensor, t: Tensor, c: Tensor, terms: tuple[Tensor, Tensor], hidden: Tensor) -> None:
         """Measure predictions and targets [B, N, D], their correlation [D, D] and the two terms of the loss.
 
-        hidden: int64 token indices of the input view that the encoder did not see as this image's (only of meaning for
-        the same view).
+        hidden: int64 token indices ([n], or [B, n]) of the input view that the encoder did not see as this image's
+        (only of meaning for the same view).
         """
         if not self.enabled:
             return
@@ -55,13 +75,13 @@ class Metrics:
         self.add(f"{name}/rank", lambda: rank_me(c))
         self.add(f"{name}/content_share", lambda: content_share(t))
         with torch.no_grad():
-            cosine = F.cosine_similarity(full(p), t, dim=-1).mean(0)
-            seen = torch.ones_like(cosine, dtype=torch.bool)
-            seen[hidden] = False
+            cosine = F.cosine_similarity(full(p), t, dim=-1)[..., None]
             self.add(f"{name}/cos", cosine.mean)
-            if name == "intra" and len(hidden):
-                self.add("intra/cos_hidden", cosine[hidden].mean)
-                self.add("intra/cos_visible", cosine[seen].mean)
+            if name == "intra" and hidden.shape[-1]:
+                unseen = tokens_at(cosine, hidden)
+                left = cosine.shape[1] - hidden.shape[-1]
+                self.add("intra/cos_hidden", unseen.mean)
+                self.add("intra/cos_visible", lambda: (cosine.sum() - unseen.sum()) / (left * len(cosine)))
 
 
 def feature_std(t: Tensor) -> Tensor:
@@ -105,6 +125,14 @@ def collapse_alarms(metrics: Mapping[str, float], dim: int, decorrelation: float
     One measurement may mislead: `PretrainingModule.alarms` reports what several in a row agree on.
     """
     alarms = {}
+    if "pooled/feature_std" in metrics:
+        std, cosine, rank = (metrics[f"pooled/{name}"] for name in ("feature_std", "cos", "rank"))
+        if std < 0.1:
+            alarms["pooled/constant"] = (
+                f"collapse, pooled: targets near constant (std of unit vectors {std:.3f}; healthy: near 1)"
+            )
+        if rank < 2 and cosine > 0.95:
+            alarms["pooled/rank"] = f"collapse, pooled: targets differ in one direction (effective rank {rank:.1f})"
     for name in ("intra", "inter"):
         if f"{name}/feature_std" not in metrics:
             continue

@@ -6,8 +6,9 @@
     ...                 one mask a global batch, so every sample has the same token counts
 
 MixMIM (Liu et al. 2022, arXiv 2205.13137, section 3) mixes two images under one mask of 32-px blocks; its mask is
-one a batch. Raw pixels are mixed, for the stem's convolutions overlap. 32 px is one cell of stage 4: nothing straddles
-there. Below 128 px this would leave too few cells, so cells are 16 px there and a stage-4 position sees both images.
+one a batch, SiameseIM's one a sample (`draw_sample_cells`). Raw pixels are mixed, for the stem's convolutions overlap.
+32 px is one cell of stage 4: nothing straddles there. Below 128 px this would leave too few cells, so cells are 16 px
+there and a stage-4 position sees both images.
 """
 
 import logging
@@ -18,16 +19,16 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from pretrain.models.randomness import hashed_uniform
-from pretrain.objectives.keys import SALT_MASK, SALT_MIX_PAIR, StepKeys, sample_keys, step_uniform
+from pretrain.objectives.keys import SALT_MASK, SALT_MIX_PAIR, SALT_SAMPLE_MASK, StepKeys, sample_keys, step_uniform
 
 TOKEN = 16  # pixels a side of a token of the fused map
 
 
 class Cells(NamedTuple):
-    """Which cells are hidden, at three resolutions.
+    """Which cells are hidden, at three resolutions: one mask for all rows, or (with [B] in front of each) one a row.
 
     pixels: bool [S, S], True where the second image shows (or where nothing does). visible, hidden: int64 token
-    indices into the flattened [S/16 * S/16] map, ascending.
+    indices into the flattened [S/16 * S/16] map, ascending; as many in every row.
     """
 
     pixels: Tensor
@@ -59,6 +60,29 @@ def draw_cells(keys: StepKeys, image_size: int, cell: int, ratio: float, device:
     return Cells(
         _upsample(grid, cell).to(device), (~tokens).nonzero()[:, 0].to(device), tokens.nonzero()[:, 0].to(device)
     )
+
+
+def draw_sample_cells(keys: Tensor, image_size: int, cell: int, ratio: float) -> Cells:
+    """A mask for each of the sample keys int64 [B], equal for equal keys (`pair_keys`: two images that are mixed need
+    each other's); exactly floor(ratio * cells) cells hidden in each.
+    """
+    side, rows = image_size // cell, len(keys)
+    places = torch.arange(side * side, device=keys.device)
+    draws = hashed_uniform((keys[:, None] + (places << 32)).flatten(), SALT_SAMPLE_MASK).view(rows, -1)
+    grid = torch.zeros_like(draws, dtype=torch.bool)
+    grid.scatter_(1, draws.argsort(dim=1, stable=True)[:, : int(ratio * side * side)], True)
+    grid = grid.view(rows, side, side)
+    tokens = _upsample(grid, cell // TOKEN).flatten(1)
+    count = int(ratio * side * side) * (cell // TOKEN) ** 2
+    order = tokens.long().argsort(dim=1, stable=True)  # what is visible first, both ascending
+    return Cells(_upsample(grid, cell), order[:, : tokens.shape[1] - count], order[:, tokens.shape[1] - count :])
+
+
+def tokens_at(x: Tensor, index: Tensor) -> Tensor:
+    """[B, N, D] at the token indices [n], or [B, n] where each row has its own -> [B, n, D]."""
+    if index.ndim == 1:
+        return x[:, index]
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def pairing(batch: int, device: torch.device) -> Tensor:
@@ -95,8 +119,8 @@ def partners(positions: Tensor, keys: StepKeys, probability: float) -> Tensor:
 
 def mix(first: Tensor, second: Tensor, cells: Cells) -> Tensor:
     """[B, S, S, 3] twice -> [B, S, S, 3]: `second` where hidden, `first` elsewhere (raw pixels, any dtype)."""
-    return torch.where(cells.pixels[None, :, :, None], second, first)
+    return torch.where(cells.pixels[..., None], second, first)
 
 
 def _upsample(grid: Tensor, factor: int) -> Tensor:
-    return grid.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    return grid.repeat_interleave(factor, -2).repeat_interleave(factor, -1)

@@ -1,21 +1,25 @@
-"""The text tower (open_clip's TextTransformer: causal, pooled at the end-of-text token) and its tokenizer. Nothing is
+"""The text tower (open_clip's TextTransformer, of a size given or of a model named) and its tokenizer. Nothing is
 downloaded.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_ten
 from pretrain.models.compilation import compiled_region
+from pretrain.models.reading import read_weights
 
 FULL_VOCABULARY = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, start and end of text
 
 
 class TowerShape(Protocol):
-    """Sizes of the text tower, as the `task.text` section has them."""
+    """Sizes of the text tower, as the `task.text` section has them. name: of an open_clip model, whose sizes count."""
 
+    @property
+    def name(self) -> str | None: ...
     @property
     def width(self) -> int: ...
     @property
@@ -27,12 +31,17 @@ class TowerShape(Protocol):
 
 
 def build_text_tower(config: TowerShape, context_length: int, embed_dim: int) -> nn.Module:
-    """tokens int64 [B, context_length] -> [B, embed_dim]."""
+    """tokens int64 [B, context_length] -> [B, embed_dim], with fresh values.
+
+    Raises UserError where open_clip has no such model, or one whose text tower is not its own.
+    """
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
+    compiled_region(ResidualAttentionBlock)
+    if config.name is not None:
+        return _named_tower(config.name, config.vocab_size, context_length, embed_dim)
     if config.width % config.heads:
         raise UserError(f"task.text: width {config.width} is not divisible by heads {config.heads}")
-    compiled_region(ResidualAttentionBlock)
     return TextTransformer(
         context_length=context_length,
         vocab_size=config.vocab_size,
@@ -42,6 +51,43 @@ def build_text_tower(config: TowerShape, context_length: int, embed_dim: int) ->
         output_dim=embed_dim,
         pool_type="argmax",  # the end-of-text token has the highest id
     )
+
+
+def _named_tower(name: str, vocab_size: int, context_length: int, embed_dim: int) -> nn.Module:
+    import open_clip
+    from open_clip.model import _build_text_tower
+
+    found = open_clip.get_model_config(name)
+    if found is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        raise UserError(f"task.text.name {name!r}: open_clip has no such model; near are {', '.join(near) or 'none'}")
+    shape = found["text_cfg"]
+    if "hf_model_name" in shape:
+        raise UserError(
+            f"task.text.name {name!r}: its text tower is {shape['hf_model_name']}, of Hugging Face, which would have "
+            "to be downloaded; choose a model with a tower of open_clip's own"
+        )
+    shape = {**shape, "vocab_size": vocab_size, "context_length": context_length}
+    tower: nn.Module = _build_text_tower(embed_dim, shape, quick_gelu=bool(found.get("quick_gelu")))
+    return tower
+
+
+def load_text_tower(tower: nn.Module, path: str) -> None:
+    """Load the text tower of an open_clip model's weight file, or of a tower by itself, into `tower`.
+
+    Raises UserError where the file is missing or does not fit: another width, vocabulary or context length.
+    """
+    held, wanted = read_weights(path), tower.state_dict()
+    own = {key.removeprefix("text."): value for key, value in held.items() if not key.startswith("visual.")}
+    if missing := [key for key in wanted if key not in own]:
+        raise UserError(f"task.text.weights {path}: no text tower of this shape; it lacks {first_ten(missing)}")
+    for key, value in wanted.items():
+        if own[key].shape != value.shape:
+            raise UserError(
+                f"task.text.weights {path}: {key} is {list(own[key].shape)} there and {list(value.shape)} here; "
+                "task.text.name, task.embed_dim, task.text.vocab_size and data.context_length must be the file's"
+            )
+    tower.load_state_dict({key: own[key] for key in wanted})
 
 
 def build_tokenizer(context_length: int, vocab_size: int = FULL_VOCABULARY) -> Callable[[list[str]], Tensor]:

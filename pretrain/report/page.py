@@ -83,6 +83,7 @@ path.raw { fill: none; stroke-width: 1; opacity: .3; }
 .card li span { float: right; margin-left: 10px; }
 .card p { margin: 6px 0 2px; font-size: .8125rem; color: var(--soft); }
 .card li.right { background: var(--right-bg); color: var(--right); font-weight: 600; }
+img.drawn { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; margin: 6px auto; }
 details { margin: 12px 0 0; } summary { cursor: pointer; padding: 10px 14px; font-weight: 600; font-size: .9375rem; }
 details .wide { border: 0; border-top: 1px solid var(--line); border-radius: 0; }
 details .run { padding: 0 14px 14px; } details .run .tiles { margin-top: 4px; } details { overflow: hidden; }

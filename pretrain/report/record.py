@@ -6,6 +6,7 @@ RUN/NAME/metrics.jsonl     runs that were started inside it, as fine-tuning, up 
 RUN/NAME/validation.json   their scores on the validation set as they trained
 """
 
+import base64
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,7 @@ class RunRecord:
     validation_score: str = ""  # what `validation` is, as top1
     trained_on: dict[str, Any] = field(default_factory=dict)  # of the newest checkpoint: sources, epoch_samples
     parameters: dict[str, int] = field(default_factory=dict)  # of the same: values of each parameter, by its name
+    figures: tuple[dict[str, Any], ...] = ()  # what `internimage inspect` drew: title, caption, rows, image (data URI)
     parts: tuple["RunRecord", ...] = field(default=())
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -79,6 +81,7 @@ def _read_one(folder: Path, parts: tuple[RunRecord, ...] = ()) -> RunRecord:
         validation_score=validation[-1][1] if validation else "",
         trained_on=trained_on,
         parameters=parameters,
+        figures=tuple(_figures(folder / "figures")),
         parts=parts,
     )
 
@@ -108,6 +111,15 @@ def _results(folder: Path) -> Iterable[dict[str, Any]]:
         result = _mapping(_json(_text(path)))
         if isinstance(result.get("scores"), list):
             yield {"name": path.stem, **result, **_shown_parts(result)}
+
+
+def _figures(folder: Path) -> Iterable[dict[str, Any]]:
+    for path in sorted(folder.glob("*.png")):
+        about = _mapping(_json(_text(path.with_suffix(".json"))))
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        rows = [row for row in _mappings(about.get("rows")) if row]
+        title, caption = str(about.get("title") or path.stem), str(about.get("caption") or "")
+        yield {"title": title, "caption": caption, "rows": rows, "image": f"data:image/png;base64,{data}"}
 
 
 def _shown_parts(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,6 +157,33 @@ def _figures(charts: Iterable[tuple[str, str]]) -> str:
     )
 
 
+def figures(run: RunRecord) -> str:
+    """What `internimage inspect` has drawn of the model, each with its numbers folded away."""
+    parts = []
+    for entry in run.figures:
+        title, rows = escape(entry["title"]), entry["rows"]
+        table = ""
+        if rows:
+            head = "".join(f"<th>{escape(str(key))}</th>" for key in rows[0])
+            body = "".join(
+                f"<tr>{''.join(f'<td>{escape(_figure_text(value))}</td>' for value in row.values())}</tr>"
+                for row in rows
+            )
+            table = (
+                f'<details><summary>{title}, numbers</summary><div class="wide"><table><thead><tr>{head}</tr></thead>'
+                f"<tbody>{body}</tbody></table></div></details>"
+            )
+        parts.append(
+            f'<figure><figcaption>{title}</figcaption><img class="drawn" src="{entry["image"]}" alt="{title}">'
+            f'<p class="note">{escape(entry["caption"])}</p></figure>{table}'
+        )
+    return f'<section id="figures"><h2>What the model looks at</h2>{"".join(parts)}</section>' if parts else ""
+
+
+def _figure_text(value: Any) -> str:
+    return number(value) if is_number(value) else str(value)
+
+
 def inner_runs(run: RunRecord) -> str:
     """The runs that live inside this one, as fine-tuning: validation of all in one chart, then each one's curves."""
     names = {id(part): str(part.folder.relative_to(run.folder)) for part in run.parts}

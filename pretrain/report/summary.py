@@ -52,8 +52,8 @@ def trained_on(run: RunRecord) -> list[str]:
         seen, epoch = steps[-1] * batch, run.trained_on.get("epoch_samples")
         rounds = f", {seen / epoch:.2g} times each" if is_number(epoch) and epoch else ""
         lines.append(f"{number(seen)} images seen{rounds}")
-    starts = [e.get("source") for e in run.events if e.get("kind") == EventKind.INITIALIZED and e.get("source")]
-    return lines + [f"from the weights of {starts[-1]}" for _ in starts[-1:]]
+    start = _at(run.config, "initialize_from")
+    return [*lines, f"from the weights of {start}"] if start else lines
 
 
 def model_size(run: RunRecord) -> list[str]:

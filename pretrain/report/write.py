@@ -6,6 +6,7 @@ from typing import Any
 from data_pipeline.durable import write_durably
 from pretrain.report import scores, sections
 from pretrain.report.page import page
+from pretrain.report.predictions import predictions
 from pretrain.report.record import RunRecord, read_run
 from pretrain.report.summary import summary
 
@@ -24,7 +25,9 @@ def write_report(run_dir: Path | str) -> Path:
             sections.headline(run),
             scores.scores(run.results),
             scores.samples(run.results),
+            predictions(run.results),
             sections.curves(run),
+            sections.figures(run),
             sections.inner_runs(run),
             sections.events(run),
             sections.folded(run),

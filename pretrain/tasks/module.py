@@ -70,6 +70,11 @@ class TaskModule(nn.Module):
         """
         raise NotImplementedError
 
+    def begin(self) -> None:
+        """Called once on the whole module before a run's first step, not when it resumes: loads what the settings
+        name. Raises UserError where that is missing or does not fit.
+        """
+
     def backbone(self) -> BackboneLayout | None:
         """The image model's names; None where the module has none, and then every layer learns at the full lr."""
         return None
@@ -85,6 +90,12 @@ class TaskModule(nn.Module):
     def loss_weights(self) -> dict[str, float]:
         """The weight of each part of the loss in the total; a part that is not named counts whole."""
         return {}
+
+    def head_costs(self, side: int) -> tuple[float, float]:
+        """For a plan: values of 4 bytes that everything but the image model keeps of one picture of `side` x `side` for
+        the backward pass, and its multiply-adds; (0, 0) where that is little, or where the plan counts it itself.
+        """
+        return 0.0, 0.0
 
     def notices(self) -> list[str]:
         """What a user should know before the first step, one sentence each, as a loss that the data switch off."""

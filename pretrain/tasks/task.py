@@ -107,6 +107,15 @@ class Task(TaskSection, ABC):
 
         return ImageText()
 
+    def planned_side(self, data: DataConfig) -> int:
+        """Side of a square that has as many pixels as a view has at most; what a plan counts with."""
+        return data.image_size
+
+    @property
+    def begins(self) -> bool:
+        """Whether these settings name weights that the module's `begin` loads."""
+        return False
+
     def open_reader(self, data: DataConfig, options: ReaderOptions) -> BatchReader:
         """One rank's batches. Raises UserError where a set is missing."""
         from data_pipeline.reading import Reader

@@ -131,6 +131,8 @@ def join(timeout_seconds: float) -> DistributedContext:
         device = torch.device("cuda", device_number(local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     name_interfaces(os.environ)
+    if cuda:
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # entries of NCCL's flight recorder (watchdog.py)
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"

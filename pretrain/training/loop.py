@@ -16,6 +16,7 @@ from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.distributed import DistributedContext, seed_step
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.meter import Meter
+from pretrain.training.logging.rank_times import RankTimes
 from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
 from pretrain.training.safeguards.bad_samples import BadSampleMonitor
@@ -42,6 +43,7 @@ class LoopParts:
     policy: DivergencePolicy
     context: DistributedContext
     meter: Meter
+    times: RankTimes
     interruption: Interruption
     watchdog: Watchdog
     events: EventLog
@@ -98,9 +100,11 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) ->
     lr = schedule.lr(step)
     engine.set_lr(lr)
     logged = (step + 1) % settings.log_every == 0 or step + 1 == schedule.total_steps
+    parts.times.started()
     for micro in range(settings.accumulation):
-        with parts.meter.waiting():
+        with parts.meter.waiting(), parts.times.waiting():
             batch = next(batches)
+        parts.times.computing()
         batch = batch.to(parts.context.device)
         keys = StepKeys(settings.seed, step, micro)
         taught = None
@@ -109,7 +113,9 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) ->
             taught = engine.teacher_targets(parts.teacher.module, batch, keys)
         out = engine(batch, keys, taught, logged)
         parts.meter.add(out.total, out.parts, out.metrics if logged else {})
-        if micro + 1 == settings.accumulation:
+        last = micro + 1 == settings.accumulation
+        parts.times.forwarded(last=last)
+        if last:
             agreement = begin_agreement(parts.context, parts.meter.micro_loss(), _said(parts, step))
         engine.backward(out.total)
 
@@ -128,7 +134,7 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) ->
     parts.meter.end_step(applied=applied, loss=loss, norm=norm)
     if logged:
         values = parts.meter.collect(lr, engine.flops_per_sample)
-        parts.log.write(step + 1, values | parts.bad_samples.metrics(step + 1))
+        parts.log.write(step + 1, values | parts.times.collect() | parts.bad_samples.metrics(step + 1))
     return decision, agreed
 
 

@@ -2,7 +2,7 @@
 
     decay     0 for biases and for parameters with at most one extent above 1 (norms, tokens); else `weight_decay`
     lr scale  layer_decay ** (depth from the top) inside the image backbone, 1 elsewhere;
-              times `offset_lr_scale` for the offset and mask projections of DCNv3
+              times `offset_lr_scale` for the projections that DCNv3's offsets come from
 
 There is one group per distinct (lr scale, decay), not one per tensor: a backbone of 40 blocks has about 80 groups,
 not 1,300. Layer-wise decay follows BEiT's rule (Bao et al. 2021): stem at the bottom, block k above block k-1, heads
@@ -21,7 +21,7 @@ _STAGE = re.compile(r"(?:^|\.)(?:levels|stages)\.(\d+)\.(.*)$")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 _POST_NORM = re.compile(r"^post_norms\.(\d+)\.")
 _STEM = re.compile(r"(?:^|\.)(?:patch_embed|stem)\.")
-_OFFSET = re.compile(r"(?:^|\.)(?:offset_mask|offset|mask)\.(?:weight|bias)$")
+_OFFSET = re.compile(r"(?:^|\.)offset\.(?:weight|bias)$")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ from pretrain.training.distributed import DistributedContext, join, lost_a_partn
 from pretrain.training.folder import open_run
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.meter import Meter
+from pretrain.training.logging.notifying import Notifier
 from pretrain.training.logging.output import make_output_lenient
+from pretrain.training.logging.rank_times import RankTimes
 from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
 from pretrain.training.loop import LoopParts, train
@@ -64,7 +66,8 @@ def run(
             interruption = stack.enter_context(Interruption())
         context = join(policy.hang_seconds + START_UP_SECONDS)  # longer than the watchdog waits
         changes = stack.enter_context(open_run(output, config, context))
-        events = EventLog(output, context.rank)
+        command = config.training.on_event
+        events = EventLog(output, context.rank, Notifier(command, output) if command is not None else None)
         watchdog = Watchdog(
             output,
             context.rank,
@@ -98,6 +101,8 @@ def run(
                 (output / STOP_FILE).unlink(missing_ok=True)
                 what = "done" if finished else f"stopped ({interruption.reason}) and saved; the same command goes on"
                 parts.log.progress.say(f"{what}: {output}")
+            if finished:
+                parts.checkpointer.close()
             context.barrier()  # nobody leaves before everybody is done: a launcher ends the others at the first exit
             parts.engine.close()
         except Exception as error:
@@ -134,6 +139,9 @@ def compose(
             report=events,
             leader=context.leader,
         )
+
+    if task.begins:
+        initialize = partial(_begin, then=initialize)
 
     def settings_of(module: nn.Module) -> dict[str, object]:
         return settings_for(module, training, config.optimizer.clip_grad, config.deepspeed, context)
@@ -198,6 +206,7 @@ def compose(
             step=start,
             ranks=context.world_size,
             stage=engine.stage,
+            total_steps=schedule.total_steps,
         )
     plain = config.model_dump(mode="json")
     log = RunLog(output, start, schedule.total_steps, training, plain, module.alarms, events, context)
@@ -217,6 +226,7 @@ def compose(
         policy=policy,
         context=context,
         meter=meter,
+        times=RankTimes(context, lambda message: events(EventKind.STRAGGLER, message=message)),
         interruption=interruption,
         watchdog=watchdog,
         events=events,
@@ -232,6 +242,12 @@ def _teacher(
     if built.teacher is None or ema is None:
         return None
     return build_teacher(built.teacher, built.module.teacher_names(), engine, ema, context)
+
+
+def _begin(module: TaskModule, then: Initialize | None) -> None:
+    module.begin()
+    if then is not None:
+        then(module)
 
 
 def _initialize_from(

@@ -30,6 +30,7 @@ FREE = (
     "training.policy",
     "training.log_every",
     "training.wandb",
+    "training.on_event",
     "training.profile",
     "training.stop_after",
     "training.allow_changes",

@@ -70,7 +70,7 @@ def test_a_shipped_configuration_makes_steps(
     raw["data"] |= {"image_size": 64, "workers": 0, "context_length": 16}
     raw["model"]["overrides"] |= NARROW
     if raw["task"]["name"] == "pretraining":
-        raw["task"]["text"] |= {"width": 16, "layers": 1, "heads": 1}
+        raw["task"]["text"] |= {"name": None, "width": 16, "layers": 1, "heads": 1}
         raw["task"]["decoder"] |= {"dim": 16, "layers": 1, "heads": 2}
     raw["training"] |= {"batch_size": 4, "accumulation": 1, "precision": "fp32"}
     raw["schedule"] |= {"steps": 2, "epochs": None, "warmup_steps": 1, "warmup_epochs": None}

@@ -56,6 +56,17 @@ def test_copies_across_sets_and_of_held_out_sets(make_set: Callable[..., Path]) 
     assert [step["dropped"] for step in read_manifest(two).history] == [3]
 
 
+def test_a_held_out_set_may_be_read_only_and_share_a_name(make_set: Callable[..., Path], tmp_path: Path) -> None:
+    web = make_set("train", [encoded(photo(n)) for n in range(3)])
+    (tmp_path / "held").mkdir()
+    held = make_set("other", [encoded(photo(1))]).rename(tmp_path / "held" / "train")
+    (held / "manifest.json").write_text((held / "manifest.json").read_text().replace('"other"', '"train"'))
+    before = files(tmp_path / "held") | {str(path): b"" for path in held.iterdir()}
+    done = dedup_sets([SetPath(web)], DuplicateRules(), against=[SetPath(held)])
+    assert done.leaked == {"train": {"train-1": 1}}
+    assert files(tmp_path / "held") | {str(path): b"" for path in held.iterdir()} == before, "not even a lock"
+
+
 @pytest.mark.parametrize(("keep", "stays"), [("first", 0), ("largest", 2), ("longest_caption", 1)])
 def test_the_rule_says_which_copy_stays(make_set: Callable[..., Path], keep: str, stays: int) -> None:
     sizes, captions = [(160, 128), (320, 256), (480, 384), (480, 384)], ["a", "a long caption", "b", None]

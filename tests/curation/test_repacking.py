@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import webdataset
 from curation_sets import all_rows, encoded, files, member, photo
@@ -22,8 +24,8 @@ from data_pipeline.curation.decisions import SetPath
 from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.curation.resharding import Running, merge_sets, reshard_set
 from data_pipeline.errors import UserError
-from data_pipeline.executors.units import Part
-from data_pipeline.format import read_manifest
+from data_pipeline.executors.units import Part, run_units
+from data_pipeline.format import read_manifest, read_sidecar, write_sidecar
 from data_pipeline.preparation import pack, stats, verify
 from launch.cli import run
 
@@ -155,6 +157,21 @@ def test_foreign_members_that_no_sidecar_knows_arrive_too(tmp_path: Path) -> Non
     assert {sample["cls"] for sample in samples} == {b"1"} and verify(tmp_path / "new").sound
 
 
+def test_further_columns_arrive_whatever_they_are_called(filtered: Path, tmp_path: Path) -> None:
+    for n, path in enumerate(sorted(filtered.glob("*.parquet"))):
+        rows = read_sidecar(path)
+        rows = rows.append_column("WIDTH", pa.array([float(n)] * rows.num_rows))
+        rows = rows.append_column("id", pa.array([f"{n}-{m}" for m in range(rows.num_rows)]))
+        kind = pa.int32() if n % 2 else pa.int64()  # as lists of many parts have it
+        write_sidecar(path, rows.append_column("rank", pa.array([n] * rows.num_rows, kind)))
+    reshard_set(SetPath(filtered), tmp_path / "new", running=HERE)
+    names = ("WIDTH", "id", "rank", "width")
+    assert [[row[name] for name in names] for row in all_rows(tmp_path / "new")] == [
+        [row[name] for name in names] for row in all_rows(filtered)
+    ]
+    assert filter_set(filtered, FilterRules(expressions=("id_1 like '0-%' and WIDTH_1 < 1",))).left == 4
+
+
 def test_damaged_bytes_are_not_copied_in_silence(filtered: Path, tmp_path: Path) -> None:
     row = used(filtered)[2]
     with open(filtered / row["shard"], "r+b") as file:
@@ -221,6 +238,21 @@ def test_a_signal_ends_a_task_behind_a_shard_with_75(filtered: Path, tmp_path: P
         assert Counter(path.suffix for path in output.glob("0*"))[".tar"] < 19
     reshard_set(SetPath(filtered), output, samples_per_shard=1, running=HERE)
     assert verify(output).sound and contents(output) == contents(filtered)
+
+
+def test_a_task_may_find_the_work_finished_and_cleared_up(tmp_path: Path) -> None:
+    done: set[int] = set()
+
+    def work(number: int) -> None:
+        done.update(range(3))  # as if others had done the rest, and the last of them had cleared up
+        shutil.rmtree(tmp_path / ".units")
+
+    assert run_units(work, tmp_path, 3, done.__contains__, workers=1)
+
+
+def test_a_missing_file_in_the_work_itself_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        run_units(lambda number: (tmp_path / "gone").read_bytes() and None, tmp_path, 1, lambda _: False, workers=1)
 
 
 @pytest.mark.parametrize(("text", "units"), [("1/3", [0, 1]), ("2/3", [2, 3]), ("3/3", [4, 5, 6]), ("1/1", range(7))])

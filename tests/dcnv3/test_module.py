@@ -30,7 +30,7 @@ def test_starts_as_an_average_over_the_kernel() -> None:
 
 def test_initial_values_are_those_of_internimage() -> None:
     layer = DCNv3(16, 2, center_feature_scale=True)
-    zero = [layer.offset_mask, layer.center_scale]
+    zero = [layer.offset, layer.mask, layer.center_scale]
     assert all(bool((p == 0).all()) for m in zero if m is not None for p in m.parameters())
     assert bool((layer.input_proj.bias == 0).all()) and bool((layer.output_proj.bias == 0).all())
     bound = (6 / 32) ** 0.5
@@ -41,7 +41,8 @@ def test_initial_values_are_those_of_internimage() -> None:
         "input_proj",
         "depthwise",
         "norm",
-        "offset_mask",
+        "offset",
+        "mask",
         "center_scale",
         "output_proj",
     }
@@ -96,7 +97,7 @@ def test_unshared_weights_tell_the_points_apart() -> None:
     """With a weight on one point only, the output is that point's sample: here the pixel up and to the left."""
     layer = DCNv3(16, 2, share_weights=False, mask_activation="none")
     with torch.no_grad():
-        layer.offset_mask.bias[2 * 18 :] = 1  # every point counts fully
+        layer.mask.bias[:] = 1  # every point counts fully
         layer.input_proj.weight.copy_(torch.eye(16))
         layer.output_proj.weight.zero_()
         layer.output_proj.weight[:, :16] = torch.eye(16)

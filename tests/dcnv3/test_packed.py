@@ -219,8 +219,8 @@ def test_the_layer_makes_all_places_by_one_product(groups: int, center: bool, wi
     layer(x).square().sum().backward()
     assert seen == [torch.Size([width, 8 * groups])]
 
-    linears = [layer.offset_mask] if layer.center_scale is None else [layer.offset_mask, layer.center_scale]
-    packed = layer.offset_mask(x, *linears[1:])
+    linears = [layer.offset, layer.mask, *([] if layer.center_scale is None else [layer.center_scale])]
+    packed = layer.offset(x, *linears[1:])
     apart = torch.cat([F.linear(x, linear.weight, linear.bias) for linear in linears], -1)
     torch.testing.assert_close(packed[..., : apart.shape[-1]], apart)
     for linear in linears:  # the padding's columns give the weights that they repeat no gradient

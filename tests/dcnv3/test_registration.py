@@ -19,7 +19,7 @@ def layer(device: str = "cpu", **options: Any) -> DCNv3:
     """A layer whose points have left their places."""
     torch.manual_seed(0)
     made = DCNv3(16, 2, **options)
-    torch.nn.init.normal_(made.offset_mask.weight, std=0.3)
+    torch.nn.init.normal_(made.offset.weight, std=0.3)
     return made.to(device)
 
 

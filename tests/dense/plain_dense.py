@@ -19,6 +19,7 @@ from data_pipeline.reading import Reader
 from pretrain.configuration import RunConfig
 from pretrain.models.randomness import drawing_from
 from pretrain.objectives.keys import StepKeys, sample_keys
+from pretrain.tasks.detection.heads import JoinedRoIHeads
 from pretrain.tasks.segmentation.criterion import JoinedMask2FormerLoss
 from pretrain.tasks.task import task_of
 from pretrain.training.distributed import seed_step
@@ -78,7 +79,10 @@ def padded_images(batch, config: RunConfig) -> Tensor:
 
 
 def regions(module, images: Tensor, targets) -> Tensor:
-    module.rpn.__class__, module.roi_heads.__class__ = RegionProposalNetwork, RoIHeads
+    class Plain(JoinedRoIHeads):
+        forward = RoIHeads.forward  # the losses of one process
+
+    module.rpn.__class__, module.roi_heads.__class__ = RegionProposalNetwork, Plain
     wanted = [{"boxes": b, "labels": n + 1} for b, n in zip(targets.boxes, targets.labels, strict=True)]
     for one, mask in zip(wanted, targets.masks, strict=False):
         one["masks"] = mask
@@ -145,9 +149,11 @@ def query_boxes(module, images: Tensor, targets) -> Tensor:
     )
     labels = []
     for box, label, (height, width) in zip(targets.boxes, targets.labels, sizes.tolist(), strict=True):
-        left, top, right, bottom = (box / torch.tensor([width, height, width, height])).unbind(1)
-        centre = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-        labels.append({"class_labels": label, "boxes": torch.stack(centre, 1)})
+        left, top, right, bottom = box.unbind(1)
+        # In this order: a proposal may lie exactly on an object's centre, and the gradient of L1 there is a sign.
+        shares = [(left + right) / 2 / width, (top + bottom) / 2 / height]
+        shares += [(right - left) / width, (bottom - top) / height]
+        labels.append({"class_labels": label, "boxes": torch.stack(shares, 1)})
     config = module.net.config
     config.auxiliary_loss = True
     _, found, _ = DeformableDetrForObjectDetectionLoss(logits[-1], labels, "cpu", boxes[-1], config, logits, boxes)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "handoff"))  # for checkpoints
 
 from evaluation_shapes import Painter, write_set
 

@@ -77,3 +77,16 @@ def test_only_many_scans_over_many_pixels_are_too_many() -> None:
     assert not too_many_scans(usual, ImageHeader("jpeg", 8000, 6000))
     assert not too_many_scans(many, ImageHeader("jpeg", 64, 48))
     assert too_many_scans(many, ImageHeader("jpeg", 8000, 5000))
+
+
+def test_scans_are_counted_only_where_a_jpeg_can_have_many() -> None:
+    extra = b"\xff\xda\x00\x08" * 200
+    for mode, progressive, counted in (
+        ("RGB", False, False),
+        ("L", False, False),
+        ("RGB", True, True),
+        ("L", True, True),
+    ):
+        data = encoded("JPEG", (64, 48), mode, progressive=progressive)
+        assert too_many_scans(data[:-2] + extra + data[-2:], ImageHeader("jpeg", 8000, 6000)) == counted
+    assert too_many_scans(b"\xff\xd8" + extra, ImageHeader("jpeg", 8000, 6000))  # damaged: all that may be one counts

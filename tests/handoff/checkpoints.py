@@ -46,7 +46,8 @@ def write_checkpoint(run: Path, config, module: torch.nn.Module, step: int = 100
     """`module` as the checkpoint of one rank, without an EMA."""
     folder, file = run / disk.FOLDER / disk.step_name(step), "rank-00000.safetensors"
     folder.mkdir(parents=True)
-    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    kept, parameters = module.state_dict(), dict(module.named_parameters())
+    buffers = {name: value for name, value in module.named_buffers() if name in kept}
     entries = [(f"param/{name}", value.detach().flatten()) for name, value in parameters.items()]
     write_rank_file(folder / file, entries + [(f"buffer/{name}", value) for name, value in buffers.items()])
     source = SourceRecord("animals", "nowhere", 160, 1.0, "0" * 64, {"license": "CC-BY-4.0"})

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from launch.cli import run
 from launch.job import SlurmJob
 from launch.restarting import HISTORY, Budget
 from launch.slurm import submit
@@ -273,6 +275,35 @@ def test_training_through_a_fault_ends_with_the_unbroken_weights(
     for which in ("model", "ema"):
         one, other = load_weights(broken, which)[0], load_weights(whole, which)[0]
         assert all((one[name] == other[name]).all() for name in other)
+
+
+def test_a_chain_pretrains_finetunes_and_evaluates(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command line, each job behind its health gate, with cores and memory by the recipe."""
+    for folder in ("finetuning", "evaluation"):
+        monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
+    from evaluation_shapes import write_set
+    from finetuning_configurations import tiny_configuration
+
+    from pretrain.configuration import dump_config
+
+    for name, value in (cluster.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    shapes = write_set(tmp_path / "shapes", name="shapes")
+    for name, preset in (("first", "m3i"), ("second", "supervised")):
+        (tmp_path / f"{name}.yaml").write_text(
+            dump_config(tiny_configuration(shapes, preset, 2, training__batch_size=8))
+        )
+    monkeypatch.chdir(tmp_path)
+    words = ["--nodes", "2", "--mem", "900M", "--chain", f"first.yaml,second.yaml,evaluate:{shapes}"]
+    assert run(["launch", "slurm", *words, "--output", "runs"]) == 0
+    jobs = re.findall(r"submitted job (\d+)", capsys.readouterr().out)
+    assert len(jobs) == 3
+    states = [cluster.wait(job, 400)["JobState"] for job in jobs]
+    logs = "\n".join(path.read_text()[-3000:] for path in tmp_path.rglob("slurm-*.out"))
+    assert states == ["COMPLETED"] * 3, logs
+    assert list((tmp_path / "runs" / "second" / "evaluation").glob("*.json")), "the scores of the last stage"
 
 
 def test_pretraining_on_two_nodes_stops_requeues_and_finishes(

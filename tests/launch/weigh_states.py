@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pretrain.configuration import load_config
 from pretrain.training import run
@@ -32,6 +33,13 @@ def main() -> None:
         return adam(self)
 
     GuardedAdamW.step = updating  # type: ignore[method-assign, assignment]
+
+    def freeing(self: DeepSpeedZeroOptimizer, parameters: object) -> object:
+        inside.append(live_bytes())  # a group's gradients are there twice: as they were reduced, and flat in fp32
+        return free(self, parameters)
+
+    free = DeepSpeedZeroOptimizer.free_grad_in_param_list
+    DeepSpeedZeroOptimizer.free_grad_in_param_list = freeing
 
     def weighed(self: Engine, *, apply: bool) -> tuple[bool, float]:
         seen.append(live_bytes())

@@ -18,7 +18,7 @@ def step_moves_the_backbone(model: nn.Module, loss: torch.Tensor, prefix: str) -
     assert len(backbone) > 500
     before = {name: p.detach().clone() for name, p in backbone.items()}
     torch.optim.SGD(model.parameters(), lr=0.1).step()
-    for name in ("stem.conv1.weight", "stages.0.blocks.0.dcn.offset_mask.weight", "stages.3.blocks.3.mlp.fc2.weight"):
+    for name in ("stem.conv1.weight", "stages.0.blocks.0.dcn.offset.weight", "stages.3.blocks.3.mlp.fc2.weight"):
         moved = [key for key in backbone if key.endswith(name) and not torch.equal(backbone[key], before[key])]
         assert len(moved) == 1, name
     assert all(p.isfinite().all() for p in backbone.values())

@@ -233,7 +233,7 @@ def test_pretrained_weights_that_would_leave_a_part_at_random_are_refused_in_eve
         state, named = golden_t.build().state_dict(), "unexpected: stages.4.norm.weight"
         state["stages.4.norm.weight"] = state.pop("stages.3.norm.weight")
     else:
-        state, named = dict(golden_t.state), "missing: stages.1.blocks.0.dcn.offset_mask.bias"
+        state, named = dict(golden_t.state), "missing: stages.1.blocks.0.dcn.mask.bias"
         del state["levels.1.blocks.0.dcn.mask.bias"]
     torch.save(state, tmp_path / "weights.pth")
     overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 10}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_pipeline.reading.batch import normalize
 from pretrain.models.randomness import drawing_from
+from pretrain.objectives.keys import second_view_keys
 
 
 def images_of(task, views: Tensor) -> Tensor:
@@ -132,7 +133,9 @@ class Plain:
         total = w["intra"] * dense(sums["pa"], sums["ta"], 0.02) + w["inter"] * dense(sums["pb"], sums["tb"], 0.02)
         for index, mine in ((self.visible, range(self.rows)), (self.hidden, self.pair)):
             pooled = task.image.clip_projector(fused[:, index])
-            vectors = torch.stack([pooled[k] for k in mine])  # the pairing is its own inverse
+            whole = task.image.clip_projector(fused)  # of an image that is its own partner
+            # The pairing is its own inverse.
+            vectors = torch.stack([whole[k] if self.pair[k] == k else pooled[k] for k in mine])
             total = total + w["text"] / 2 * self.text(vectors) + w["category"] / 2 * self.category(vectors)
         return total
 
@@ -218,6 +221,45 @@ class Plain:
         q, k = self.queries_and_keys()
         logits = q @ k.T / 0.2
         return torch.stack([torch.logsumexp(row, 0) - row[i] for i, row in enumerate(logits)]).mean()
+
+    def views_of_the_encoder(self) -> list[Tensor]:
+        """[view 1, view 2], each [B, embed_dim]; the second view's rows draw from keys of their own."""
+        keys = torch.cat([self.keys, second_view_keys(self.keys)])
+        with drawing_from(keys):
+            views = torch.cat([images_of(self.task, self.batch.views[:, v]) for v in (0, 1)])
+            fused = self.task.image.forward_fused(views).flatten(1, 2)
+        return list(self.task.image.clip_projector(fused).split(self.rows))
+
+    def simclr(self) -> Tensor:
+        z = [normed(self.task.pooled_projector(x)) for x in self.views_of_the_encoder()]
+        terms = []
+        for a, b in ((0, 1), (1, 0)):
+            for i in range(self.rows):
+                others = [z[v][k] for v in (0, 1) for k in range(self.rows) if (v, k) != (a, i)]
+                logits = torch.stack([z[a][i] @ other / 0.1 for other in others])
+                terms.append(torch.logsumexp(logits, 0) - z[a][i] @ z[b][i] / 0.1)
+        return torch.stack(terms).mean()
+
+    def simsiam(self) -> Tensor:
+        z = [self.task.pooled_projector(x) for x in self.views_of_the_encoder()]
+        p = [normed(self.task.pooled_predictor(x)) for x in z]
+        fixed = [normed(x.detach()) for x in z]
+        return torch.stack([-(p[0][i] @ fixed[1][i] + p[1][i] @ fixed[0][i]) / 2 for i in range(self.rows)]).mean()
+
+    def siglip(self) -> Tensor:
+        task, known = self.task, self.batch.targets
+        have = [i for i in range(self.rows) if known.has_text[i]]
+        images = normed(task.image.clip_projector(self.encode(images_of(task, self.batch.views[:, 0]))))
+        texts = normed(task.text(known.tokens))
+        scale, bias = task.logit_scale.log.exp()[0], task.logit_bias.value[0]
+        total = torch.zeros((), dtype=torch.float64)
+        for i in have:
+            for j in have:
+                same = known.tokens[i].tolist() == known.tokens[j].tolist()
+                if i == j or not same:
+                    sign = 1 if i == j else -1
+                    total = total + torch.log1p(torch.exp(-sign * (scale * (images[i] @ texts[j]) + bias)))
+        return total / len(have)
 
     def supervised(self, shares: Tensor | None = None, images: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         batch = self.batch

@@ -6,6 +6,7 @@ from objective_samples import make_batch, make_task
 
 from pretrain.objectives.keys import StepKeys
 from pretrain.objectives.metrics import collapse_alarms
+from pretrain.objectives.pooled import BatchNorm
 from pretrain.tasks.pretraining.module import PATIENCE
 
 
@@ -28,15 +29,15 @@ def train(task, steps: int, decay: float) -> list[list[str]]:
     for step in range(steps):
         batch = pictures(step)
         keys = StepKeys(0, step)
-        out = task(batch, keys, task.teacher_targets(teacher, batch, keys))
+        out = task(batch, keys, task.teacher_targets(teacher, batch, keys) if teacher is not None else None)
         optimizer.zero_grad()
         out.total.backward()
         optimizer.step()
         with torch.no_grad():
             for name, parameter in task.named_parameters():
-                if name.startswith("projector.") and parameter.ndim == 2:
+                if name.startswith(("projector.", "pooled_projector.")) and parameter.ndim == 2:
                     parameter.mul_(decay)
-            for name, parameter in teacher.named_parameters():
+            for name, parameter in teacher.named_parameters() if teacher is not None else ():
                 parameter.lerp_(own[name], 0.3 if decay < 1 else 0.02)
         alarms.append(task.alarms({name: float(value) for name, value in out.metrics.items()}))
     return alarms
@@ -58,6 +59,41 @@ def test_a_run_forced_to_collapse_raises_the_alarm(task):
     said = " ".join(alarms[-1])
     assert "intra: targets near constant" in said and "inter: targets near constant" in said
     assert "few directions" in said
+
+
+SELF_SUPERVISED = ("siamese", "data2vec", "byol", "moco", "simclr", "simsiam")
+
+
+def make(preset: str):
+    decoder = {"dim": 64, "heads": 2, "layers": 1, "projector_layers": 0}
+    return make_task(preset, dtype=torch.float32, decoder=decoder).train()
+
+
+@pytest.mark.parametrize("preset", SELF_SUPERVISED)
+def test_a_healthy_run_of_each_self_supervised_preset_is_silent(preset):
+    assert not any(train(make(preset), 20, decay=1.0))
+
+
+@pytest.mark.parametrize("preset", SELF_SUPERVISED)
+def test_a_collapse_of_each_self_supervised_preset_raises_its_alarm(preset):
+    """simmim is not among them: its targets are pixels, which no encoder can make constant."""
+    alarms = train(make(preset), 25, decay=0.1)
+    assert not any(alarms[:2]) and "near constant" in " ".join(alarms[-1])
+
+
+def test_pooled_targets_near_constant_or_in_one_direction_raise_an_alarm():
+    values = {"pooled/feature_std": 0.6, "pooled/rank": 9.0, "pooled/cos": 0.98}
+    assert collapse_alarms(values, 64, 0.0) == {}
+    assert list(collapse_alarms(values | {"pooled/feature_std": 0.03}, 64, 0.0)) == ["pooled/constant"]
+    assert list(collapse_alarms(values | {"pooled/rank": 1.4}, 64, 0.0)) == ["pooled/rank"]
+
+
+def test_a_batch_norm_of_pooled_heads_is_torchs():
+    x = torch.randn(12, 8, dtype=torch.float64, requires_grad=True)
+    ours, theirs = BatchNorm(8).double(), torch.nn.BatchNorm1d(8).double()
+    for found, expected in zip((ours(x), *torch.autograd.grad(ours(x).tanh().sum(), x)),
+                               (theirs(x), *torch.autograd.grad(theirs(x).tanh().sum(), x)), strict=True):  # fmt: skip
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def healthy() -> dict[str, float]:

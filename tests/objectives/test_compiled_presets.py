@@ -14,10 +14,14 @@ REGIONS = {  # beside those of the stages: of the student, of its teacher
     "m3i": ({"FuseStages", "AttentionPool", "Projector", "Predictor", "ResidualAttentionBlock"}, {"Projector"}),
     "siamese": ({"FuseStages", "AttentionPool", "Projector", "Predictor"}, {"Projector"}),
     "data2vec": ({"FuseStages", "AttentionPool", "Projector", "Predictor"}, {"Projector"}),
-    "byol": ({"FuseStages", "AttentionPool", "PooledMLP"}, {"AttentionPool", "PooledMLP"}),
-    "moco": ({"FuseStages", "AttentionPool", "PooledMLP"}, {"AttentionPool", "PooledMLP"}),
+    "byol": ({"FuseStages", "AttentionPool"}, {"AttentionPool"}),
+    "moco": ({"FuseStages", "AttentionPool"}, {"AttentionPool"}),
+    "simclr": ({"FuseStages", "AttentionPool"}, set()),
+    "simsiam": ({"FuseStages", "AttentionPool"}, set()),
     "simmim": ({"FuseStages", "AttentionPool"}, set()),
     "clip": ({"FuseStages", "AttentionPool", "ResidualAttentionBlock"}, set()),
+    "siglip": ({"FuseStages", "AttentionPool", "ResidualAttentionBlock"}, set()),
+    "clip_category": ({"FuseStages", "AttentionPool", "ResidualAttentionBlock"}, set()),
     "supervised": ({"ConvHead"}, set()),
 }
 

@@ -1,11 +1,15 @@
 """Tokens and the text tower."""
 
+import open_clip
 import pytest
 import torch
+from objective_samples import make_batch, make_task
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save_file
 
 from data_pipeline.errors import UserError
-from pretrain.objectives.text import build_text_tower, build_tokenizer
+from pretrain.objectives.keys import StepKeys
+from pretrain.objectives.text import build_text_tower, build_tokenizer, load_text_tower
 from pretrain.tasks.pretraining.task import TextConfig
 
 FULL = SimpleTokenizer(context_length=20)
@@ -59,3 +63,59 @@ def test_the_text_vector_ignores_what_follows_the_end():
     changed = tokens.clone()
     changed[0, 1] = 5
     assert not torch.allclose(tower(changed)[0], tower(tokens)[0])
+
+
+def named(name: str, vocab_size: int = 1024, context: int = 12, dim: int = 24) -> torch.nn.Module:
+    return build_text_tower(TextConfig(name=name, vocab_size=vocab_size), context, dim)
+
+
+def test_a_tower_by_name_is_open_clips_in_shape():
+    with torch.device("meta"):
+        tower = named("ViT-H-14", vocab_size=49408, context=77, dim=1024)
+        whole = open_clip.model.CLIP(**{"quick_gelu": False, **open_clip.get_model_config("ViT-H-14")})
+    theirs = {key: value.shape for key, value in whole.state_dict().items() if not key.startswith("visual.")}
+    assert all(theirs[key] == value.shape for key, value in tower.state_dict().items())
+    siglip = named("ViT-B-16-SigLIP")
+    assert siglip(build_tokenizer(12, 1024)(["red cat"])).shape == (1, 24)  # its shape, with CLIP's tokenizer
+
+
+@pytest.mark.parametrize("name", ["ViT-H-41", "xlm-roberta-base-ViT-B-32"])
+def test_a_model_that_is_not_there_or_whose_tower_is_not_open_clips_is_refused(name):
+    with pytest.raises(UserError, match=r"near are .*ViT-H-14|would have to be downloaded"):
+        named(name)
+
+
+def test_weights_of_a_whole_model_and_of_a_tower_are_loaded_and_misfits_named(tmp_path):
+    torch.manual_seed(1)
+    config = {"width": 64, "heads": 2, "layers": 2, "vocab_size": 1024, "context_length": 12}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32}
+    clip = open_clip.model.CLIP(24, vision, config)
+    custom = open_clip.model.CustomTextCLIP(24, vision, config)
+    tokens = build_tokenizer(12, 1024)(["red cat", "a blue dog sleeps"])
+    for model in (clip, custom):
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        tower = build_text_tower(TextConfig(width=64, heads=2, layers=2, vocab_size=1024), 12, 24)
+        load_text_tower(tower, str(tmp_path / "model.safetensors"))
+        torch.testing.assert_close(tower(tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-6)
+    other = build_text_tower(TextConfig(width=64, heads=2, layers=2, vocab_size=1024), 16, 24)
+    with pytest.raises(UserError, match=r"positional_embedding is \[12, 64\] there and \[16, 64\] here"):
+        load_text_tower(other, str(tmp_path / "model.safetensors"))
+    deeper = build_text_tower(TextConfig(width=64, heads=2, layers=3, vocab_size=1024), 12, 24)
+    with pytest.raises(UserError, match=r"it lacks transformer\.resblocks\.2"):
+        load_text_tower(deeper, str(tmp_path / "model.safetensors"))
+
+
+def test_a_frozen_tower_begins_with_its_weights_and_stays_out_of_the_optimizer(tmp_path):
+    source = make_task("clip", dtype=torch.float32)
+    save_file({f"text.{k}": v + 1 for k, v in source.text.state_dict().items()}, tmp_path / "tower.safetensors")
+    shape = {"width": 16, "layers": 1, "heads": 2, "vocab_size": 1024}
+    text = {**shape, "weights": str(tmp_path / "tower.safetensors"), "frozen": True}
+    task = make_task("clip", dtype=torch.float32, text=text)
+    task.begin()
+    assert torch.equal(task.text.ln_final.weight, source.text.ln_final.weight + 1)
+    assert not any(p.requires_grad for p in task.text.parameters())
+    assert task.settings.begins and not source.settings.begins
+    task(make_batch(6), StepKeys(0, 0)).total.backward()
+    assert task.image.stem.conv1.weight.grad is not None
+    with pytest.raises(ValueError, match=r"needs task\.text\.weights"):
+        TextConfig(frozen=True)

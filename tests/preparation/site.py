@@ -92,7 +92,7 @@ class Site:
 
 
 @contextmanager
-def running(site: Site) -> Iterator[Site]:
+def running(site: Site, address: str = "127.0.0.1") -> Iterator[Site]:
     """Serves from another thread until the block ends."""
     loop, ready = asyncio.new_event_loop(), threading.Event()
     stop: asyncio.Event | None = None
@@ -104,7 +104,7 @@ def running(site: Site) -> Iterator[Site]:
         application.router.add_route("*", "/{path:.*}", site.answer)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        listener = web.TCPSite(runner, "127.0.0.1", 0)
+        listener = web.TCPSite(runner, address, 0, backlog=1024)
         await listener.start()
         site.port = runner.addresses[0][1]
         ready.set()

@@ -243,7 +243,9 @@ def test_killed_and_run_again_nothing_is_lost_and_nothing_is_there_twice(site, t
         finished = now
     assert not (out / "manifest.json").exists() and finished >= 1
     last = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    assert int(last.stdout.split()[-1]) == 60 - 6 * finished
+    assert int(last.stdout.split()[-1]) <= 60 - 6 * finished
+    asked = sum(count for path, count in site.asked.items() if path.startswith("/ok"))
+    assert asked <= 60 + 2 * 2  # again only what a kill cut off: two requests a host are under way
     assert [row["row"] for row in rows(out)] == list(range(60))
     assert {row["url"] for row in rows(out)} == {site.url(f"/ok/{n}") for n in range(60)}
     assert verify(out, decode=True).sound
@@ -289,5 +291,5 @@ def test_a_full_disk_is_said_as_it_is(get: Callable, monkeypatch: pytest.MonkeyP
         (tmp_path / "set").mkdir()
         (tmp_path / "set" / "plan.json").write_text("{}")
         patch.setattr(os, "fsync", full)
-        patch.setattr("data_pipeline.preparation.packing.output._agree", lambda *_: None)
+        patch.setattr("data_pipeline.preparation.packing.output.agree_on_plan", lambda *_: None)
         get(["/ok/1"])

@@ -4,13 +4,18 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format import read_manifest, read_sidecar, write_sidecar
 from data_pipeline.preparation import index, pack, stats, verify
+from data_pipeline.preparation.statistics import Histogram, Repeats
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "cc12m-sample.tar"
 
@@ -167,3 +172,53 @@ def test_a_damaged_manifest_is_said(packed: Path) -> None:
     for look in (verify, stats):
         with pytest.raises(BadDataError):
             look(packed)
+
+
+def test_workers_find_what_one_process_finds(packed: Path, captioned: Path, tmp_path: Path) -> None:
+    data = bytearray((packed / "00001.tar").read_bytes())
+    data[2000] ^= 1
+    (packed / "00001.tar").write_bytes(data)
+    assert verify(packed, workers=2) == verify(packed) and not verify(packed).sound
+    assert stats(packed, workers=2) == stats(packed)
+    folders = tmp_path / "1", tmp_path / "2"
+    alone, together = (
+        index(packed, index_folder=folder, force=True, workers=n + 1) for n, folder in enumerate(folders)
+    )
+    assert replace(alone, manifest=together.manifest) == together
+
+
+@given(st.lists(st.integers(0, 10**9), max_size=300), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_histograms_are_numpys_percentiles(values: list[int], parts: int) -> None:
+    whole = Histogram()
+    for part in range(parts):
+        one = Histogram()
+        one.add(np.array(values[part::parts], np.int64))
+        whole.merge(one)
+    found = whole.spread()
+    expected = np.percentile(values, (0, 10, 50, 90, 100)) if values else np.zeros(5)
+    assert np.allclose([found.smallest, found.p10, found.median, found.p90, found.largest], expected)
+
+
+def test_histograms_of_many_values_keep_three_digits_in_bounded_memory() -> None:
+    values, whole = np.random.default_rng(0).integers(1, 10**8, 400_000), Histogram()
+    for part in np.split(values, 40):
+        whole.add(part)
+    assert len(whole._counts) < 70_000
+    found = whole.spread()
+    exact = np.percentile(values, (10, 50, 90))
+    assert np.allclose([found.p10, found.median, found.p90], exact, rtol=0.01)
+    assert (found.smallest, found.largest) == (values.min(), values.max())
+
+
+@pytest.mark.parametrize("held", [1, 100, 1 << 22])
+def test_repeats_are_counted_in_memory_or_on_disk(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_pipeline.preparation.statistics._HELD", held)
+    digests = np.random.default_rng(0).integers(0, 2**64, 500, dtype=np.uint64)
+    digests = np.concatenate(
+        [digests, digests[:100], digests[:7], np.zeros(3, np.uint64), np.full(2, 2**64 - 1, np.uint64)]
+    )
+    with Repeats() as repeats:
+        for part in np.array_split(digests, 9):
+            repeats.add(part)
+        assert repeats.count() == 100 + 7 + 2 + 1

@@ -231,3 +231,25 @@ def test_the_commands_say_so_with_exit_3(table: Callable, tmp_path: Path) -> Non
     (tmp_path / "gz" / "00000.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
     assert run(["shards", "index", str(tmp_path / "gz")]) == BAD_DATA
     assert index_shard(tmp_path / "gz" / "00000.tar")["reason"].to_pylist() == ["compressed_archive"]
+
+
+def test_a_shuffled_set_holds_every_row_once_and_can_be_retried(table: Callable, tmp_path: Path) -> None:
+    path = table(caption=[f"caption {n}" for n in range(40)])
+    lost = (tmp_path / "images" / "7.jpg").rename(tmp_path / "7.jpg")
+    done = pack(path, tmp_path / "once" / "set", shuffle=5, rows_per_shard=8, workers=1)
+    found = sidecar(tmp_path / "once" / "set")
+    order = [row["row"] for row in found]
+    assert sorted(order) == list(range(40)) != order and done.rejected == {"image_missing": 1}
+    assert [row["key"] for row in found] == [f"{n // 8:05d}{n % 8:04d}" for n in range(40)]
+    assert all(row["caption"] == f"caption {row['row']}" for row in found)
+    assert verify(tmp_path / "once" / "set", decode=True).sound
+    (tmp_path / "once" / "set" / f"{order.index(20) // 8:05d}.tar").unlink()  # made again in its place
+    lost.rename(tmp_path / "images" / "7.jpg")
+    again = pack(path, tmp_path / "once" / "set", shuffle=5, rows_per_shard=8, workers=1, retry=["image_missing"])
+    assert (again.packed, again.rejected) == (40, {})
+    pack(path, tmp_path / "anew" / "set", shuffle=5, rows_per_shard=8, workers=2)
+    assert contents(tmp_path / "once" / "set") == contents(tmp_path / "anew" / "set")
+    pack(path, tmp_path / "other" / "set", shuffle=6, rows_per_shard=8, workers=1)
+    assert [row["row"] for row in sidecar(tmp_path / "other" / "set")] != order
+    with pytest.raises(UserError, match="shuffle changed"):
+        pack(path, tmp_path / "once" / "set", shuffle=6, rows_per_shard=8, workers=1)

@@ -82,7 +82,7 @@ def test_an_event_has_the_colour_of_what_it_tells(tmp_path: Path, kind: EventKin
         "resumed": {"resume"},
         "plain": {
             *("start", "notice", "initialized", "synchronous_checkpoints", "incomplete_sample", "inexact_order"),
-            "config_changed",
+            *("config_changed", "checkpoint_copied"),
         },
     }
     expected = next((colour for colour, kinds in news.items() if kind.value in kinds), "bad")

@@ -13,6 +13,7 @@ from pretrain.training.distributed import DistributedContext, check_devices, dev
 from pretrain.training.interfaces import interface_towards, name_interfaces
 
 
+@pytest.mark.slow
 def test_a_step_takes_one_small_reduction_of_the_ranks_talk(tmp_path: Path) -> None:
     """Calls of each collective in 2 runs of 2 ranks, of which the second takes 10 steps more."""
     script = Path(__file__).with_name("counting_rank.py")
@@ -30,6 +31,7 @@ def test_a_step_takes_one_small_reduction_of_the_ranks_talk(tmp_path: Path) -> N
     assert not any(value for name, value in per_step.items() if name.startswith("talk")), per_step
 
 
+@pytest.mark.slow
 def test_a_late_directory_listing_does_not_make_ranks_resume_apart(tmp_path: Path) -> None:
     """Rank 1 sees the folder as it was before the last save, as a client of a network file system may."""
     output = tmp_path / "run"

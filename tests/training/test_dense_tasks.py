@@ -52,7 +52,7 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("task", TASKS)
 def test_20_steps_equal_a_plain_loop(runs: Path, sets: dict[str, Path], task: str) -> None:
     found = losses(runs / f"{task}-1-1")
-    assert len(found) == STEPS and sum(found[-5:]) < sum(found[:5])
+    assert len(found) == STEPS and found[-1] < found[0]
     assert found == pytest.approx(plain_losses(tiny(task, sets[task])), abs=1e-5, rel=1e-5)
 
 
@@ -60,14 +60,12 @@ def test_20_steps_equal_a_plain_loop(runs: Path, sets: dict[str, Path], task: st
 @pytest.mark.parametrize("task", TASKS)
 def test_ranks_give_the_losses_of_the_joined_batch(runs: Path, task: str, ranks: int) -> None:
     found = losses(runs / f"{task}-{ranks}-1")
-    assert len(found) == 10
     assert found == pytest.approx(losses(runs / f"{task}-1-1")[:10], abs=1e-4, rel=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_zero_stage_3_gives_the_losses_of_stage_1(runs: Path, task: str) -> None:
     found = losses(runs / f"{task}-2-3")
-    assert len(found) == 4
     assert found == pytest.approx(losses(runs / f"{task}-2-1")[:4], abs=1e-4, rel=1e-4)
 
 

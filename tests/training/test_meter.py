@@ -2,10 +2,12 @@
 
 import math
 
+import pytest
 import torch
 
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.meter import Meter, peak_flops
+from pretrain.training.logging.rank_times import RankTimes
 
 
 def meter(**weights: float) -> Meter:
@@ -74,3 +76,18 @@ def test_the_peak_of_a_device_is_that_of_the_precision_that_runs_on_it() -> None
     assert peak_flops(name, "fp32", tf32=True) == 494e12
     assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12
     assert peak_flops("a device of next year", "bf16") is None
+
+
+def test_a_rank_that_is_slow_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.training.logging.rank_times.socket.gethostname", lambda: "n2")
+    said: list[str] = []
+    context = DistributedContext(0, 4, torch.device("cpu"), None)
+    others = [(100.0, 1.0, "n1"), (102.0, 1.0, "n1"), (300.0, 1.0, "n2")]
+    monkeypatch.setattr(DistributedContext, "gather", lambda self, mine: [*others[:2], mine, others[2]])
+    times = RankTimes(context, said.append)
+    for _ in range(2):
+        times.started()
+        times.forwarded(last=True)
+        found = times.collect()
+    assert (found["slowest_rank"], found["slowest_rank_ms"]) == (3.0, 300.0)
+    assert said == ["rank 3 on n2 computes 300 ms a step, where the median over ranks is 101"]

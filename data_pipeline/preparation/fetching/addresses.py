@@ -4,12 +4,8 @@ A URL list is other people's text. Without this check a row such as http://169.2
 redirect that leads there) would read the cloud's own metadata service, or a machine behind the firewall, into a set.
 """
 
-import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from data_pipeline.errors import UserError
 
@@ -38,28 +34,6 @@ class AddressRule:
         if any(found in network for network in self._networks):
             return True
         return _is_public(found)
-
-
-class CheckedResolver(AbstractResolver):
-    """Resolves names to the addresses that a rule allows. The connection is made to these, so that a name cannot
-    resolve to one address for the check and to another for the connection."""
-
-    def __init__(self, rule: AddressRule) -> None:
-        self._rule = rule
-        self._resolver = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Raises PrivateAddressError where every address of `host` is refused, OSError where it has none."""
-        found = await self._resolver.resolve(host, port, family)
-        allowed = [result for result in found if self._rule.allows(result["host"])]
-        if found and not allowed:
-            raise PrivateAddressError(f"{host} has only private addresses")
-        return allowed
-
-    async def close(self) -> None:
-        await self._resolver.close()
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:

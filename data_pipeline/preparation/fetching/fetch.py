@@ -1,36 +1,47 @@
 """`internimage shards fetch`: makes shards from a list of URLs, with a status for every row.
 
-    table  ->  shard of rows  ->  fetch, prepare (many at once)  ->  write the shard as one act
-                     two shards are under way at a time, so that one slow host does not hold up all others
+    table  ->  shards of rows  ->  fetch, prepare  ->  spill (disk)  ->  write the shard as one act
+               many under way, so that slow servers hold up no others; their results wait on disk
 
-A row's shard and place come from its number. A run that was killed goes on with the shards it had not finished; a run
+A row's shard and place come from its number. A run that was killed goes on with the rows it had not fetched; a run
 with `retry` asks again for failed rows of these reasons alone, and writes a shard anew only where that changed a row.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.callbacks import Notice, ProgressCallback
-from data_pipeline.errors import UserError
+from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.processes import available
+from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry
-from data_pipeline.preparation.fetching.web import Web, WebRules
+from data_pipeline.preparation.fetching.spill import Spill
+from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
 from data_pipeline.preparation.packing.images import ImageRules
-from data_pipeline.preparation.packing.output import hold_output
-from data_pipeline.preparation.packing.pack import Captionless, count_rows, finish, run_plan, sample_of, with_data
+from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
+from data_pipeline.preparation.packing.pack import (
+    DECODER_DIED,
+    Captionless,
+    count_rows,
+    finish,
+    run_plan,
+    sample_of,
+    shard_numbers,
+    with_data,
+)
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
-from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
+from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry, shard_stem
+from data_pipeline.preparation.packing.workers import decoders
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
 from data_pipeline.preparation.sources.labels import numbered, survey
 from data_pipeline.preparation.sources.opening import open_urls
 from data_pipeline.preparation.sources.rows import Row, Source
 
-_SHARDS_UNDER_WAY = 2
+_ROWS_UNDER_WAY = 16_384  # rows of all shards that are under way; what memory is needed for
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ def fetch(
     web: WebRules | None = None,
     retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
+    part: Part | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
     notice: Notice | None = None,
@@ -85,8 +97,9 @@ def fetch(
     table: one file, a folder of parts, or the URL of one; columns, format: as in `pack`, and so are classes, rules,
     captionless and notice
     web: how the network is used; may change from run to run
+    part: as in `pack`; the parts share the requests at a time to one host evenly
     retry: reasons (`timeout`, `http_5*`, ...) whose rows are asked for again in shards that are finished
-    workers: threads that decode; default: one a core
+    workers: processes that decode; default: one a core; with one, a thread of this process does
     Raises UserError for what cannot be fetched at all; a row that cannot is recorded in its sidecar, never raised.
     """
     started = time.monotonic()
@@ -99,15 +112,22 @@ def fetch(
     if notice is not None:
         notice(source.describe())
     plan = run_plan("fetch", source.identity(), number_of_rows, rows_per_shard, names, rules)
-    plan |= {"captionless": captionless}
-    tally = _Tally(number_of_rows)
-    with hold_output(output, plan):
-        run = _Run(output, source, names, rules, captionless, web, tuple(retry), rows_per_shard, tally, progress)
-        rows = numbered(source.rows(), names)
+    plan = part_plan(plan | {"captionless": captionless}, part)
+    output = part_folder(output, part)
+    numbers = shard_numbers(number_of_rows, rows_per_shard, part)
+    tally = _Tally(min(number_of_rows, numbers.stop * rows_per_shard) - numbers.start * rows_per_shard)
+    if part is not None:
+        web = replace(web, per_host=max(1, web.per_host // part.count))
+    with hold_output(output, plan), stop_requests() as stopping:
+        run = _Run(
+            output, source, names, rules, captionless, tuple(retry), rows_per_shard, tally, progress, numbers, stopping
+        )
         try:
-            asyncio.run(run.all(rows, available() if workers is None else workers))
+            asyncio.run(run.all(Web(web, rules), available() if workers is None else workers))
         except* (OSError, UserError) as group:  # a full disk, a damaged sidecar: the first error names the cause
             raise group.exceptions[0] from None
+        if len(tally.entries) < len(numbers):
+            raise StoppedError(f"stopped behind the shards under way, as asked; the same command goes on in {output}")
         entries = [tally.entries[number] for number in sorted(tally.entries)]
         finish(output, entries, names)
     seconds = time.monotonic() - started
@@ -121,74 +141,114 @@ def fetch(
     )
 
 
-@dataclass
 class _Run:
-    output: Path
-    source: Source
-    classes: tuple[str, ...] | None
-    rules: ImageRules
-    captionless: Captionless
-    web: WebRules
-    retry: tuple[str, ...]
-    rows_per_shard: int
-    tally: _Tally
-    progress: ProgressCallback | None
+    """One run of `fetch`: what all its shards share."""
 
-    async def all(self, rows: Iterator[Row], workers: int) -> None:
-        """Makes every shard, in order, two at a time."""
-        turns = asyncio.Semaphore(_SHARDS_UNDER_WAY)
-        with ThreadPoolExecutor(max(1, workers)) as self.threads:
-            async with Web(self.web, self.rules) as self.session, asyncio.TaskGroup() as tasks:
-                for number, group in itertools.groupby(rows, key=lambda row: row.number // self.rows_per_shard):
-                    shard = list(group)
-                    await turns.acquire()
-                    tasks.create_task(self.shard(number, shard)).add_done_callback(lambda _: turns.release())
+    def __init__(
+        self,
+        output: Path,
+        source: Source,
+        classes: tuple[str, ...] | None,
+        rules: ImageRules,
+        captionless: Captionless,
+        retry: tuple[str, ...],
+        rows_per_shard: int,
+        tally: _Tally,
+        progress: ProgressCallback | None,
+        numbers: range,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._numbers, self._stopping = numbers, stopping
+        self._output, self._source, self._classes, self._retry = output, source, classes, retry
+        self._rules, self._captionless, self._rows_per_shard = rules, captionless, rows_per_shard
+        self._tally, self._progress = tally, progress
 
-    async def shard(self, number: int, rows: list[Row]) -> None:
+    async def all(self, web: Web, workers: int) -> None:
+        """Makes every shard; as many are under way as their rows allow."""
+        turns = asyncio.Semaphore(max(2, _ROWS_UNDER_WAY // self._rows_per_shard))
+        first, end = (number * self._rows_per_shard for number in (self._numbers.start, self._numbers.stop))
+        rows = numbered(itertools.islice(self._source.rows(), first, end), self._classes)
+        shards = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
+        async with web, decoders(_made, workers) as self._decoders, asyncio.TaskGroup() as tasks:
+            while not self._stopping() and (shard := await asyncio.to_thread(_next, shards)) is not None:
+                await turns.acquire()
+                tasks.create_task(self._shard(web, *shard)).add_done_callback(lambda _: turns.release())
+
+    async def _shard(self, web: Web, number: int, rows: list[Row]) -> None:
         """Makes one shard, or leaves it alone, or makes it anew with the rows that `retry` asks for."""
-        entry = read_entry(self.output, number)
+        entry = read_entry(self._output, number)
+        spilled = self._output / f".{shard_stem(number)}.spill"
         if entry is None:
-            samples: Iterable[Sample] = await asyncio.gather(*(self.row(row) for row in rows))
+            again = None
+            due = rows
         else:
-            again = wanted_again(self.output, entry, self.retry) if self.retry else {}
-            self._step(len(rows) - len(again))
-            fresh = await asyncio.gather(*(self.row(row) for row in rows if row.number in again))
-            self.tally.retried += len(again)
-            made = {sample.row: sample for sample in fresh}
-            if unchanged(again, made):
-                self.tally.untouched += 1
-                self.tally.entries[number] = entry
-                return
-            samples = merged(self.output, entry, made)
-        self.tally.entries[number] = await asyncio.to_thread(
-            pack_shard,
-            self.output,
-            number,
-            number * self.rows_per_shard,
-            samples,
-            classes=self.classes,
-            further=self.source.further,
-        )
+            again = wanted_again(self._output, entry, self._retry) if self._retry else {}
+            due = [row for row in rows if row.number in again]
+            self._step(len(rows) - len(due))
+        spill = Spill(spilled, fresh=again is not None)
+        done = False
+        try:
+            await asyncio.gather(*(self._row(web, row, spill) for row in due))
+            if again is not None:
+                self._tally.retried += len(again)
+            self._tally.entries[number] = await asyncio.to_thread(self._write, number, rows, due, spill, entry, again)
+            done = True
+        finally:
+            spill.close(done=done)
 
-    async def row(self, row: Row) -> Sample:
-        """Fetches and prepares one input row."""
-        sample = sample_of(row, self.captionless)
-        if not sample.reason:
-            fetched = await self.session.fetch(row.url)
-            self.tally.requests += fetched.asked
-            if fetched.data is None:
-                sample = replace(sample, reason=fetched.reason, width=fetched.width, height=fetched.height)
+    def _write(
+        self,
+        number: int,
+        rows: list[Row],
+        due: list[Row],
+        spill: Spill,
+        entry: ShardEntry | None,
+        again: dict[int, str] | None,
+    ) -> ShardEntry:
+        """Writes a shard from the results of its due rows; an earlier one only where they are other ones."""
+        samples = spill.results(sample_of(row, self._captionless) for row in due)
+        if entry is not None and again is not None:
+            fresh = {sample.row: sample for sample in samples}
+            if unchanged(again, fresh):
+                self._tally.untouched += 1
+                return entry
+            samples = merged(self._output, entry, fresh)
+        first = number * self._rows_per_shard
+        return pack_shard(self._output, number, first, samples, classes=self._classes, further=self._source.further)
+
+    async def _row(self, web: Web, row: Row, spill: Spill) -> None:
+        """Fetches and prepares one input row, unless an earlier run has."""
+        if row.number not in spill:
+            sample = sample_of(row, self._captionless)
+            if sample.reason:
+                spill.add(sample)
             else:
-                loop = asyncio.get_running_loop()
-                made = loop.run_in_executor(self.threads, with_data, sample, fetched.data, row.expected, self.rules)
-                sample = await made
-                if sample.image is not None:
-                    self.tally.packed += 1
-                    sample = replace(sample, fields={"status": "success"})  # as img2dataset's readers expect it
+                async with web.fetched(row.url) as found:
+                    self._tally.requests += found.asked
+                    spill.add(await self._sample(sample, found, row.expected))
+            self._tally.packed += spill.is_packed(row.number)
         self._step(1)
-        return sample
+
+    async def _sample(self, sample: Sample, found: Fetched, expected: str | None) -> Sample:
+        if found.data is None:
+            return replace(sample, reason=found.reason, width=found.width, height=found.height)
+        bare = replace(sample, further={})  # processes need not be sent what the spill does not keep
+        made = await self._decoders.do((bare, found.data, expected, self._rules))
+        if made is None:
+            return replace(sample, reason=DECODER_DIED)
+        return made if made.image is None else replace(made, fields={"status": "success"})  # as img2dataset has it
 
     def _step(self, rows: int) -> None:
-        self.tally.done += rows
-        if self.progress is not None and rows:
-            self.progress(self.tally.done, self.tally.total)
+        self._tally.done += rows
+        if self._progress is not None and rows:
+            self._progress(self._tally.done, self._tally.total)
+
+
+def _next(shards: Iterator[tuple[int, Iterator[Row]]]) -> tuple[int, list[Row]] | None:
+    """Reads the rows of the next shard."""
+    number, rows = next(shards, (0, None))
+    return None if rows is None else (number, list(rows))
+
+
+def _made(work: tuple[Sample, bytes, str | None, ImageRules]) -> Sample:
+    return with_data(*work)

@@ -3,10 +3,11 @@
 import asyncio
 import math
 import random
+import resource
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import aiohttp
 from yarl import URL
@@ -15,8 +16,11 @@ from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import is_image, read_image_header
 from data_pipeline.format.index import EMPTY_IMAGE
 from data_pipeline.preparation.fetching import robots
-from data_pipeline.preparation.fetching.addresses import AddressRule, CheckedResolver, PrivateAddressError
+from data_pipeline.preparation.fetching.addresses import AddressRule, PrivateAddressError
+from data_pipeline.preparation.fetching.hosts import Host, Hosts, Server
+from data_pipeline.preparation.fetching.names import Names, NoAddressError
 from data_pipeline.preparation.fetching.robots import Robots, opted_out, retry_after
+from data_pipeline.preparation.fetching.turns import ByteBudget, Turns
 from data_pipeline.preparation.fetching.urls import join_url, parse_url
 from data_pipeline.preparation.packing.images import ImageRules, no_image_reason, size_refused
 
@@ -35,7 +39,8 @@ TOO_MANY_REDIRECTS = "too_many_redirects"
 
 _REDIRECT = (301, 302, 303, 307, 308)
 _REDIRECTS = 5  # at most, of one URL; RFC 9309 asks for as many for robots.txt
-_AGAIN = {TIMEOUT, CONNECTION_FAILED, NO_ADDRESS, *(f"http_{status}" for status in (408, 425, 429, 500, 502, 503, 504))}
+_IDLE_SECONDS = 2.0  # that an unused connection is kept: a list of many hosts leaves many behind
+_AGAIN = {TIMEOUT, CONNECTION_FAILED, *(f"http_{status}" for status in (408, 425, 429, 500, 502, 503, 504))}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class WebRules:
     attempts: tries of one URL; after a failure that may pass, waits backoff * 2**n seconds, +-50 % by chance
     max_wait: longest Retry-After that is waited for; a host that asks for more is given up for this run
     private_networks: networks in CIDR notation that may be connected to although they are not public
+    nameservers: addresses of name servers, with a port where it is not 53; none takes the system's
+    patience: seconds after which a request that waits for its server leaves its place to another; up to eight times
+        `connections` wait so
+    host_failures, host_rest: a server that has failed to answer so often in a row is not asked for so many seconds;
+        its rows get the reason of its last failure
+    memory: bytes of images that are held at a time
     """
 
     user_agent: str = "internimage-pretrain/0.1 (image-text data set fetcher)"
@@ -62,9 +73,15 @@ class WebRules:
     respect_robots: bool = True
     respect_opt_out: bool = True  # X-Robots-Tag noai, noimageai; TDM-Reservation
     private_networks: tuple[str, ...] = ()
+    nameservers: tuple[str, ...] = ()
+    patience: float = 1.0
+    host_failures: int = 10
+    host_rest: float = 300.0
+    memory: int = 512_000_000
 
     def __post_init__(self) -> None:
-        for name in ("connections", "per_host", "deadline", "connect_timeout", "read_timeout", "max_bytes", "attempts"):
+        positive = ("connections", "per_host", "deadline", "connect_timeout", "read_timeout", "max_bytes", "attempts")
+        for name in (*positive, "patience", "host_failures", "memory"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} {getattr(self, name)}: must be above zero")
         AddressRule(self.private_networks)  # raises for a wrong network before the first request
@@ -84,17 +101,9 @@ class Fetched:
     reason: str = ""
     asked: int = 1
     wait: float = 0.0
+    held: int = 0  # bytes of memory that count as held for `data`
     width: int | None = None
     height: int | None = None
-
-
-@dataclass
-class _Host:
-    """State of one host: its running requests, the time until which it wants none, its robots.txt."""
-
-    slots: asyncio.Semaphore
-    rules: dict[str, asyncio.Task[Robots]] = field(default_factory=dict)  # by origin
-    not_before: float = 0.0
 
 
 class Web:
@@ -104,12 +113,17 @@ class Web:
         self.rules = rules
         self._images = images
         self._addresses = AddressRule(rules.private_networks)
-        self._hosts: dict[str, _Host] = {}
-        self._connections = asyncio.Semaphore(rules.connections)
+        self._hosts = Hosts(rules.per_host, rules.host_failures, rules.host_rest, rules.max_wait)
+        self._turns = Turns(rules.connections, rules.patience)
+        self._held = ByteBudget(rules.memory)
         self._chance = random.Random()  # only moves retries in time; no result depends on it
 
     async def __aenter__(self) -> "Web":
-        connector = aiohttp.TCPConnector(limit=0, resolver=CheckedResolver(self._addresses), ttl_dns_cache=300)
+        _allow_sockets()
+        self._names = Names(self._addresses, self.rules.nameservers)
+        connector = aiohttp.TCPConnector(
+            limit=0, resolver=self._names, use_dns_cache=False, keepalive_timeout=_IDLE_SECONDS
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers={"User-Agent": self.rules.user_agent, "Accept-Encoding": "identity"},
@@ -123,6 +137,16 @@ class Web:
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        await self._names.close()
+
+    @asynccontextmanager
+    async def fetched(self, url: str | None) -> AsyncIterator[Fetched]:
+        """Fetches an image as `fetch` does; its bytes count as held until the block ends."""
+        found = await self.fetch(url)
+        try:
+            yield found
+        finally:
+            await self._held.release(found.held)
 
     async def fetch(self, url: str | None) -> Fetched:
         """Fetches an image, with as many tries as the rules allow."""
@@ -150,47 +174,85 @@ class Web:
                 if (reason := self._refused(target)) is not None:
                     return Fetched(None, reason, asked)
                 if self.rules.respect_robots and (reason := await self._robots(target)) is not None:
-                    return Fetched(None, reason, asked)
-                async with self._slot(target):
-                    if self._host(target).not_before - time.monotonic() > self.rules.max_wait:
+                    return Fetched(None, reason, asked, wait=math.inf if reason in _AGAIN else 0.0)
+                async with self._hosts.slot(target.host or "") as host:
+                    if host.not_before - time.monotonic() > self.rules.max_wait:
                         return Fetched(None, "http_429", asked, wait=math.inf)
-                    asked, started = asked + 1, time.monotonic()
-                    async with asyncio.timeout(left), self._get(target) as answer:
+                    asked += 1
+                    loop = asyncio.get_running_loop()
+                    async with self._request(target, left) as (answer, clock):
                         if answer.status not in _REDIRECT:
-                            return replace(await self._read(answer), asked=asked)
+                            return replace(await self._read(answer, host, clock), asked=asked)
                         location = answer.headers.get("Location", "")
-                    left -= time.monotonic() - started
+                        left = max(0.0, (clock.when() or 0.0) - loop.time())
                 if not location:
                     return Fetched(None, URL_INVALID, asked)
                 target = join_url(target, location)
             return Fetched(None, TOO_MANY_REDIRECTS, asked)
+        except _SilentError as error:
+            return Fetched(None, error.reason, max(0, asked - 1), wait=math.inf)
         except ValueError:  # a Location that is no URL
             return Fetched(None, URL_INVALID, asked)
         except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             return Fetched(None, _why(error), asked)
 
+    @asynccontextmanager
+    async def _request(self, url: URL, seconds: float) -> AsyncIterator[tuple[aiohttp.ClientResponse, asyncio.Timeout]]:
+        """Asks for `url` when it is its turn. The name is resolved first; from then on the clock runs.
+
+        Raises _SilentError for a server that has not answered too often, and what aiohttp and `Names` raise.
+        """
+        host, origin = url.host or "", str(url.origin())
+        if not _looks_like_address(host):
+            await self._names.look_up(host)
+        if reason := self._hosts.given_up(origin):
+            raise _SilentError(reason)
+        async with self._turns.turn():
+            try:
+                async with asyncio.timeout(seconds) as clock, self._session.get(url, allow_redirects=False) as answer:
+                    self._hosts.answered(origin)
+                    yield answer, clock
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if (reason := _why(error)) in (TIMEOUT, CONNECTION_FAILED):
+                    self._hosts.failed(origin, reason)
+                raise
+
     def _refused(self, url: URL) -> str | None:
         """Returns the reason not to request a URL. Names are checked when they are resolved, addresses here."""
         if url.scheme not in ("http", "https") or not url.host:
             return URL_INVALID
-        looks_like_address = ":" in url.host or url.host.replace(".", "").isdigit()
-        return ADDRESS_PRIVATE if looks_like_address and not self._addresses.allows(url.host) else None
+        return ADDRESS_PRIVATE if _looks_like_address(url.host) and not self._addresses.allows(url.host) else None
 
-    def _get(self, url: URL) -> "aiohttp.client._RequestContextManager":
-        return self._session.get(url, allow_redirects=False)
-
-    async def _read(self, answer: aiohttp.ClientResponse) -> Fetched:
+    async def _read(self, answer: aiohttp.ClientResponse, host: Host, clock: asyncio.Timeout) -> Fetched:
         """Reads the body, as long as headers and first bytes promise an image within bounds."""
         if answer.status != 200:
             wait = retry_after(answer.headers)
             if wait and answer.status in (429, 503):
-                host = self._host(answer.url)
                 host.not_before = max(host.not_before, time.monotonic() + wait)
             return Fetched(None, f"http_{answer.status}", wait=wait)
         if self.rules.respect_opt_out and opted_out(answer.headers, self.rules.token):
             return Fetched(None, OPTED_OUT)
         if answer.content_length is not None and answer.content_length > self.rules.max_bytes:
             return Fetched(None, TOO_LARGE)
+        held = await self._hold(answer.content_length or self.rules.max_bytes, clock)
+        found: Fetched | None = None
+        try:
+            found = await self._body(answer)
+        finally:
+            kept = 0 if found is None or found.data is None else min(held, len(found.data))
+            await self._held.release(held - kept)
+        return replace(found, held=kept)
+
+    async def _hold(self, count: int, clock: asyncio.Timeout) -> int:
+        """Waits until `count` bytes may be held. That is no fault of the server: its clock stands meanwhile."""
+        loop = asyncio.get_running_loop()
+        left = (clock.when() or loop.time()) - loop.time()
+        clock.reschedule(None)
+        held = await self._held.acquire(count)
+        clock.reschedule(loop.time() + max(0.0, left))
+        return held
+
+    async def _body(self, answer: aiohttp.ClientResponse) -> Fetched:
         body = bytearray()
         sized = False
         async for chunk in answer.content.iter_any():
@@ -208,31 +270,39 @@ class Web:
         return Fetched(bytes(body)) if body else Fetched(None, EMPTY_IMAGE)
 
     async def _robots(self, url: URL) -> str | None:
-        """Returns the reason why robots.txt forbids `url`, None where it does not. Reads each origin's file once.
+        """Returns the reason why robots.txt forbids `url`, None where it does not. Reads each server's file once.
 
         A file that cannot be read for want of a connection forbids too (RFC 9309, section 2.3.1.4): that error is
         raised, and the next attempt asks again.
         """
-        host, origin = self._host(url), str(url.origin())
-        reading = host.rules.get(origin)
+        origin = str(url.origin())
+        server = self._hosts.server(origin)
+        reading = server.robots
         if reading is None:
-            reading = host.rules[origin] = asyncio.create_task(self._read_robots(url.origin() / "robots.txt"))
+            if reason := self._hosts.given_up(origin):
+                return reason
+            reading = server.robots = asyncio.create_task(self._read_robots(url.origin() / "robots.txt"))
+            reading.add_done_callback(lambda task: self._weigh(server, task))
         try:
             found = await asyncio.shield(reading)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            if host.rules.get(origin) is reading:
-                del host.rules[origin]
+            if server.robots is reading:
+                server.robots = None
             raise
         if found is robots.NOTHING:
             return ROBOTS_UNAVAILABLE
         return None if found.allows(url.raw_path_qs) else ROBOTS_DENIED
+
+    def _weigh(self, server: Server, reading: asyncio.Task[Robots]) -> None:
+        if not reading.cancelled() and reading.exception() is None:
+            self._hosts.keep_rules(server, reading.result())
 
     async def _read_robots(self, url: URL) -> Robots:
         """Reads robots.txt (RFC 9309, section 2.3.1): a missing file allows all, a failing server forbids all."""
         for _ in range(_REDIRECTS + 1):
             if self._refused(url) is not None:
                 raise PrivateAddressError(f"{url} is not a public address")
-            async with self._slot(url), asyncio.timeout(self.rules.deadline), self._get(url) as answer:
+            async with self._hosts.slot(url.host or ""), self._request(url, self.rules.deadline) as (answer, _clock):
                 if answer.status in _REDIRECT and "Location" in answer.headers:
                     url = join_url(url, answer.headers["Location"])
                     continue
@@ -248,22 +318,27 @@ class Web:
                 return robots.parse_robots(body[: robots.MAX_BYTES].decode("utf-8", "replace"), self.rules.token)
         return robots.EVERYTHING
 
-    def _host(self, url: URL) -> _Host:
-        name = url.host or ""
-        if name not in self._hosts:
-            self._hosts[name] = _Host(asyncio.Semaphore(self.rules.per_host))
-        return self._hosts[name]
 
-    @asynccontextmanager
-    async def _slot(self, url: URL) -> AsyncIterator[None]:
-        """Waits for a turn, first at the host, then among all hosts, and not before the host wants requests again."""
-        host = self._host(url)
-        async with host.slots:
-            pause = host.not_before - time.monotonic()
-            if 0 < pause <= self.rules.max_wait:
-                await asyncio.sleep(pause)
-            async with self._connections:
-                yield
+class _SilentError(OSError):
+    """A server is not asked, because it has failed to answer too often."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _looks_like_address(host: str) -> bool:
+    """Tells whether a host is an address, in any notation that a resolver takes (0x7f000001, 127.1)."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _allow_sockets() -> None:
+    """Lets this process have as many sockets as its administrator allows; the usual soft limit of 1,024 is for old
+    programs that use select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if most == resource.RLIM_INFINITY else min(most, 65_536)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _why(error: BaseException) -> str:
@@ -271,6 +346,10 @@ def _why(error: BaseException) -> str:
     inner = getattr(error, "os_error", None) or error.__cause__
     if isinstance(error, PrivateAddressError) or isinstance(inner, PrivateAddressError):
         return ADDRESS_PRIVATE
+    if isinstance(error, NoAddressError) or isinstance(inner, NoAddressError):
+        return NO_ADDRESS
+    if isinstance(error, _SilentError):
+        return error.reason
     if isinstance(error, TimeoutError):
         return TIMEOUT
     if isinstance(error, aiohttp.ClientSSLError):

@@ -13,10 +13,12 @@ from typing import Any
 
 from data_pipeline.durable import file_lock, write_durably
 from data_pipeline.errors import UserError
+from data_pipeline.executors.units import Part
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation.packing.samples import recover
 
 PLAN = "plan.json"
+PARTS_FOLDER = ".parts"
 
 
 @contextmanager
@@ -37,6 +39,15 @@ def hold_output(folder: Path, plan: Mapping[str, Any]) -> Iterator[None]:
         agree_on_plan(folder, plan)
         recover(folder)
         yield
+
+
+def part_folder(output: Path, part: Part | None) -> Path:
+    """Returns where a part of a run writes; the output itself for the whole."""
+    return output if part is None else output / PARTS_FOLDER / f"{part.index + 1:05d}-of-{part.count:05d}"
+
+
+def part_plan(plan: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
+    return dict(plan) if part is None else {**plan, "part": f"{part.index + 1}/{part.count}"}
 
 
 def folder_digest(folder: Path, paths: Iterable[Path]) -> str:

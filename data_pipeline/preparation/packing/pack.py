@@ -20,15 +20,17 @@ from typing import Any, Literal
 
 from data_pipeline.callbacks import Notice, ProgressCallback
 from data_pipeline.durable import write_durably
-from data_pipeline.errors import UserError
+from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.processes import available
+from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
 from data_pipeline.format.index import NO_IMAGE
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
-from data_pipeline.preparation.packing.output import hold_output
+from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
+from data_pipeline.preparation.packing.shuffling import Places, in_places, shuffled_places
 from data_pipeline.preparation.packing.workers import surviving_map
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
 from data_pipeline.preparation.sources.folders import FolderLabels
@@ -75,7 +77,9 @@ def pack(
     rules: ImageRules | None = None,
     captionless: Captionless = "keep",
     retry: Sequence[str] = (),
+    shuffle: int | None = None,
     rows_per_shard: int = 1000,
+    part: Part | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
     notice: Notice | None = None,
@@ -89,7 +93,11 @@ def pack(
     rules: what is done with the images
     captionless: whether a row without a caption is packed without one, rejected, or packed with an empty text
     retry: reasons (`image_missing`, `image_*`, ...) whose rows are made anew in shards that are finished
+    part: which shards are made, if not all, in a folder of their own; `parts.finish_parts` joins the parts
+    shuffle: places the rows in an order drawn from this number; None keeps the input's. Rows that are to be packed are
+        held in memory then (not their images, which must be files)
     notice: told how the input is read
+    SIGUSR1 or SIGTERM ends the run behind the shard under way, by StoppedError.
     Raises UserError for what cannot be packed; a row that cannot is recorded in its sidecar, never raised.
     """
     started = time.monotonic()
@@ -103,9 +111,11 @@ def pack(
     if notice is not None:
         notice(found.describe())
     plan = run_plan("pack", found.identity(), number_of_rows, rows_per_shard, names, rules)
-    plan |= {"captionless": captionless}
-    with hold_output(output, plan):
-        numbers = range(-(-number_of_rows // rows_per_shard))
+    plan = part_plan(plan | {"captionless": captionless, "shuffle": shuffle}, part)
+    places = None if shuffle is None else shuffled_places(number_of_rows, shuffle)
+    output = part_folder(output, part)
+    with hold_output(output, plan), stop_requests() as stopping:
+        numbers = shard_numbers(number_of_rows, rows_per_shard, part)
         entries = {number: entry for number in numbers if (entry := read_entry(output, number)) is not None}
         again = {number: wanted_again(output, entry, retry) for number, entry in entries.items()} if retry else {}
         again = {number: rows for number, rows in again.items() if rows}
@@ -113,11 +123,18 @@ def pack(
         retried = sum(map(len, again.values()))
         if len(untouched) < len(numbers):
             done = sum(min(rows_per_shard, number_of_rows - number * rows_per_shard) for number in entries) - retried
-            rows = (row for row in numbered(found.rows(), names) if _is_due(row.number, rows_per_shard, entries, again))
+            shard_of = partial(_shard_of, rows_per_shard=rows_per_shard, places=places)
+            rows: Iterator[Row] = (
+                row
+                for row in numbered(found.rows(), names)
+                if _is_due(row.number, shard_of(row.number), numbers, entries, again)
+            )
+            if places is not None:
+                rows = in_places(rows, places, rows_per_shard)
             work = partial(pack_row, rules=rules, captionless=captionless)
             made = surviving_map(work, rows, available() if workers is None else workers, _given_up)
             samples = _counted(made, done, number_of_rows, progress)
-            for number, group in itertools.groupby(samples, key=lambda sample: sample.row // rows_per_shard):
+            for number, group in itertools.groupby(samples, key=lambda sample: shard_of(sample.row)):
                 first = number * rows_per_shard
                 if number in again:
                     fresh = {sample.row: sample for sample in group}
@@ -126,6 +143,8 @@ def pack(
                         continue
                     group = merged(output, entries[number], fresh)
                 entries[number] = pack_shard(output, number, first, group, classes=names, further=found.further)
+                if stopping():
+                    raise StoppedError(f"stopped behind shard {number}, as asked; the same command goes on in {output}")
         finish(output, [entries[number] for number in numbers], names)
     counts = count_rows(output, [entries[number] for number in numbers], names)
     return PackSummary(
@@ -135,6 +154,12 @@ def pack(
         passed_over=found.passed_over(),
         seconds=time.monotonic() - started,
     )
+
+
+def shard_numbers(rows: int, rows_per_shard: int, part: Part | None) -> range:
+    """Returns the numbers of the shards of so many rows, or of those of a part."""
+    count = -(-rows // rows_per_shard)
+    return range(count) if part is None else part.units(count)
 
 
 def run_plan(
@@ -192,6 +217,7 @@ def sample_of(row: Row, captionless: Captionless = "keep") -> Sample:
         reason=reason,
         further=row.further,
         empty_text=captionless == "empty" and row.caption is None,
+        place=row.place,
     )
 
 
@@ -261,12 +287,19 @@ def _check_apart(source: str, output: Path) -> None:
         raise UserError(f"output {output} lies inside the source {source}; choose a folder outside it")
 
 
+def _shard_of(row: int, rows_per_shard: int, places: Places | None) -> int:
+    return (row if places is None else int(places[row])) // rows_per_shard
+
+
 def _is_due(
-    row: int, rows_per_shard: int, entries: Mapping[int, ShardEntry], again: Mapping[int, Mapping[int, str]]
+    row: int,
+    number: int,
+    numbers: range,
+    entries: Mapping[int, ShardEntry],
+    again: Mapping[int, Mapping[int, str]],
 ) -> bool:
-    """Tells whether a row has to be made: its shard is not there, or the row is to be made anew."""
-    number = row // rows_per_shard
-    return row in again.get(number, ()) or number not in entries
+    """Tells whether a row has to be made: its shard is wanted and not there, or the row is to be made anew."""
+    return row in again.get(number, ()) or (number in numbers and number not in entries)
 
 
 def _given_up(row: Row) -> Sample:

@@ -57,6 +57,7 @@ class Sample:
     sha256: str | None = None
     further: Mapping[str, object] = field(default_factory=dict)
     empty_text: bool = False
+    place: int | None = None  # in the shard, where it does not follow from the row's number
 
 
 def check_rows_per_shard(count: int) -> None:
@@ -94,7 +95,8 @@ def pack_shard(
     rows: list[dict[str, Any]] = []
     with ShardWriter(staged(tar)) as shard:
         for sample in samples:
-            rows.append(_add(shard, sample_key(number, sample.row - first_row), sample, classes))
+            place = sample.row - first_row if sample.place is None else sample.place
+            rows.append(_add(shard, sample_key(number, place), sample, classes))
     columns = sidecar.joined_columns(further, sidecar.further_columns(parquet))
     sidecar.write_sidecar(staged(parquet), sidecar.table(rows, columns))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
@@ -153,6 +155,7 @@ def read_samples(folder: Path, entry: ShardEntry) -> Iterator[Sample]:
                     kept["annotation_member"] = row["annotation_member"]
                 kept["sha256"] = row["sha256"]
                 kept["empty_text"] = row["caption"] is None and row["text_offset"] is not None
+            kept["place"] = int(row["key"][-KEY_DIGITS:])
             kept["further"] = {name: row[name] for name in row if name not in own}
             yield Sample(**kept)
 

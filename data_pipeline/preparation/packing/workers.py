@@ -8,18 +8,20 @@ import asyncio
 import itertools
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from data_pipeline.executors.processes import end_with_parent
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_In = TypeVar("_In", contravariant=True)
+_Out = TypeVar("_Out", covariant=True)
 
 _CHUNK = 16  # items a message: enough to hide the pipe, few enough to share the work evenly
 
@@ -57,17 +59,39 @@ def surviving_map(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class DecoderProcesses(Generic[_Item, _Result]):
-    """Does items for callers that wait asynchronously: `async with DecoderProcesses(work, 4) as decoders:
-    await decoders.do(item)`."""
+class Decoders(Protocol[_In, _Out]):
+    """Does items for callers that wait asynchronously."""
 
+    async def do(self, item: _In) -> _Out | None:
+        """Returns the result, None for an item that kills its process."""
+
+
+@asynccontextmanager
+async def decoders(work: Callable[[_Item], _Result], workers: int) -> AsyncIterator["Decoders[_Item, _Result]"]:
+    """Opens processes that do `work`; with one worker it is a thread of this process, which an item can kill."""
+    if workers > 1:
+        async with _Processes(work, workers) as processes:
+            yield processes
+    else:
+        with ThreadPoolExecutor(1) as threads:
+            yield _Thread(work, threads)
+
+
+class _Thread(Generic[_Item, _Result]):
+    def __init__(self, work: Callable[[_Item], _Result], threads: ThreadPoolExecutor) -> None:
+        self._work, self._threads = work, threads
+
+    async def do(self, item: _Item) -> _Result | None:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._work, item)
+
+
+class _Processes(Generic[_Item, _Result]):
     def __init__(self, work: Callable[[_Item], _Result], workers: int) -> None:
         self._work, self._workers = work, workers
         self._pool = _pool(workers)
         self._alone = asyncio.Semaphore(1)
 
     async def do(self, item: _Item) -> _Result | None:
-        """Returns the result, None for an item that kills its process."""
         pool = self._pool
         try:
             return await asyncio.wrap_future(_submit(pool, self._work, item))

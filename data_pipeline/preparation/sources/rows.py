@@ -18,6 +18,7 @@ class Row:
     """One input row. `image` is a path, or the bytes themselves; `label` as it stands in the input, before classes.
 
     expected: hexadecimal digest that the image's bytes must have; further: values by the sidecar's column
+    place: in its shard, where that does not follow from the number
     """
 
     number: int
@@ -28,6 +29,7 @@ class Row:
     reason: str = ""  # why the row itself cannot be used
     expected: str | None = None
     further: Mapping[str, object] = field(default_factory=dict)
+    place: int | None = None
 
 
 class Source(Protocol):

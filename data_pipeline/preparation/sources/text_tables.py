@@ -10,16 +10,17 @@ Blank lines are no rows. Every other line, or quoted record of several lines, is
 import codecs
 import csv
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.errors import BadDataError, UserError
-from data_pipeline.format.index import BAD_JSON
+from data_pipeline.format.index import BAD_JSON, TEXT_NOT_UTF8
 from data_pipeline.preparation.sources.columns import TableFormat, check_header, check_names
 from data_pipeline.preparation.sources.files import TableFile, text_lines
-from data_pipeline.preparation.sources.rows import BAD_QUOTES, WRONG_CELL_COUNT
+from data_pipeline.preparation.sources.rows import BAD_QUOTES, WRONG_CELL_COUNT, is_text
 
 Record = tuple[Sequence[object], str]  # the values in the order of the columns, or the reason why there are none
 
@@ -54,7 +55,7 @@ def find_dialect(file: TableFile, format: TableFormat) -> Dialect:
     with closing(file.open()) as opened:
         try:
             head = opened.read(_LOOKED_AT)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise _unreadable(file, error) from None
     encoding = format.encoding or next((name for name, bom in _BOMS if head.startswith(bom)), "utf-8-sig")
     if format.encoding is None and encoding == "utf-8-sig" and 4 * head.count(0) > len(head):
@@ -88,8 +89,8 @@ def column_names(file: TableFile, format: TableFormat, dialect: Dialect) -> list
     if file.kind == "jsonl":
         names: dict[str, None] = {}
         for number, (line, _) in enumerate(_lines(file, dialect)):
-            found = _object(line)
-            names |= dict.fromkeys(found or {})
+            if is_text(line):
+                names |= dict.fromkeys(_object(line) or {})
             if number >= _JSON_ROWS:
                 break
         return list(names)
@@ -101,6 +102,8 @@ def column_names(file: TableFile, format: TableFormat, dialect: Dialect) -> list
             f"table {file.name}: the quotes of its first line are wrong; mend them, or give --quoting none"
         )
     named = [name.strip() for name in header[1]]
+    if not is_text("".join(named)):
+        raise UserError(f"table {file.name}: its first line is not {dialect.encoding}; give --encoding")
     check_names(file.name, named)
     check_header(file.name, named)
     return named
@@ -115,8 +118,12 @@ def read_records(
     """
     if file.kind == "jsonl":
         for line, _ in _lines(file, dialect):
-            found = _object(line)
-            yield ((), BAD_JSON) if found is None else ([found.get(name) for name in wanted], "")
+            found = _object(line) if is_text(line) else None
+            yield (
+                ((), BAD_JSON if is_text(line) else TEXT_NOT_UTF8)
+                if found is None
+                else ([found.get(name) for name in wanted], "")
+            )
         return
     places = [names.index(name) for name in wanted]
     headless = format.columns is not None or (file.kind == "txt" and not dialect.delimiter)
@@ -185,7 +192,7 @@ def _lines(file: TableFile, dialect: Dialect, *, whole: bool = False) -> Iterato
         raise BadDataError(
             f"table {file.name}, line {number + 1}: is not {dialect.encoding} ({error}); give --encoding"
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(file, error) from None
 
 

@@ -16,14 +16,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data_pipeline.format import Manifest, ShardEntry, slot_rows
-from data_pipeline.format.sidecar import HARMLESS_NOTES, PACKED
+from data_pipeline.format import Manifest, ShardEntry
 from data_pipeline.format.ustar import BLOCK_BYTES, TarMember, walk
 from data_pipeline.reading.decode.pixels import BadSample, DroppedSample
-
-_COLUMNS = ["status", "reason", "key", "sha256", "caption", "label", "image_offset", "image_size"]
+from data_pipeline.reading.storage.columns import SlotColumns, read_columns, shared_columns
 
 
 class RawSample(NamedTuple):
@@ -38,53 +35,6 @@ class RawSample(NamedTuple):
     label: int | None
     note: str = ""
     members: Mapping[str, bytes] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class _Index:
-    """The slots of a sidecar, kept small."""
-
-    keys: pa.StringArray
-    captions: pa.StringArray
-    notes: dict[int, str]  # of samples that are used: what they lack
-    dropped: dict[int, str]  # why not used
-    labels: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-    digests: np.ndarray  # uint8 [rows, 32]
-    has_digest: np.ndarray
-    members: dict[str, tuple[np.ndarray, np.ndarray]]  # offsets, sizes
-
-    @classmethod
-    def read(cls, path: Path | BinaryIO, members: Sequence[str]) -> "_Index":
-        with pq.ParquetFile(path) as file:
-            members = [name for name in members if f"{name}_offset" in file.schema_arrow.names]
-            columns = _COLUMNS + [f"{name}_{what}" for name in members for what in ("offset", "size")]
-            rows = slot_rows(file.read(columns=columns, use_threads=False)).combine_chunks()
-
-        def numbers(name: str) -> np.ndarray:
-            return np.asarray(rows[name].fill_null(-1))
-
-        used = rows["status"].to_numpy() == PACKED
-        reasons = [(n, reason) for n, reason in enumerate(rows["reason"].to_pylist()) if reason or not used[n]]
-        digests = rows["sha256"].to_pylist()
-        has_digest = np.array([digest is not None for digest in digests], dtype=bool)
-        packed = b"".join(bytes.fromhex(digest) if digest else bytes(32) for digest in digests)
-        return cls(
-            keys=_column(rows, "key"),
-            captions=_column(rows, "caption"),
-            notes={n: reason for n, reason in reasons if used[n] and reason not in HARMLESS_NOTES},
-            dropped={n: reason for n, reason in reasons if not used[n]},
-            labels=numbers("label"),
-            offsets=numbers("image_offset"),
-            sizes=numbers("image_size"),
-            digests=np.frombuffer(packed, np.uint8).reshape(-1, 32),
-            has_digest=has_digest,
-            members={name: (numbers(f"{name}_offset"), numbers(f"{name}_size")) for name in members},
-        )
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 class ShardFiles(Protocol):
@@ -121,13 +71,15 @@ class LocalFiles:
 class OpenShard:
     """One shard with its index. Faults found on opening are raised by each `read`, so that each sample says why."""
 
-    def __init__(self, entry: ShardEntry, files: ShardFiles, members: Sequence[str] = ()) -> None:
-        self._entry, self._files = entry, files
+    def __init__(
+        self, entry: ShardEntry, files: ShardFiles, members: Sequence[str] = (), shared: Path | None = None
+    ) -> None:
+        self._entry, self._files, self._members = entry, files, tuple(members)
         self._file: int | None = None
-        self._index: _Index | None = None
+        self._index: SlotColumns | None = None
         self._fault: BadSample | None = None
         try:
-            self._index = _Index.read(files.sidecar(entry), members)
+            self._index = shared_columns(files.sidecar(entry), members, shared)
         except BadSample as fault:
             self._fault = fault
         except Exception as error:  # missing, cut, or no Parquet at all: pyarrow, OSError, ValueError, KeyError
@@ -142,7 +94,7 @@ class OpenShard:
         """Returns the sample's key; "" where the index does not reach."""
         if self._index is None or row >= len(self._index):
             return ""
-        return str(self._index.keys[row])
+        return self._index.key(row)
 
     def read(self, row: int) -> RawSample:
         """Reads the sample of slot `row`. Raises BadSample, whose reasons docs/reading.md lists, or DroppedSample."""
@@ -151,17 +103,18 @@ class OpenShard:
             raise BadSample(self._fault.reason, self._fault.detail)
         assert self._index is not None and self._file is not None
         index = self._index
-        if row in index.dropped:
-            raise DroppedSample("dropped", index.dropped[row])
         if row >= len(index):
             raise BadSample("index_out_of_date", f"manifest counts {self._entry.samples} samples, sidecar {len(index)}")
-        offset, size = int(index.offsets[row]), int(index.sizes[row])
+        if (why := index.dropped(row)) is not None:
+            raise DroppedSample("dropped", why)
+        offset, size = index.place("image", row)
         if offset < 0 or size < 0:
             raise BadSample("index_out_of_date", "the sidecar gives no place for the image")
         image = self._bytes_at(offset, size)
-        if not index.has_digest[row]:
+        digest = index.digest(row)
+        if digest is None:
             fault = self._misplaced(row)
-        elif hashlib.sha256(image).digest() == index.digests[row].tobytes():
+        elif hashlib.sha256(image).digest() == digest:
             fault = None
         else:
             damaged = BadSample("image_damaged", "the image's sha256 is not the one in the sidecar")
@@ -169,15 +122,9 @@ class OpenShard:
         if fault is not None:
             self._raise_if_dropped_since(row)
             raise fault
-        caption = index.captions[row].as_py()
-        label = int(index.labels[row])
-        note = index.notes.get(row, "")
-        members = {
-            name: self._bytes_at(int(offsets[row]), int(lengths[row]))
-            for name, (offsets, lengths) in index.members.items()
-            if offsets[row] >= 0
-        }
-        return RawSample(str(index.keys[row]), image, caption, None if label < 0 else label, note, members)
+        places = {name: index.place(name, row) for name in self._members}
+        members = {name: self._bytes_at(*place) for name, place in places.items() if place[0] >= 0}
+        return RawSample(index.key(row), image, index.caption(row), index.label(row), index.note(row), members)
 
     def close(self) -> None:
         if self._file is not None:
@@ -186,10 +133,10 @@ class OpenShard:
 
     def _raise_if_dropped_since(self, row: int) -> None:
         """Looks at the sidecar anew: a takedown may have erased bytes while the shard was open."""
-        with suppress(OSError, ValueError, KeyError):  # pyarrow's own errors are ValueErrors and OSErrors
-            now = _Index.read(self._files.sidecar(self._entry), ())
-            if row in now.dropped:
-                raise DroppedSample("dropped", now.dropped[row])
+        with suppress(OSError, ValueError, KeyError, IndexError):  # pyarrow's own errors are ValueErrors and OSErrors
+            now = read_columns(self._files.sidecar(self._entry), ()).dropped(row)
+            if now is not None:
+                raise DroppedSample("dropped", now)
 
     def _bytes_at(self, offset: int, size: int) -> bytes:
         assert self._file is not None
@@ -217,31 +164,36 @@ class OpenShard:
 
     def _header_matches(self, row: int) -> bool:
         assert self._index is not None and self._file is not None
-        offset, size = int(self._index.offsets[row]), int(self._index.sizes[row])
+        offset, size = self._index.place("image", row)
         block = os.pread(self._file, BLOCK_BYTES, offset - BLOCK_BYTES) if offset >= BLOCK_BYTES else b""
         if len(block) < BLOCK_BYTES:
             return False
         member = next(walk(block + bytes(size + 2 * BLOCK_BYTES)), None)
         return (
-            isinstance(member, TarMember)
-            and member.size == size
-            and member.name.startswith(f"{self._index.keys[row]}.")
+            isinstance(member, TarMember) and member.size == size and member.name.startswith(f"{self._index.key(row)}.")
         )
 
 
 class ShardSet:
-    """One source: its manifest, and its most recently used shards kept open."""
+    """One source: its manifest, and its most recently used shards kept open.
 
-    def __init__(self, files: ShardFiles, *, keep: int, members: Sequence[str] = ()) -> None:
+    shared: folder of this node where parsed sidecars are left for other processes; None shares none
+    """
+
+    def __init__(
+        self, files: ShardFiles, *, keep: int, members: Sequence[str] = (), shared: Path | None = None
+    ) -> None:
         self.manifest, self.files = files.manifest, files
-        self._keep, self._members = keep, tuple(members)
+        self._keep, self._members, self._shared = keep, tuple(members), shared
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def shard(self, number: int) -> OpenShard:
         """Returns shard `number` of the manifest, opened on first use."""
         found = self._open.get(number)
         if found is None:
-            found = self._open[number] = OpenShard(self.manifest.shards[number], self.files, self._members)
+            found = self._open[number] = OpenShard(
+                self.manifest.shards[number], self.files, self._members, self._shared
+            )
             while len(self._open) > self._keep:
                 self._open.popitem(last=False)[1].close()
         else:
@@ -252,7 +204,7 @@ class ShardSet:
         """Whether a sample of the set has a label. Sidecars are read up to the first that says so."""
         for entry in self.manifest.shards:
             try:
-                if (_Index.read(self.files.sidecar(entry), ()).labels >= 0).any():
+                if (read_columns(self.files.sidecar(entry), ()).labels >= 0).any():
                     return True
             except Exception:  # a sidecar that cannot be read: its samples are bad ones, counted when they are read
                 continue

@@ -17,7 +17,7 @@ from data_pipeline.reading.config import CacheConfig, DataConfig
 from data_pipeline.reading.events import DAMAGED_SHARD
 from data_pipeline.reading.faults import REMEDY, too_many
 from data_pipeline.reading.storage.damage import index_damage
-from data_pipeline.reading.storage.remote import is_remote, node_index_folder, open_remote
+from data_pipeline.reading.storage.remote import cache_folder, is_remote, node_index_folder, open_remote
 from data_pipeline.reading.storage.shards import LocalFiles, ShardFiles, ShardSet
 
 _EXTRA_SHARDS = 2  # kept open beyond a block, for batches that reach into the next block
@@ -83,7 +83,8 @@ def open_sources(
         for shard in manifest.shards:
             if shard.samples == 0 and events is not None and not shard.sidecar.endswith(SHARD_INDEX_SUFFIX):
                 events(_damaged(names[-1], shard.name, EMPTY_SHARD, 1))
-        sets.append(ShardSet(files, keep=config.block_shards + _EXTRA_SHARDS, members=members))
+        keep = config.block_shards + _EXTRA_SHARDS
+        sets.append(ShardSet(files, keep=keep, members=members, shared=cache_folder(config.cache) / "columns"))
     return names, sets
 
 

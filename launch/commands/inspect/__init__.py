@@ -2,10 +2,10 @@
 
 import typer
 
-from launch.commands.inspect import ablations, batch, checkpoint, costs, loader, search_space, variants
+from launch.commands.inspect import ablations, batch, checkpoint, costs, figures, loader, runs, search_space, variants
 
 app = typer.Typer(
-    help="Look at model variants, a run's batches and reading speed, a checkpoint.",
+    help="Look at model variants, a run's batches and reading speed, a checkpoint, what a model has learnt.",
     epilog="Example: internimage inspect variants",
     no_args_is_help=True,
 )
@@ -16,3 +16,7 @@ app.command(epilog=f"Example: {costs.EXAMPLE}")(costs.costs)
 app.command(epilog=f"Example: {batch.EXAMPLE}")(batch.batch)
 app.command(epilog=f"Example: {loader.EXAMPLE}")(loader.loader)
 app.command(epilog=f"Example: {checkpoint.EXAMPLE}")(checkpoint.checkpoint)
+app.command(epilog=f"Example: {figures.ERF_EXAMPLE}")(figures.erf)
+app.command(epilog=f"Example: {figures.SAMPLING_EXAMPLE}")(figures.sampling)
+app.command(epilog=f"Example: {figures.FEATURES_EXAMPLE}")(figures.features)
+app.command(epilog=f"Example: {runs.EXAMPLE}")(runs.runs)

@@ -1,5 +1,6 @@
 """What the commands of `internimage launch` share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +17,10 @@ RestartPause = Annotated[
 ]
 
 
-def check_command(command: list[str], world_size: int) -> "RunConfig | None":
+def check_command(command: list[str], world_size: int, coming: Sequence[str] = ()) -> "RunConfig | None":
     """A COMMAND that is `pretrain CONFIG ...` is checked here, before it costs a queue's wait.
 
-    Returns its configuration; None for other programs.
+    Returns its configuration; None for other programs. coming: runs that will be there when it starts.
     """
     from launch import invocation, preflight
 
@@ -29,5 +30,5 @@ def check_command(command: list[str], world_size: int) -> "RunConfig | None":
     from pretrain.configuration import load_config
 
     config = load_config(*given)
-    preflight.check_run(config, world_size)
+    preflight.check_run(config, world_size, coming)
     return config

@@ -1,19 +1,22 @@
 """`internimage launch slurm`."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data_pipeline.errors import DONE
-from launch.commands.launch.options import Command, DryRun, RestartPause, check_command
+from launch.commands.launch.options import DryRun, RestartPause, check_command
 
 EXAMPLE = "internimage launch slurm --nodes 2 --gpus-per-node 8 pretrain internimage_h_m3i_427m"
 
 
 def slurm(
-    command: Command,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND...", help="`pretrain CONFIG ...`, or any program.")
+    ] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     spare_nodes: Annotated[int, typer.Option(min=0, help="Further nodes that stand by for one that fails.")] = 0,
     ranks_per_node: Annotated[int | None, typer.Option(min=1, help="[default: GPUs per node, or 1]")] = None,
@@ -40,7 +43,25 @@ def slurm(
         int, typer.Option(min=0, help="Start again after a failure so often in a row without a new checkpoint.")
     ] = 3,
     restart_pause: RestartPause = 10.0,
+    gate: Annotated[
+        bool, typer.Option(help="Before each start of a training, check every node (`doctor --distributed`).")
+    ] = True,
     array: Annotated[int | None, typer.Option(min=1, help="A chain of N jobs in place of requeueing.")] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Share `shards pack|fetch|reshard|merge|split` among N tasks of an array.")
+    ] = None,
+    after: Annotated[list[str] | None, typer.Option(help="Start when this job has ended well. Repeatable.")] = None,
+    chain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG,CONFIG,...",
+            help="One job a stage, each from the run before; evaluate:SET scores. COMMAND is then KEY=VALUE ...",
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE,...", help="One job a value. Repeatable: all combinations.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Of a chain: folder of its runs. [default: runs]")] = None,
     name: Annotated[str | None, typer.Option(help="Job name. [default: the run directory's]")] = None,
     setup: Annotated[list[str] | None, typer.Option(help="Shell line before the ranks start. Repeatable.")] = None,
     sbatch: Annotated[
@@ -55,7 +76,7 @@ def slurm(
 ) -> int:
     """Write, show and submit an sbatch script that saves before the time limit and starts itself again."""
     from data_pipeline.errors import UserError
-    from launch import invocation
+    from launch import invocation, stages
     from launch.batch_script import script
     from launch.job import WARNING_SECONDS, Container, SlurmJob, command_words
     from launch.needs import cores_per_rank, node_memory
@@ -68,55 +89,101 @@ def slurm(
     gpus = gpus_per_node.rpartition(":")[2] if gpus_per_node else "1"
     if not gpus.isdigit():
         raise UserError(f"--gpus-per-node {gpus_per_node!r}: expected a number or TYPE:NUMBER, as h100:8")
-    ranks_per_node = ranks_per_node or int(gpus)
-    config = check_command(command, nodes * ranks_per_node)
-    grace = None if config is None else config.training.policy.grace_seconds
-    needed = WARNING_SECONDS if grace is None else math.ceil(seconds_to_stop(grace))
-    if grace is not None and signal_seconds is not None and signal_seconds < needed:
-        raise UserError(
-            f"--signal-seconds {signal_seconds}: the ranks may save for {grace:g} s, and {MARGIN_SECONDS:g} s go into "
-            f"leaving: ask {needed} s before the limit, or set training.policy.grace_seconds"
+    ranks = ranks_per_node or int(gpus)
+    here, words = Path.cwd(), list(command or ())
+    if tasks is not None:
+        from launch.slurm import hand_over
+        from launch.task_array import TaskArray, array_script, shared_command
+
+        shared = TaskArray(
+            command=shared_command(words, tasks),
+            tasks=tasks,
+            name=name or "internimage-shards",
+            cpus_per_task=cpus_per_rank,
+            time=time,
+            partition=partition,
+            account=account,
+            qos=qos,
+            memory=mem,
+            signal_seconds=signal_seconds or WARNING_SECONDS,
+            logs=str(here),
+            directory=str(here),
+            setup=tuple(setup or ()),
+            extra=tuple(sbatch or ()),
         )
-    if config is not None and cpus_per_rank is None:
-        cpus_per_rank = cores_per_rank(config)
-        mem = mem or node_memory(cpus_per_rank, ranks_per_node)
-        typer.echo(
-            f"asks for {cpus_per_rank} cores a rank (data.workers {config.data.workers} + 2) and {mem} a node; "
-            "--cpus-per-rank and --mem say otherwise",
-            err=True,
-        )
-    run = invocation.run_directory(command)
-    here = Path.cwd()
-    argv = invocation.resolve_command(command, portable=container is not None)
-    job = SlurmJob(
-        command=command_words(argv),
-        name=name or (run.name if run else "internimage"),
-        nodes=nodes,
-        spare_nodes=spare_nodes,
-        ranks_per_node=ranks_per_node,
-        gpus_per_node=gpus_per_node,
-        gpus_per_rank=gpus_per_rank,
-        cpus_per_rank=cpus_per_rank,
-        time=time,
-        partition=partition,
-        account=account,
-        qos=qos,
-        memory=mem,
-        signal_seconds=signal_seconds or needed,
-        wait_seconds=wait_seconds,
-        restarts=Budget(max_restarts, restart_pause, spare_nodes),
-        array=array,
-        logs=str(run.absolute() / "logs") if run else str(here),
-        run=str(run.absolute()) if run else None,
-        directory=str(here),
-        script=str((run or Path()).absolute() / "slurm.sh"),
-        container=Container(container, container_mounts, container_runtime) if container else None,
-        setup=tuple(setup or ()),
-        extra=tuple(sbatch or ()),
-    )
-    if dry_run:
-        typer.echo(script(job), nl=False)
+        if dry_run:
+            typer.echo(array_script(shared), nl=False)
+            return DONE
+        number = hand_over(array_script(shared), here / "shards.sh", here)
+        typer.echo(f"submitted array {number} of {tasks} tasks (shards.sh); output in {here}")
         return DONE
-    number = submit(job)
-    typer.echo(f"submitted job {number} ({job.script}); output in {job.logs}")
+    coming: list[str] = []  # runs that earlier stages make
+
+    def job_for(words: list[str], waits_for: tuple[str, ...]) -> SlurmJob:
+        config = check_command(words, nodes * ranks, coming)
+        alone = words[:1] == ["evaluate"]  # one process
+        grace = None if config is None else config.training.policy.grace_seconds
+        needed = WARNING_SECONDS if grace is None else math.ceil(seconds_to_stop(grace))
+        if grace is not None and signal_seconds is not None and signal_seconds < needed:
+            raise UserError(
+                f"--signal-seconds {signal_seconds}: the ranks may save for {grace:g} s, and {MARGIN_SECONDS:g} s go "
+                f"into leaving: ask {needed} s before the limit, or set training.policy.grace_seconds"
+            )
+        cores, memory = cpus_per_rank, mem
+        if config is not None and cores is None:
+            cores = cores_per_rank(config)
+            memory = memory or node_memory(cores, ranks)
+            typer.echo(
+                f"asks for {cores} cores a rank (data.workers {config.data.workers} + 2) and {memory} a node; "
+                "--cpus-per-rank and --mem say otherwise",
+                err=True,
+            )
+        run = invocation.run_directory(words)
+        inside = container is not None
+        check = ["internimage", "doctor", "--distributed", "--gate"]
+        return SlurmJob(
+            command=command_words(invocation.resolve_command(words, portable=inside)),
+            name=name or (run.name if run else "internimage"),
+            nodes=1 if alone else nodes,
+            spare_nodes=0 if alone else spare_nodes,
+            ranks_per_node=1 if alone else ranks,
+            gpus_per_node=gpus_per_node,
+            gpus_per_rank=gpus_per_rank,
+            cpus_per_rank=cores,
+            time=time,
+            partition=partition,
+            account=account,
+            qos=qos,
+            memory=memory,
+            signal_seconds=signal_seconds or needed,
+            wait_seconds=wait_seconds,
+            restarts=Budget(max_restarts, restart_pause, spare_nodes),
+            gate=tuple(invocation.resolve_command(check, portable=inside)) if gate and config is not None else (),
+            array=array,
+            after=waits_for,
+            logs=str(run.absolute() / "logs") if run else str(here),
+            run=str(run.absolute()) if run else None,
+            directory=str(here),
+            script=str((run or Path()).absolute() / "slurm.sh"),
+            container=Container(container, container_mounts, container_runtime) if container else None,
+            setup=tuple(setup or ()),
+            extra=tuple(sbatch or ()),
+        )
+
+    if chain is not None:
+        from pretrain.configuration import load_config
+
+        commands = stages.chain(chain.split(","), words, output, lambda config: load_config(config).task.name)
+    else:
+        commands = stages.sweep(words, sweep) if sweep else [words]
+    coming += [str(found) for one in commands if (found := invocation.run_directory(one)) is not None]
+    jobs = [job_for(one, tuple(after or ())) for one in commands]  # every mistake is found before a job is queued
+    if dry_run:
+        typer.echo("\n".join(script(job) for job in jobs), nl=False)
+        return DONE
+    before: tuple[str, ...] = tuple(after or ())
+    for job in jobs:
+        number = submit(replace(job, after=before))
+        before = (number,) if chain is not None else before
+        typer.echo(f"submitted job {number} ({job.script}); output in {job.logs}")
     return DONE

@@ -3,14 +3,18 @@
 import typer
 
 from launch.commands.shards import (
+    build,
     dedup,
     fetch,
     filter,
+    finish,
     index,
     merge,
     openmoji,
     pack,
+    publish,
     reshard,
+    show,
     split,
     stats,
     takedown,
@@ -33,4 +37,8 @@ app.command(epilog=f"Example: {takedown.EXAMPLE}")(takedown.takedown)
 app.command(epilog=f"Example: {reshard.EXAMPLE}")(reshard.reshard)
 app.command(epilog=f"Example: {merge.EXAMPLE}")(merge.merge)
 app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)
+app.command(epilog=f"Example: {show.EXAMPLE}")(show.show)
+app.command(epilog=f"Example: {build.EXAMPLE}")(build.build)
+app.command(epilog=f"Example: {finish.EXAMPLE}")(finish.finish)
+app.command(epilog=f"Example: {publish.EXAMPLE}")(publish.publish)
 app.command(epilog=f"Example: {openmoji.EXAMPLE}")(openmoji.openmoji)

@@ -43,14 +43,23 @@ def fetch(
     private_network: Annotated[
         list[str] | None, typer.Option(help="Network (CIDR) that may be asked though it is not public. Repeatable.")
     ] = None,
+    nameserver: Annotated[
+        list[str] | None, typer.Option(help="Name server (address, :port) in place of the system's. Repeatable.")
+    ] = None,
     retry: options.Retry = None,
     least_packed: options.LeastPacked = 0.0,
+    part: options.PartOf = None,
+    parts: options.Parts = None,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
     """Fetch a URL list into shards, politely and resumably, with a status for every row."""
+    from functools import partial
+
     from data_pipeline import preparation
     from data_pipeline.preparation import Columns, ImageRules, WebRules, check_usable
+    from data_pipeline.preparation.packing.parts import in_parts
+    from launch.commands.shards.finish import tell
     from launch.display import show
     from launch.progress import progress
 
@@ -60,10 +69,12 @@ def fetch(
         deadline=deadline,
         attempts=attempts,
         private_networks=tuple(private_network or ()),
+        nameservers=tuple(nameserver or ()),
         user_agent=user_agent or WebRules.user_agent,
     )
     with progress("fetching") as report:
-        summary = preparation.fetch(
+        run = partial(
+            preparation.fetch,
             table,
             output,
             columns=Columns(None, caption_column, label_column, url_column, hash_column),
@@ -78,5 +89,10 @@ def fetch(
             progress=report,
             notice=options.say,
         )
+        if parts is not None:
+            tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+            return
+        summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
-    check_usable(summary, least_packed)
+    if part is None:
+        check_usable(summary, least_packed)

@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from data_pipeline.callbacks import ProgressCallback
     from data_pipeline.curation.resharding import Running
+    from data_pipeline.executors.units import Part
     from data_pipeline.preparation import TableFormat
 
 SetFolder = Annotated[
@@ -19,6 +20,11 @@ MemoryGb = Annotated[float, typer.Option(min=0.1, help="Memory for the rows; the
 SamplesPerShard = Annotated[int, typer.Option(min=1, help="Samples of a new shard.")]
 Shuffle = Annotated[int | None, typer.Option(help="Seed of a shuffle of all samples. [default: keep the order]")]
 PartOf = Annotated[str | None, typer.Option("--part", metavar="I/N", help="Do the I-th of N parts of the work.")]
+
+Parts = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Cut the work into N parts, and do those that no other such task works on."),
+]
 
 
 class ExecutorName(StrEnum):
@@ -91,14 +97,19 @@ def class_names(path: Path | None) -> list[str] | None:
         raise UserError(f"--classes {path}: cannot be read as text: {error}") from None
 
 
+def parsed_part(text: str | None) -> "Part | None":
+    from data_pipeline.executors.units import Part
+
+    return None if text is None else Part.parse(text)
+
+
 def running(
     part: str | None, executor: ExecutorName, workers: int | None, memory_gb: float, progress: "ProgressCallback"
 ) -> "Running":
     """Returns where and how much of the work is done, for the commands that write sets anew."""
     from data_pipeline.curation.resharding import Running
-    from data_pipeline.executors.units import Part
 
-    return Running(None if part is None else Part.parse(part), executor.value, workers, memory_gb, progress)
+    return Running(parsed_part(part), executor.value, workers, memory_gb, progress)
 
 
 def table_format(

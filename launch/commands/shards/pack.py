@@ -55,15 +55,22 @@ def pack(
     reduce_zero_label: Annotated[bool, typer.Option(help="With --label-maps: 0 is no class, 1 the first.")] = False,
     image_format: options.Format = options.ImageFormat.keep,
     retry: options.Retry = None,
+    shuffle: Annotated[int | None, typer.Option(help="Place rows in an order drawn from this number.")] = None,
     least_packed: options.LeastPacked = 0.0,
     rows_per_shard: options.RowsPerShard = 1000,
+    part: options.PartOf = None,
+    parts: options.Parts = None,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
     """Pack images with captions (folder, CSV, TSV, JSONL, Parquet), COCO's objects or label maps into shards."""
+    from functools import partial
+
     from data_pipeline import preparation
     from data_pipeline.errors import UserError
     from data_pipeline.preparation import Columns, ImageRules, PackSummary, check_usable
+    from data_pipeline.preparation.packing.parts import in_parts
+    from launch.commands.shards.finish import tell
     from launch.display import show
     from launch.progress import progress
 
@@ -75,6 +82,8 @@ def pack(
     tabular = given != Columns() or root is not None or (coco is not None and names is not None)
     if tabular and (coco is not None or label_maps is not None):
         raise UserError("--coco, --label-maps: columns, --root, and beside --coco --classes, have no meaning there")
+    if (part is not None or parts is not None) and (coco is not None or label_maps is not None):
+        raise UserError("--part, --parts: sets with annotations are packed by one task")
     summary: PackSummary
     with progress("packing") as report:
         if coco is not None:
@@ -94,7 +103,8 @@ def pack(
                 progress=report,
             )
         else:
-            summary = preparation.pack(
+            run = partial(
+                preparation.pack,
                 source,
                 output,
                 columns=given,
@@ -105,10 +115,16 @@ def pack(
                 rules=rules,
                 captionless=captionless.value,
                 retry=tuple(retry or ()),
+                shuffle=shuffle,
                 rows_per_shard=rows_per_shard,
                 workers=workers,
                 progress=report,
                 notice=options.say,
             )
+            if parts is not None:
+                tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+                return
+            summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
-    check_usable(summary, least_packed)
+    if part is None:
+        check_usable(summary, least_packed)

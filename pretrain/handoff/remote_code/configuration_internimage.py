@@ -6,7 +6,9 @@ from transformers import PretrainedConfig
 class InternImageConfig(PretrainedConfig):
     """arguments: of InternImage, as internimage_internimage.py defines them; its classifier has `num_labels` rows.
 
-    image_mean, image_std: what images are normalised by. origin: which training the weights are of.
+    image_mean, image_std: what images are normalised by. text: sizes of the text tower, None where there is none.
+    sigmoid: whether it was trained with the sigmoid loss, whose logits have a bias.
+    origin: which training the weights are of.
     """
 
     model_type = "internimage"
@@ -18,6 +20,8 @@ class InternImageConfig(PretrainedConfig):
         num_channels=3,
         image_mean=(0.485, 0.456, 0.406),
         image_std=(0.229, 0.224, 0.225),
+        text=None,
+        sigmoid=False,
         origin=None,
         **options,
     ):
@@ -29,4 +33,5 @@ class InternImageConfig(PretrainedConfig):
         self.image_size = image_size
         self.num_channels = num_channels
         self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.text, self.sigmoid = text, sigmoid
         self.origin = origin or {}

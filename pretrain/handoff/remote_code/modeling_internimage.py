@@ -1,15 +1,22 @@
-"""InternImage for transformers: the encoder, and the encoder with its classifier."""
+"""InternImage for transformers: the encoder, with a text tower where it was trained with one, and the classifier."""
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, __version__
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutputWithNoAttention,
 )
+from transformers.utils import ModelOutput
 
 from .configuration_internimage import InternImageConfig
 from .internimage_internimage import InternImage
+from .text_internimage import TextTower
+
+FEATURES_IN_AN_OUTPUT = int(__version__.partition(".")[0]) >= 5  # get_*_features gave a tensor before
 
 
 class InternImagePreTrainedModel(PreTrainedModel):
@@ -43,10 +50,36 @@ class InternImagePreTrainedModel(PreTrainedModel):
         return last, tuple(stages)
 
 
-class InternImageModel(InternImagePreTrainedModel):
-    """pixel_values [B, C, S, S] -> last_hidden_state [B, D, H, W], and pooler_output, the vector a classifier reads."""
+@dataclass
+class InternImageZeroShotOutput(ModelOutput):
+    """logits_per_image: [images, texts], cosines times the learnt scale (plus a bias, where the loss was a
+    sigmoid's). image_embeds, text_embeds: unit vectors."""
 
-    def forward(self, pixel_values, output_hidden_states=None, return_dict=True, **ignored):
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+
+
+class InternImageModel(InternImagePreTrainedModel):
+    """pixel_values [B, C, S, S] -> last_hidden_state [B, D, H, W], and pooler_output, the vector a classifier reads.
+
+    With input_ids [N, L] as well, and a text tower: the similarity of every picture and text.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.text, self.logit_scale, self.logit_bias = None, None, None
+        if config.text:
+            self.text = TextTower(**config.text)
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if config.text and config.sigmoid:
+            self.logit_bias = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, pixel_values, input_ids=None, output_hidden_states=None, return_dict=True, **ignored):
+        if input_ids is not None:
+            output = self._similarity(pixel_values, input_ids)
+            return output if return_dict else output.to_tuple()
         features, stages = self._features(pixel_values, output_hidden_states)
         output = BaseModelOutputWithPooling(
             last_hidden_state=features,
@@ -55,9 +88,46 @@ class InternImageModel(InternImagePreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
+    def get_image_features(self, pixel_values, **ignored):
+        """The pooled vectors that meet the text, [B, E], not normalised."""
+        self._towers()
+        fused = self.model.forward_fused(pixel_values).flatten(1, 2)
+        pooled = self.model.clip_projector(fused)
+        return _features_output(fused, pooled)
+
+    def get_text_features(self, input_ids, **ignored):
+        """The pooled vectors of the texts, [B, E], not normalised."""
+        self._towers()
+        return _features_output(None, self.text(input_ids))
+
+    def _towers(self):
+        if self.text is None:
+            raise ValueError("this InternImage was trained without texts, so pictures and texts cannot be compared")
+
+    def _similarity(self, pixel_values, input_ids):
+        self._towers()
+        images, texts = _pooled(self.get_image_features(pixel_values)), _pooled(self.get_text_features(input_ids))
+        images, texts = nn.functional.normalize(images, dim=-1), nn.functional.normalize(texts, dim=-1)
+        logits = self.logit_scale.exp() * images @ texts.T
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias
+        return InternImageZeroShotOutput(logits, logits.T, images, texts)
+
+
+def _features_output(tokens, pooled):
+    if FEATURES_IN_AN_OUTPUT:
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled)
+    return pooled
+
+
+def _pooled(features):
+    return features.pooler_output if FEATURES_IN_AN_OUTPUT else features
+
 
 class InternImageForImageClassification(InternImagePreTrainedModel):
     """pixel_values [B, C, S, S] -> logits [B, num_labels]; with labels [B] also the cross-entropy."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^text\.", r"^logit_scale$", r"^logit_bias$"]  # noqa: RUF012
 
     def __init__(self, config):
         if not config.num_labels:

@@ -1,5 +1,7 @@
 """What the `task:` sections of dense tasks share. Imports no torch until a run needs it."""
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -23,6 +25,14 @@ class DenseTask(Task):
 
     frozen_stages: int = Field(0, ge=0, le=4, description="1: the stem and the first stage keep their weights; ...")
 
+    def planned_side(self, data: DataConfig) -> int:
+        if data.rectangle is None:
+            return data.image_size
+        factor, rectangle = data.rectangle.scale[1], data.rectangle
+        sides = [min(side * factor, data.image_size) for side in (max(rectangle.shorter), rectangle.longer)]
+        area = math.prod(math.ceil(side / 32) * 32 for side in sides)
+        return math.ceil(math.sqrt(area) / 32) * 32
+
     def check_reader(self, reader: BatchReader) -> None:
         lacking = [source.name for source in reader.sources if source.about.get("annotations") != self.annotations]
         if lacking:
@@ -30,6 +40,14 @@ class DenseTask(Task):
                 f"task {self.name} learns from {self.annotations}, which these sets do not have: {first_ten(lacking)}; "
                 f"pack them with `internimage shards pack IMAGES OUTPUT {_PACKED_BY[self.annotations]}`"
             )
+
+    def annotations_refusal(self, data: Path | str) -> str | None:
+        """Why the set in `data` cannot be scored; None where it has the annotations that this task needs."""
+        from data_pipeline.format import open_set
+
+        if open_set(data).about.get("annotations") == self.annotations:
+            return None
+        return f"{data} has no {self.annotations}: pack it with {_PACKED_BY[self.annotations]}"
 
     def image_model(self, model: ModelConfig) -> "InternImage":
         """The image model of the configuration, without a classifier of its own."""

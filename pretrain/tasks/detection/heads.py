@@ -48,6 +48,19 @@ class JoinedRoIHeads(RoIHeads):  # type: ignore[misc]
     ones.
     """
 
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        self._proposals = list(proposals)
+        found: tuple[list[Tensor], list[Tensor]] = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        return found
+
+    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
+        """Of the proposals that were just matched, the numbers of those to learn from."""
+        assert isinstance(self.fg_bg_sampler, KeyedSampler)
+        positive, negative = self.fg_bg_sampler(labels, self._proposals)
+        return [torch.where(one | other)[0] for one, other in zip(positive, negative, strict=True)]
+
     def select_training_samples(
         self, proposals: list[Tensor], targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:

@@ -22,9 +22,10 @@ from pretrain.models import InternImage
 from pretrain.models.randomness import drawing_from
 from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics
+from pretrain.tasks.dense.costs import head_costs, stage_maps
 from pretrain.tasks.dense.fp32 import compute_in_fp32
 from pretrain.tasks.dense.module import DenseModule, Instances
-from pretrain.tasks.detection.heads import HeadSizes, region_proposals, roi_heads
+from pretrain.tasks.detection.heads import ROI_POSITIVE, ROI_SAMPLES, HeadSizes, region_proposals, roi_heads
 from pretrain.tasks.module import LossOutput, TeacherTargets
 
 LOSSES = {  # torchvision's names -> those in the log
@@ -53,7 +54,7 @@ class RegionModule(DenseModule):
         frozen_stages: int = 0,
     ) -> None:
         super().__init__(image, mean, std, frozen_stages)
-        self.masks = masks
+        self.masks, self.sizes = masks, sizes
         self.fpn = FeaturePyramidNetwork(self.widths, sizes.width, LastLevelMaxPool())
         self.rpn = region_proposals(sizes)
         self.roi_heads = roi_heads(sizes, classes, masks=masks)
@@ -78,6 +79,21 @@ class RegionModule(DenseModule):
         metrics = Metrics(measure)
         metrics.add("objects", lambda: total.new_tensor(sum(map(len, wanted.labels)) / len(sizes)))
         return LossOutput(total, {LOSSES[name]: loss.detach() for name, loss in losses.items()}, metrics.values)
+
+    def head_costs(self, side: int) -> tuple[float, float]:
+        """The pyramid and the proposals' head over the picture, the others over as many regions as training samples."""
+        maps, heads = stage_maps(self.widths, side), self.roi_heads
+        width = self.sizes.width
+        regions = torch.empty(ROI_SAMPLES, width, 7, 7, device="meta", requires_grad=True)
+        positive = torch.empty(int(ROI_SAMPLES * ROI_POSITIVE), width, 14, 14, device="meta", requires_grad=True)
+
+        def call() -> None:
+            self.rpn.head(list(self.fpn(OrderedDict((str(level), one) for level, one in enumerate(maps))).values()))
+            heads.box_predictor(heads.box_head(regions))
+            if self.masks:
+                heads.mask_predictor(heads.mask_head(positive))
+
+        return head_costs(call, (self.fpn, self.rpn, heads), maps)
 
     def instances(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         found, _ = self._detect(images, list(sizes), None)

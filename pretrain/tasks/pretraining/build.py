@@ -13,8 +13,10 @@ from data_pipeline.reading.config import DataConfig
 from pretrain.configuration.schema import ModelConfig
 from pretrain.models import InternImage, create_model
 from pretrain.objectives.contrastive import LogitScale
-from pretrain.objectives.decoder import PooledMLP, Predictor, Projector
+from pretrain.objectives.decoder import Predictor, Projector
 from pretrain.objectives.mixing import TOKEN
+from pretrain.objectives.pooled import PooledMLP
+from pretrain.objectives.sigmoid import INITIAL_TEMPERATURE, LogitBias
 from pretrain.objectives.text import build_text_tower
 from pretrain.tasks.module import classes_for
 from pretrain.tasks.pretraining.module import PretrainingModule
@@ -39,6 +41,11 @@ def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig,
         raise UserError(
             f"task.preset {task.preset!r} must know where the tokens of one view lie in the other, which a turned view "
             "does not tell: set data.augmentation.rotate and data.augmentation.shift to 0"
+        )
+    if task.balance is not None and not (weights.keys() & {"intra", "inter"} and weights.keys() & {"text", "category"}):
+        raise UserError(
+            f"task.balance measures dense losses by those of text and category, and preset {task.preset!r} with these "
+            "weights has not both: set task.balance to null"
         )
     overrides = dict(model.overrides)
     width = overrides.setdefault("head_hidden_size", task.embed_dim)
@@ -65,15 +72,20 @@ def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig,
         parts["predictor"] = Predictor(dim, decoder.layers, decoder.heads)
     if "pooled" in weights:
         parts["pooled_projector"] = projector()
-        parts["pooled_predictor"] = PooledMLP(dim, dim)
+        if recipe.pooled != "nt_xent":
+            parts["pooled_predictor"] = PooledMLP(dim, dim)
     if "pixels" in weights:
         parts["pixel_head"] = nn.Linear(image.num_features, 3 * TOKEN * TOKEN)
     if "text" in weights:
         parts["text"] = build_text_tower(task.text, data.context_length, task.embed_dim)
-        parts["logit_scale"] = LogitScale(task.temperature)
+        parts["text"].requires_grad_(not task.text.frozen)
+        sigmoid = recipe.text == "sigmoid"
+        parts["logit_scale"] = LogitScale(task.temperature or (INITIAL_TEMPERATURE if sigmoid else 0.07))
+        if sigmoid:
+            parts["logit_bias"] = LogitBias()
     _freeze_unreached(image, weights)
     teacher = None
-    if dense or "pooled" in weights:
+    if dense or ("pooled" in weights and recipe.pooled_teacher):
         empty_image = partial(create_model, model.name, num_classes=0, **{**overrides, "drop_path_rate": 0.0})
         teacher = TeacherRecipe(empty_image, projector, dense)
     module = PretrainingModule(task, data, weights, parts, teacher, notices)

@@ -5,8 +5,9 @@ batch --mix/mask--> image --fused map F--+-- projector, predictor ---- dense los
                                                                    +-- fc_norm, head -- labels
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +19,27 @@ from data_pipeline.reading.config import DataConfig
 from pretrain.models import InternImage
 from pretrain.models.randomness import drawing_from
 from pretrain.objectives import losses
+from pretrain.objectives.balance import balanced
+from pretrain.objectives.chunks import in_chunks
 from pretrain.objectives.collectives import gather_rows, global_mean, summed
 from pretrain.objectives.contrastive import info_nce, text_loss
 from pretrain.objectives.decoder import Blocks
-from pretrain.objectives.keys import StepKeys, sample_keys
+from pretrain.objectives.keys import StepKeys
 from pretrain.objectives.metrics import Metrics, collapse_alarms
-from pretrain.objectives.mixing import TOKEN, Cells, cell_size, draw_cells, mix, partners
+from pretrain.objectives.mixing import TOKEN, Cells, cell_size, partners, tokens_at
+from pretrain.objectives.pooled import cosine_loss, nt_xent, symmetric_cosine_loss
 from pretrain.objectives.position import identity_parameters, relative_parameters
+from pretrain.objectives.sigmoid import sigmoid_text_loss
+from pretrain.objectives.text import load_text_tower
 from pretrain.tasks.module import BackboneLayout, LossOutput, TaskModule, TeacherTargets, image_text_of, layout_of
-from pretrain.tasks.pretraining.recipes import MOCO_TEMPERATURE, RECIPES, DenseTarget
+from pretrain.tasks.pretraining.inputs import Seen, Source, seen_by_the_encoder
+from pretrain.tasks.pretraining.recipes import MOCO_TEMPERATURE, RECIPES, SIMCLR_TEMPERATURE, DenseTarget
 from pretrain.tasks.pretraining.teacher import Teacher, TeacherRecipe
 
 if TYPE_CHECKING:
     from pretrain.tasks.pretraining.task import Pretraining
 
 PATIENCE = 3  # measurements in a row that an alarm needs
-
-
-class Source(NamedTuple):
-    """The tokens of the fused map that belong to one image of each row. owner: int64 [B], that image's row; an
-    involution.
-    """
-
-    tokens: Tensor
-    owner: Tensor
 
 
 class PretrainingModule(TaskModule):
@@ -53,6 +51,7 @@ class PretrainingModule(TaskModule):
     image: InternImage
     text: nn.Module
     logit_scale: nn.Module
+    logit_bias: nn.Module
     projector: nn.Module
     predictor: nn.Module
     pooled_projector: nn.Module
@@ -91,6 +90,10 @@ class PretrainingModule(TaskModule):
 
     # -- what training calls
 
+    def begin(self) -> None:
+        if self.has_text and self.settings.text.weights is not None:
+            load_text_tower(self.text, self.settings.text.weights)
+
     def backbone(self) -> BackboneLayout:
         return layout_of(self.image, "image.")
 
@@ -110,8 +113,11 @@ class PretrainingModule(TaskModule):
     @torch.no_grad()
     def teacher_targets(self, teacher: nn.Module, batch: Batch[Targets], keys: StepKeys) -> TeacherTargets:
         """The teacher's outputs for this micro-batch, all views in one pass: LN(tokens) [B, N, D] a dense target, unit
-        vectors [B, D] for pooled ones. Row i of a mixed input's second target is that of its second image.
+        vectors [B, D] for pooled ones; nothing on a step without dense losses. Row i of a mixed input's second target
+        is that of its second image.
         """
+        if self.dense_targets and not self._dense_now(keys):
+            return {}
         names: list[str] = [d.name for d in self.dense_targets] or ["pooled"]
         if self.dense_targets:
             views = [batch.views[:, d.view] for d in self.dense_targets]
@@ -165,52 +171,83 @@ class PretrainingModule(TaskModule):
 
     # -- the losses
 
-    def _on(self, name: str) -> bool:
-        return name in self.weights
+    def _on(self, *names: str) -> bool:
+        return any(name in self.weights for name in names)
 
     def _normalized(self, views: Tensor) -> Tensor:
         return normalize(views, self.mean, self.std, next(self.image.parameters()).dtype)
 
+    def _dense_now(self, keys: StepKeys) -> bool:
+        """Whether this step has the dense losses: every `task.dense_every`-th has, counted as `log_every` counts."""
+        return bool(self.dense_targets) and (keys.step + 1) % self.settings.dense_every == 0
+
     def _losses(
         self, batch: Batch[Targets], keys: StepKeys, targets: TeacherTargets, metrics: Metrics
     ) -> dict[str, Tensor]:
-        recipe, rows, known = self.recipe, len(batch.positions), image_text_of(batch)
-        device = batch.views.device
-        own = torch.arange(rows, device=device)
-        grid = self.image_size // TOKEN
-        first = batch.views[:, recipe.view]
-        every = torch.arange(grid * grid, device=device)
-        cells = Cells(torch.empty(0), every, every[:0])
-        if recipe.image != "view":
-            cells = draw_cells(keys, self.image_size, self.cell, self.settings.mask_ratio, device)
-        sources = [Source(cells.visible, own)]
-        if recipe.image == "mixed":
-            pi = partners(batch.positions, keys, self.settings.mix_probability)
-            sources.append(Source(cells.hidden, pi))
-            images = self._normalized(mix(first, first[pi], cells))
-        else:
-            images = self._normalized(first)
-        if recipe.image == "masked":
-            images = images * (~cells.pixels).to(images.dtype)
-        with drawing_from(sample_keys(keys, batch.positions)):
-            fused = self.image.forward_fused(images).flatten(1, 2)
+        known, rows = image_text_of(batch), self.settings.encode_rows
+        seen = seen_by_the_encoder(self.recipe, self.settings, batch, keys, self.cell)
+        images = self._normalized(seen.pixels)
+        if self.recipe.image == "masked":
+            images = images * (~seen.cells.pixels.view(-1, 1, *images.shape[2:])).to(images.dtype)
+        fused = in_chunks(self._encode, rows, images, seen.keys)
+        now = self._dense_now(keys)
+        of = self._aliases(fused, now, metrics)
 
         parts: dict[str, Tensor] = {}
-        for (target, source), c in zip(self._predictions(sources), self._correlations(targets, metrics), strict=True):
-            parts[target.name] = self._dense(target, source, c, fused, batch, targets[target.name], cells, metrics)
+        if not now:
+            parts |= {target.name: self._idle(fused, seen.sources[0]) for target in self.dense_targets}
+        else:
+            correlations = self._correlations(targets, metrics)
+            for (target, source), c in zip(self._predictions(seen.sources), correlations, strict=True):
+                dense = self._dense(target, source, c, of[target.name], batch, targets[target.name], seen, metrics)
+                parts[target.name] = dense
         if self._on("pixels"):
-            parts["pixels"] = self._pixels(metrics.watch_gradient(fused, "pixels"), first, cells)
-        if self._on("text") or self._on("category") or self._on("pooled"):
-            seen = metrics.watch_gradient(fused, "pooled")
-            pooled = torch.stack([self.image.clip_projector(seen[:, s.tokens])[s.owner] for s in sources])
+            parts["pixels"] = self._pixels(of["pixels"], batch.views[:, self.recipe.view], seen.cells)
+        if self._on("text", "category", "pooled"):
+            pooled = self._pool(of["pooled"], seen)
             if self._on("text"):
-                text, scale = self.text(known.tokens), self.logit_scale()
-                parts["text"] = text_loss(metrics.watch_gradient(pooled, "text"), text, scale, known, metrics)
+                text = in_chunks(self.text, rows, known.tokens)
+                parts["text"] = self._text(metrics.watch_gradient(pooled, "text"), text, known, metrics)
             if self._on("category"):
                 parts["category"] = self._category(metrics.watch_gradient(pooled, "category"), known, metrics)
             if self._on("pooled"):
-                parts["pooled"] = self._pooled(pooled[0], targets["pooled"])
+                parts["pooled"] = self._pooled(pooled[0], targets, metrics)
         return parts
+
+    def _encode(self, images: Tensor, keys: Tensor) -> Tensor:
+        with drawing_from(keys):
+            return self.image.forward_fused(images).flatten(1, 2)
+
+    def _aliases(self, fused: Tensor, now: bool, metrics: Metrics) -> dict[str, Tensor]:
+        """The fused map as each loss sees it; where dense losses are balanced, their gradients meet here."""
+        dense: list[str] = [target.name for target in self.dense_targets] if now else []
+        found = dict.fromkeys([*dense, *(["pixels"] if self._on("pixels") else []), "pooled"], fused)
+        if self.settings.balance is not None and dense and self._on("text", "category"):
+            shares = [self.settings.balance * self.weights[name] for name in dense]
+            found["pooled"], *others = balanced(fused, shares, partial(metrics.note, [f"balance/{n}" for n in dense]))
+            found |= zip(dense, others, strict=True)
+        return {name: metrics.watch_gradient(alias, name) for name, alias in found.items()}
+
+    def _pool(self, fused: Tensor, seen: Seen) -> Tensor:
+        """Pooled vectors [k, R, embed_dim]: k is 2 where rows hold two images, each pooled over its own tokens. An
+        image that was left whole is pooled over all of its tokens, as it will be after pretraining.
+        """
+        pool: Callable[[Tensor], Tensor] = self.image.clip_projector
+        mixed = self.settings.mix_probability if self.recipe.image == "mixed" else 0.0
+        if mixed == 0:
+            return pool(fused)[None]
+        parts = torch.stack([pool(tokens_at(fused, s.tokens))[s.owner] for s in seen.sources])
+        return parts if mixed == 1 else torch.where(seen.whole[:, None], pool(fused), parts)
+
+    def _idle(self, fused: Tensor, source: Source) -> Tensor:
+        """A dense loss on a step without it: 0, and a zero gradient for every parameter of its heads, which one row
+        costs little to find. Without any, ZeRO-3 would take an earlier step's again.
+        """
+        tokens = source.tokens if source.tokens.ndim == 1 else source.tokens[0]
+        parameters = identity_parameters(1, fused.device, torch.promote_types(fused.dtype, torch.float32))
+        projected = self.projector(fused.detach()[:1, tokens])
+        nothing: Tensor = self.predictor(projected, tokens, parameters, self.image_size // TOKEN).sum() * 0
+        return nothing
 
     def _predictions(self, sources: list[Source]) -> list[tuple[DenseTarget, Source]]:
         """Which image's tokens predict which target."""
@@ -231,7 +268,7 @@ class PretrainingModule(TaskModule):
         fused: Tensor,
         batch: Batch[Targets],
         t: Tensor,
-        cells: Cells,
+        seen: Seen,
         metrics: Metrics,
     ) -> Tensor:
         grid, view = self.image_size // TOKEN, self.recipe.view
@@ -240,13 +277,14 @@ class PretrainingModule(TaskModule):
         if target.view != view:
             crops = batch.crops[source.owner].to(precise)
             parameters = relative_parameters(crops[:, view], crops[:, target.view])
-        projected = self.projector(metrics.watch_gradient(fused, target.name)[:, source.tokens])
+        projected = self.projector(tokens_at(fused, source.tokens))
         p = self.predictor(projected, source.tokens, parameters, grid)
+        hidden = seen.cells.hidden
         if target.hidden_only:
-            p, t = p[:, cells.hidden], t[:, cells.hidden]
+            p, t = tokens_at(p, hidden), tokens_at(t, hidden)
         positive, negative = losses.dense_loss(p, t, c, self.decorrelation)
         if c is not None:
-            unseen = cells.hidden[:0] if target.hidden_only else cells.hidden
+            unseen = hidden[..., :0] if target.hidden_only else hidden
             metrics.dense(target.name, p, t, c, (positive, negative), unseen)
         return positive + negative
 
@@ -255,14 +293,31 @@ class PretrainingModule(TaskModule):
         grid = self.image_size // TOKEN
         pixels = normalize(views, self.mean, self.std).unflatten(2, (grid, TOKEN)).unflatten(4, (grid, TOKEN))
         patches: Tensor = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        guess: Tensor = self.pixel_head(fused[:, cells.hidden])
-        return (losses.full(guess) - patches[:, cells.hidden]).abs().mean()
+        guess: Tensor = self.pixel_head(tokens_at(fused, cells.hidden))
+        return (losses.full(guess) - tokens_at(patches, cells.hidden)).abs().mean()
 
-    def _pooled(self, pooled: Tensor, target: Tensor) -> Tensor:
-        query = losses.unit(self.pooled_predictor(self.pooled_projector(pooled)))
+    def _text(self, pooled: Tensor, text: Tensor, known: ImageTextTargets, metrics: Metrics) -> Tensor:
+        if self.recipe.text == "sigmoid":
+            return sigmoid_text_loss(pooled, text, self.logit_scale(), self.logit_bias(), known, metrics)
+        return text_loss(pooled, text, self.logit_scale(), known, metrics)
+
+    def _pooled(self, pooled: Tensor, targets: TeacherTargets, metrics: Metrics) -> Tensor:
+        """pooled: [B, embed_dim], or [2 B, embed_dim] where both views are rows; the heads see a view at a time."""
+        projected = [self.pooled_projector(view) for view in pooled.chunk(2 if self.recipe.both_views else 1)]
+        if self.recipe.pooled == "nt_xent":
+            first, second = (losses.unit(view) for view in projected)
+            metrics.pooled(first, second)
+            return nt_xent(first, second, SIMCLR_TEMPERATURE)
+        predicted = [losses.unit(self.pooled_predictor(view)) for view in projected]
+        if self.recipe.pooled == "symmetric_cosine":
+            projections = torch.stack([losses.unit(view) for view in projected])
+            metrics.pooled(predicted[0], projections[1])
+            return symmetric_cosine_loss(torch.stack(predicted), projections)
+        query = predicted[0]
+        metrics.pooled(query, targets["pooled"])
         if self.recipe.pooled == "cosine":
-            return (2 - 2 * (query * target).sum(-1)).mean()
-        return info_nce(query, gather_rows(target), 1 / MOCO_TEMPERATURE)[0].mean()
+            return cosine_loss(query, targets["pooled"])
+        return info_nce(query, gather_rows(targets["pooled"]), 1 / MOCO_TEMPERATURE)[0].mean()
 
     def _category(self, pooled: Tensor, known: ImageTextTargets, metrics: Metrics) -> Tensor:
         logits = self.image.head(self.image.fc_norm(pooled.flatten(0, 1)))

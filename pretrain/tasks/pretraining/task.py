@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class TextConfig(Section):
     """The text tower: open_clip's TextTransformer."""
 
+    name: str | None = Field(None, description="open_clip model whose text tower it is, as ViT-H-14; null: sizes below")
+    weights: str | None = Field(None, description="file to start the tower from: an open_clip model's, or its tower's")
+    frozen: bool = Field(False, description="the tower is not trained; it needs weights")
     width: int = Field(512, ge=16)
     layers: int = Field(12, ge=1)
     heads: int = Field(8, ge=1)
@@ -37,6 +40,12 @@ class TextConfig(Section):
                 "task.text.token_dropout is no more: data.augmentation.caption_dropout leaves parts of captions out"
             )
         return {k: v for k, v in values.items() if k != "token_dropout"} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _frozen_from_somewhere(self) -> Self:
+        if self.frozen and self.weights is None:
+            raise ValueError("task.text.frozen: a tower that is not trained needs task.text.weights")
+        return self
 
 
 class DecoderConfig(Section):
@@ -67,10 +76,22 @@ class Pretraining(Task):
     embed_dim: int = Field(768, ge=8, description="width of the pooled image vector that meets the text")
     mask_cell: int | None = Field(None, description="side of a mixing cell in pixels; 32, below 128 px images 16")
     mask_ratio: float = Field(0.5, gt=0, lt=1)
+    mask: Literal["batch", "sample"] = Field("batch", description="one mask a global batch, or one a sample (a pair)")
     mix_probability: float = Field(1.0, ge=0, le=1, description="preset m3i: share of the pairs that are mixed")
+    balance: float | None = Field(
+        None, gt=0, description="share of the text and category gradient that each dense loss gets at the fused map, "
+        "times its weight; null: the weights alone count"
+    )  # fmt: skip
+    dense_every: int = Field(1, ge=1, description="steps from one with dense losses to the next")
+    encode_rows: int | None = Field(
+        None, ge=1, description="rows encoded at once, the others recomputed (GradCache); null: a rank's micro-batch"
+    )
     decorrelation: float = Field(0.02, ge=0, description="lambda of the dense loss")
-    temperature: float = Field(0.07, gt=0, description="initial softmax temperature of the contrastive loss")
+    temperature: float | None = Field(
+        None, gt=0, description="initial temperature of the contrastive loss; null: .07, of siglip .1"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    templates: tuple[str, ...] = Field(("{}",), description="prompts of zero-shot scores, {} for a class's name")
 
     @field_validator("preset")
     @classmethod
@@ -90,10 +111,18 @@ class Pretraining(Task):
 
         return build_pretraining(self, model, data, classes=classes)
 
+    @property
+    def begins(self) -> bool:
+        return self.text.weights is not None
+
     def target_spec(self, data: DataConfig) -> "TargetSpec[Targets]":
         from data_pipeline.reading import ImageText
 
         return ImageText(self.tokenizer(data), data.context_length)
+
+    def with_templates(self, templates: Sequence[str]) -> "Pretraining":
+        """The same task whose zero-shot classification asks with these prompts."""
+        return self.model_copy(update={"templates": tuple(templates)})
 
     def tokenizer(self, data: DataConfig) -> "Callable[[list[str]], Tensor]":
         """list of n captions -> int64 [n, data.context_length]."""
@@ -133,7 +162,8 @@ class Pretraining(Task):
         if name == "top1":
             return top1(own, data, run, classes=classes, batch_size=batch_size)
         if name == "zero-shot":
-            return zero_shot(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)
+            tokenizer = self.tokenizer(run.data)
+            return zero_shot(own, data, run, tokenizer=tokenizer, templates=self.templates, batch_size=batch_size)
         return retrieval(own, data, run, tokenizer=self.tokenizer(run.data), batch_size=batch_size)
 
 

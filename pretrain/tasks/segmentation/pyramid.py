@@ -24,6 +24,7 @@ from pretrain.models.randomness import drawing_from
 from pretrain.objectives.collectives import global_mean, summed
 from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics
+from pretrain.tasks.dense.costs import head_costs, stage_maps
 from pretrain.tasks.dense.fp32 import compute_in_fp32
 from pretrain.tasks.dense.module import DenseModule
 from pretrain.tasks.module import LossOutput, TeacherTargets
@@ -78,6 +79,17 @@ class PyramidModule(DenseModule):
         metrics = Metrics(measure)
         metrics.add("pixels/accuracy", lambda: _accuracy(logits, maps))
         return LossOutput(total, {name: loss.detach() for name, loss in losses.items()}, metrics.values)
+
+    def head_costs(self, side: int) -> tuple[float, float]:
+        maps = stage_maps(self.widths, side)
+        labels = torch.zeros(1, side, side, dtype=torch.int64, device="meta")
+        heads = [head for head in (self.head, self.auxiliary_head) if head is not None]
+
+        def call() -> None:
+            for head in heads:
+                F.cross_entropy(_enlarged(head(maps), labels.shape[1:]), labels)
+
+        return head_costs(call, heads, maps)
 
     def class_scores(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Probabilities [B, classes, H, W]."""

@@ -31,6 +31,8 @@ from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
 from pretrain.training.checkpoint.rank_file import write_rank_file
+from pretrain.training.checkpoint.retention import Kept, to_delete
+from pretrain.training.checkpoint.second_tier import SecondTier
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
@@ -89,6 +91,8 @@ class Checkpointer:
         self._failures = 0
         self._saved_at = clock()
         self.last_step = -1
+        copies = settings.copy_to if context.leader else None
+        self._second = SecondTier(copies, report) if copies is not None else None
         if context.leader:
             self._folder.mkdir(parents=True, exist_ok=True)
             for prefix in (disk.WRITING, disk.DELETING):
@@ -98,7 +102,6 @@ class Checkpointer:
         context.barrier()
 
     # --- what is saved
-    # -------------------------------------------------------------------------------------------------
     def _layout(self) -> list[tuple[str, Tensor]]:
         """(key, live tensor) of everything that this rank writes."""
         entries = [(f"{kind}/{f.name}", tensor) for f in self.engine.owned for kind, tensor in f.kinds()]
@@ -120,7 +123,6 @@ class Checkpointer:
         return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self.engine.buffers()}}
 
     # --- saving
-    # --------------------------------------------------------------------------------------------------------
     def due(self, step: int) -> bool:
         """Does this rank want a checkpoint after `step` steps? By steps, or by minutes of the leader's clock."""
         settings = self._settings
@@ -199,7 +201,10 @@ class Checkpointer:
         return self._failures == 0
 
     def wait_or_raise(self) -> bool:
-        """At the end of the work: raises GaveUpError where the last save failed, for then work would be lost unsaid."""
+        """At the end of the work: raises GaveUpError where the last save failed, for then work would be lost unsaid.
+
+        A copy elsewhere is not waited for: the time after a request to stop is short, and the next start makes it.
+        """
         if not self.wait():
             raise GaveUpError(
                 f"the last checkpoint could not be written to {self._folder} "
@@ -207,6 +212,11 @@ class Checkpointer:
                 "and run the same command again: it goes on from the checkpoint before"
             )
         return True
+
+    def close(self) -> None:
+        """The run is done: its last checkpoint's copy is made, however long that takes."""
+        if self._second is not None:
+            self._second.finish()
 
     def _advance(self, failed: bool) -> None:
         """All ranks are done with their part: drop the save, have the leader commit it, or call it complete."""
@@ -256,16 +266,19 @@ class Checkpointer:
         sync_folder(self._folder)
         write_durably(self._folder / disk.LATEST, final.name)
         self._report(EventKind.CHECKPOINT, step=step, bytes=sum(entry["bytes"] for entry in files.values()))
+        if self._second is not None:
+            self._second.offer(Checkpoint(final))
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
-        settings = self._settings
         best = self._folder / disk.BEST
-        kept = {best.read_text().strip()} if best.is_file() else set()
-        for old in disk.complete_checkpoints(self.run)[settings.keep :]:
-            forever = settings.keep_every is not None and old.step % settings.keep_every == 0
-            if old.step < newest and old.path.name not in kept and not forever:
-                self._delete(old)
+        chosen = Checkpoint(self._folder / best.read_text().strip()).step if best.is_file() else None
+        there = {old.step: old for old in disk.complete_checkpoints(self.run) if old.step <= newest}
+        # What this run itself has written has one size; a manifest is read where the size counts.
+        sized = self._settings.keep_gigabytes is not None
+        kept = [Kept(step, old.bytes if sized else 0) for step, old in there.items()]
+        for step in to_delete(kept, self._settings, chosen):
+            self._delete(there[step])
 
     def _set_aside(self, path: Path) -> None:
         number = 0
@@ -274,7 +287,6 @@ class Checkpointer:
         os.rename(path, target)
 
     # --- restoring
-    # -----------------------------------------------------------------------------------------------------
     def restore(self, before: int | None = None) -> dict[str, Any] | None:
         """Load the newest intact checkpoint; its state.json, or None where there is none at all. Collective.
 
@@ -321,6 +333,11 @@ class Checkpointer:
         the others.
         """
         there = disk.resumable_checkpoints(self.run)
+        if self._second is not None and before is None:
+            if not there and not any(self._folder.glob("damaged-*")) and self._second.fetch_newest(self.run):
+                there = disk.resumable_checkpoints(self.run)
+            if complete := disk.complete_checkpoints(self.run):
+                self._second.offer(complete[0])  # where the run ended before its copy was made
         if before is not None:
             early = [checkpoint for checkpoint in there if checkpoint.step <= before]
             there = early + [checkpoint for checkpoint in reversed(there) if checkpoint.step > before]

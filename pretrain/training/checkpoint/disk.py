@@ -40,6 +40,7 @@ from pretrain.training.checkpoint.trained_on import TrainedOn
 SCHEMA = 2
 VERSIONS = {"1": "0.1.0"}  # of programs whose manifests did not name theirs, by schema
 FOLDER, LATEST, BEST, WRITING, DELETING = "checkpoints", "latest", "best", ".writing-", ".deleting-"
+LARGEST_MAPPED = 1 << 28  # bytes
 AUTO = "auto"  # the best checkpoint where there is one, else the latest
 MANIFEST, INDEX, STATE, CONFIG = "manifest.json", "index.json", "state.json", "config.yaml"
 
@@ -86,6 +87,11 @@ class Checkpoint:
             )
         return found
 
+    @property
+    def bytes(self) -> int:
+        """Of all files that the manifest names."""
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
     @cached_property
     def index(self) -> dict[str, Any]:
         """{"parameters": {name: {"shape", "fragments": [[file, start, length], ...]}}, "buffers": [names]}"""
@@ -104,10 +110,12 @@ class Checkpoint:
         return parse_config(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8")), str(self.path / CONFIG))
 
     def verify(self, *, part: int = 0, parts: int = 1) -> None:
-        """Sizes of all files, digests of every `parts`-th (the ranks share the work). Raises DamagedError naming the
-        file.
+        """Sizes and digests of every `parts`-th file from the `part`-th on (the ranks share the work: were each to look
+        at all files, 256 ranks would ask a shared file system 66,000 times). Raises DamagedError naming the file.
         """
         for number, (name, expected) in enumerate(sorted(self.manifest["files"].items())):
+            if number % parts != part:
+                continue
             path = self.path / name
             if not path.is_file():
                 raise DamagedError(f"checkpoint {self.path}: {name} is missing")
@@ -116,7 +124,7 @@ class Checkpoint:
                     f"checkpoint {self.path}: {name} has {path.stat().st_size} bytes, "
                     f"its manifest says {expected['bytes']}"
                 )
-            if number % parts == part and file_sha256(path) != expected["sha256"]:
+            if file_sha256(path) != expected["sha256"]:
                 raise DamagedError(f"checkpoint {self.path}: {name} does not have the digest its manifest says")
 
     @property
@@ -133,23 +141,30 @@ class Checkpoint:
             return "EMA weights" if kept else "trained weights (the run keeps no EMA)"
         return "trained weights"
 
-    def load(self, which: str = "ema") -> dict[str, Tensor]:
+    def load(self, which: str = "ema", prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
         """Full fp32 tensors by the task's state-dict names (parameters and buffers), every digest checked.
 
         which: "ema" (the EMA of the weights; a parameter without one, as a frozen one, itself) or "model".
+        prefixes: of the names that are wanted; little more memory is used than their values take.
         Raises DamagedError.
         """
         if which not in ("ema", "model"):
             raise UserError(f"weights {which!r}: choose 'ema' or 'model'")
         self.verify()
-        files, weights = OpenFiles(), {}
+        files, weights, mapped = OpenFiles(), {}, 0
         for name, entry in self.index["parameters"].items():
+            if not name.startswith(prefixes):
+                continue
             kind = "ema" if which == "ema" and entry["ema"] else "param"
             flat = torch.empty(torch.Size(entry["shape"]).numel(), dtype=torch.float32)
+            mapped += flat.nbytes
+            if mapped > LARGEST_MAPPED:  # what is read stays in memory while its file is open
+                files, mapped = OpenFiles(), flat.nbytes
             self.read_into(flat, kind, name, 0, files)
             weights[name] = flat.view(entry["shape"])
         for name, file in self.index["buffers"].items():
-            weights[name] = files.get(self.path / file).get_tensor(f"buffer/{name}")
+            if name.startswith(prefixes):
+                weights[name] = files.get(self.path / file).get_tensor(f"buffer/{name}")
         return weights
 
     def read_into(self, target: Tensor, kind: str, name: str, start: int, files: "OpenFiles") -> None:
@@ -186,6 +201,12 @@ class OpenFiles:
 def is_run(path: Path) -> bool:
     """Whether this is a run or checkpoint folder, rather than one of weights."""
     return (path / FOLDER).is_dir() or (path / MANIFEST).is_file()
+
+
+def run_of(checkpoint: Path | str) -> Path:
+    """The run directory that a checkpoint path belongs to: RUN itself, or RUN of RUN/checkpoints/step-00001000."""
+    path = Path(checkpoint).resolve()
+    return path.parent.parent if path.parent.name == FOLDER else path
 
 
 def complete_checkpoints(run: Path) -> list[Checkpoint]:

@@ -21,9 +21,12 @@ class EventKind(StrEnum):
     CHECKPOINT = "checkpoint"
     CHECKPOINT_FAILED = "checkpoint_failed"
     CHECKPOINT_REFUSED = "checkpoint_refused"
+    COPIED = "checkpoint_copied"
+    COPY_FAILED = "checkpoint_copy_failed"
     SYNCHRONOUS_CHECKPOINTS = "synchronous_checkpoints"
     STEP_NOT_APPLIED = "step_not_applied"
     ROLLBACK = "rollback"
+    STRAGGLER = "straggler"
     HANG = "hang"
     GRACE_EXCEEDED = "grace_exceeded"
     BAD_SAMPLE = events.BAD_SAMPLE  # these four come from the reader
@@ -37,6 +40,7 @@ BAD = frozenset(
     (
         *(EventKind.FAILED, EventKind.GAVE_UP, EventKind.ALARM, EventKind.CHECKPOINT_FAILED),
         *(EventKind.CHECKPOINT_REFUSED, EventKind.STEP_NOT_APPLIED, EventKind.ROLLBACK, EventKind.HANG),
-        *(EventKind.GRACE_EXCEEDED, EventKind.BAD_SAMPLE, EventKind.DAMAGED_SHARD),
+        EventKind.COPY_FAILED,
+        *(EventKind.STRAGGLER, EventKind.GRACE_EXCEEDED, EventKind.BAD_SAMPLE, EventKind.DAMAGED_SHARD),
     )
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 from data_pipeline.durable import write_durably
 from pretrain.training.logging.kinds import EventKind
+from pretrain.training.logging.notifying import Notifier
 
 EVENTS, METRICS, ENVIRONMENT, CONFIG = "events.jsonl", "metrics.jsonl", "environment.json", "config.yaml"
 EARLIER_EVENTS, WANDB_ID, CONFIG_HISTORY = "events.1.jsonl", "wandb-id.txt", "config-history.jsonl"
@@ -38,8 +39,8 @@ _PACKAGES = (
 class EventLog:
     """`events(kind, **what)`; also takes one dictionary that has a "kind", as the reader gives."""
 
-    def __init__(self, run: Path, rank: int) -> None:
-        self._path, self._rank = run / EVENTS, rank
+    def __init__(self, run: Path, rank: int, notify: Notifier | None = None) -> None:
+        self._path, self._rank, self._notify = run / EVENTS, rank, notify
 
     def __call__(self, kind: EventKind | dict[str, Any], **what: object) -> None:
         if isinstance(kind, dict):
@@ -49,13 +50,15 @@ class EventLog:
         line = json.dumps(_plain(entry), default=str, allow_nan=False) + "\n"
         try:
             # One write to a file opened for appending: lines of several ranks do not mix.
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(descriptor, line.encode())
             finally:
                 os.close(descriptor)
         except OSError as error:  # a full disk must not end a run that only wanted to say so
             print(f"events.jsonl: {error}: {line}", file=sys.stderr, flush=True)
+        if self._notify is not None:
+            self._notify(entry, line)
 
 
 def turn_over_events(run: Path) -> None:

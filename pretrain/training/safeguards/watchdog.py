@@ -94,10 +94,22 @@ class Watchdog:
                 self._dump(EventKind.HANG, f"no step ended for {self._limit:g} s", HANG)
                 return
 
+    def _record_flight(self) -> None:
+        """NCCL's flight recorder, where it runs: the last collectives of this rank, which of them began and ended."""
+        with contextlib.suppress(Exception):  # whatever it lacks, the stacks are there
+            from torch._C import _distributed_c10d as c10d
+
+            trace = c10d._dump_nccl_trace_json()  # type: ignore[attr-defined]
+            if trace and b"entries" in trace:
+                (self._stacks.parent / self._stacks.name.replace("stacks", "nccl")).with_suffix(".json").write_bytes(
+                    trace
+                )
+
     def _dump(self, kind: EventKind, message: str, code: int) -> None:
         try:
             with open(self._stacks, "a", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file=file, all_threads=True)
+            self._record_flight()
             self._report(kind, f"{message}; stacks of all threads in {self._stacks}")
             # The others hang in the same collective and are about to notice: one that leaves first breaks their
             # connection, and they would end with a network error instead of their stacks.

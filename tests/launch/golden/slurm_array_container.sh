@@ -27,8 +27,9 @@ latest() { { [ -n "$run" ] && cat "$run/checkpoints/latest" 2> /dev/null; } || e
 program='trap : USR1 TERM INT
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$PER_NODE
 node=${SLURMD_NODENAME:-$(hostname)}
-if [ "$LOCAL_RANK" = 0 ] && [ "$(nproc)" -lt "${CORES_NEEDED:-0}" ]; then
-  echo "warning: $node gives $(nproc) cores to a rank that needs $CORES_NEEDED; its loader will be slow" >&2
+cores=$(env -u OMP_NUM_THREADS nproc)
+if [ "$LOCAL_RANK" = 0 ] && [ "$cores" -lt "${CORES_NEEDED:-0}" ]; then
+  echo "warning: $node gives $cores cores to a rank that needs $CORES_NEEDED; its loader will be slow" >&2
 fi
 if [ -n "$RANK_LOGS" ] && [ "$RANK" != 0 ]; then
   exec >> "$RANK_LOGS/rank-$(printf %05d "$RANK").log" 2>&1
@@ -52,7 +53,7 @@ while true; do
   places=(--nodes="${#nodes[@]}" --nodelist="$(IFS=,; echo "${nodes[*]}")" --ntasks-per-node="$PER_NODE")
   echo "job $SLURM_JOB_ID, start $START, on ${nodes[*]}, checkpoint $before"
   # A node is fit that says so within the time; whatever keeps it from it.
-  timeout --kill-after=10 180 srun "${places[@]}" --ntasks="$((${#nodes[@]} * PER_NODE))" \
+  timeout --kill-after=10 180 srun "${places[@]}" --ntasks="$((${#nodes[@]} * PER_NODE))" --label --container-image=/images/house.sqsh --container-mounts=/data:/data \
     bash -c "$program" rank internimage doctor --distributed --gate
   for node in "${nodes[@]}"; do
     [ -e "$WORD.fit.$node" ] || refused="${refused:+$refused,}$node"

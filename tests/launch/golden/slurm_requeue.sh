@@ -34,8 +34,9 @@ latest() { { [ -n "$run" ] && cat "$run/checkpoints/latest" 2> /dev/null; } || e
 program='trap : USR1 TERM INT
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$PER_NODE
 node=${SLURMD_NODENAME:-$(hostname)}
-if [ "$LOCAL_RANK" = 0 ] && [ "$(nproc)" -lt "${CORES_NEEDED:-0}" ]; then
-  echo "warning: $node gives $(nproc) cores to a rank that needs $CORES_NEEDED; its loader will be slow" >&2
+cores=$(env -u OMP_NUM_THREADS nproc)
+if [ "$LOCAL_RANK" = 0 ] && [ "$cores" -lt "${CORES_NEEDED:-0}" ]; then
+  echo "warning: $node gives $cores cores to a rank that needs $CORES_NEEDED; its loader will be slow" >&2
 fi
 if [ -n "$RANK_LOGS" ] && [ "$RANK" != 0 ]; then
   exec >> "$RANK_LOGS/rank-$(printf %05d "$RANK").log" 2>&1

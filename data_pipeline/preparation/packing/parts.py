@@ -1,0 +1,99 @@
+"""Shares a packing or fetching run among tasks: each part is a set of its own until all are there.
+
+OUTPUT/.parts/00003-of-00032/   shards 12 to 15 with the numbers they will have, plan, lock, manifest
+      .units/                   who works on which part
+OUTPUT/00000.tar ...            moved here by `finish_parts`; the manifest comes last, then `.parts` goes
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.durable import file_lock, remove_leftovers, sync_folder, write_durably
+from data_pipeline.errors import UserError, first_ten
+from data_pipeline.executors.units import UNITS_FOLDER, Part, run_units
+from data_pipeline.format import ShardEntry, read_manifest
+from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.preparation.packing.output import PARTS_FOLDER, PLAN, part_folder
+from data_pipeline.preparation.packing.pack import finish
+
+
+@dataclass(frozen=True)
+class FinishSummary:
+    output: Path
+    parts: int
+    shards: int
+    samples: int
+
+
+def in_parts(output: Path, count: int, run: Callable[[Part], object]) -> FinishSummary | None:
+    """Runs the parts that no other task works on, one after another, and finishes the set where all are done.
+
+    Returns None where other tasks are still at work; the last of them finishes the set. Raises StoppedError as `run`
+    does.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+
+    def done(number: int) -> bool:
+        whole = (output / SET_MANIFEST).exists()
+        return whole or (part_folder(output, Part(number, count)) / SET_MANIFEST).exists()
+
+    def work(number: int) -> None:
+        if not done(number):
+            run(Part(number, count))
+
+    return finish_parts(output) if run_units(work, output, count, done, workers=1) else None
+
+
+def finish_parts(output: Path) -> FinishSummary:
+    """Makes one set of the parts of a run; goes on where a killed call was. Raises UserError where parts are missing,
+    naming them, or where they are not of one run."""
+    folder = output / PARTS_FOLDER
+    with file_lock(output / ".lock"):
+        found = sorted(folder.glob("*-of-*")) if folder.is_dir() else []
+        if (output / SET_MANIFEST).exists():
+            parts = len(found)
+        else:
+            if not found:
+                raise UserError(f"{output} holds no parts of a run; check the path")
+            parts = int(found[0].name.rpartition("-of-")[2])
+            _join(output, [folder / f"{n + 1:05d}-of-{parts:05d}" for n in range(parts)])
+        for used_up in (PARTS_FOLDER, UNITS_FOLDER):
+            shutil.rmtree(output / used_up, ignore_errors=True)
+    made = read_manifest(output)
+    return FinishSummary(output, parts, len(made.shards), made.samples)
+
+
+def _join(output: Path, parts: list[Path]) -> None:
+    missing = [part.name for part in parts if not (part / SET_MANIFEST).exists()]
+    if missing:
+        raise UserError(
+            f"{output}: {len(missing)} of {len(parts)} parts are not done ({first_ten(missing)}); run the same command "
+            "again for each, then finish"
+        )
+    plans = [json.loads((part / PLAN).read_bytes()) for part in parts]
+    for plan in plans:
+        plan.pop("part")
+    if any(plan != plans[0] for plan in plans):
+        raise UserError(f"{output}: the parts were made with different input or options; begin anew in another folder")
+    remove_leftovers(output)
+    sets = [read_manifest(part) for part in parts]
+    entries: list[ShardEntry] = []
+    for part, one in zip(parts, sets, strict=True):
+        for entry in one.shards:
+            _move(part, output, entry)
+            entries.append(entry)
+    sync_folder(output)
+    write_durably(output / PLAN, json.dumps(plans[0], indent=1, ensure_ascii=False) + "\n")
+    finish(output, entries, sets[0].classes)
+
+
+def _move(part: Path, output: Path, entry: ShardEntry) -> None:
+    """Moves the files of a shard; those that an earlier call has moved are there already."""
+    stem = Path(entry.name).stem
+    for name in (entry.name, entry.sidecar, f"{stem}_stats.json"):
+        if (part / name).exists():
+            os.replace(part / name, output / name)

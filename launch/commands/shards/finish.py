@@ -1,0 +1,28 @@
+"""`internimage shards finish`."""
+
+import typer
+
+from launch.commands.options import Json
+from launch.commands.shards.options import Output
+
+EXAMPLE = "internimage shards finish shards/web"
+
+
+def finish(output: Output, json: Json = False) -> None:
+    """Join the parts of a run (pack or fetch with --part I/N) into one set; says which are missing."""
+    from data_pipeline.preparation.packing.parts import finish_parts
+    from launch.display import show
+
+    show(finish_parts(output), as_json=json)
+
+
+def tell(done: object, output: object, json: bool) -> None:
+    """Shows what `--parts` came to: the set, or that other tasks are still at work."""
+    from launch.display import show
+
+    if done is not None:
+        show(done, as_json=json)
+    else:
+        typer.echo(
+            f"the rest of {output} is being worked on by other tasks; the last of them finishes the set", err=True
+        )

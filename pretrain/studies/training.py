@@ -1,0 +1,187 @@
+"""Steps from equal time, and the runs themselves: ordinary `internimage pretrain` commands, a folder each.
+
+    OUTPUT/plan.json                          cost of a step and steps of every arm; measured once, then fixed
+    OUTPUT/runs/ARM/seed-0/stage-0/           a run like any other; `done` beside it when it has ended
+    OUTPUT/runs/ARM/seed-0/finetune/
+
+A study that is started again goes on where it was. Every run has one thread, so that the same plan gives the same
+figures to the last digit.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_pipeline.durable import write_durably
+from data_pipeline.errors import UserError
+from pretrain.configuration import RunConfig, load_config
+from pretrain.studies.arms import Arm
+
+ROUNDS = 6  # of which the first is not counted
+
+
+@dataclass(frozen=True)
+class Settings:
+    """seconds: CPU time of the training of one arm. lr: of all arms. batches: changes for tests, as a smaller batch."""
+
+    config: str
+    shards: Path
+    output: Path
+    seconds: float
+    seeds: int
+    finetune_steps: int
+    jobs: int
+    lr: float | None = None
+    changes: tuple[str, ...] = ()
+
+    def common(self, folder: str = "train") -> tuple[str, ...]:
+        rate = () if self.lr is None else (f"optimizer.lr={self.lr}",)
+        return (f"data.sources.0.path={self.shards / folder}", *rate, *self.changes)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """step_seconds: CPU seconds of a step of each stage. steps: of each stage."""
+
+    step_seconds: tuple[float, ...]
+    steps: tuple[int, ...]
+
+
+def plan(settings: Settings, arms: Sequence[Arm], whole: str) -> dict[str, Planned]:
+    """Steps of every arm: from OUTPUT/plan.json, or measured now, all arms by turns.
+
+    Raises UserError where the file is of another study.
+    """
+    path = settings.output / "plan.json"
+    wanted = {"seconds": settings.seconds, "config": settings.config, "changes": list(settings.common())}
+    if path.exists():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if {key: held[key] for key in wanted} != wanted or not {arm.name for arm in arms} <= held["arms"].keys():
+            raise UserError(f"{path} is of a study with other settings; choose another --output")
+        return {name: Planned(tuple(p["step_seconds"]), tuple(p["steps"])) for name, p in held["arms"].items()}
+    costs = _costs(settings, arms)
+    planned: dict[str, Planned] = {}
+    for arm in arms:
+        share = settings.seconds / len(arm.stages)
+        steps = tuple(arm.steps or max(1, int(share / cost)) for cost in costs[arm.name])
+        planned[arm.name] = Planned(costs[arm.name], steps)
+    for arm in arms:
+        if arm.equal_steps and whole in planned:
+            planned[arm.name] = Planned(costs[arm.name], planned[whole].steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = wanted | {"arms": {name: asdict(one) for name, one in planned.items()}}
+    write_durably(path, json.dumps(content, indent=1) + "\n")
+    return planned
+
+
+def _costs(settings: Settings, arms: Sequence[Arm]) -> dict[str, tuple[float, ...]]:
+    """CPU seconds of a step of each stage, the least of several; stages take turns, so that other work hits all."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        stages = {
+            (arm.name, number): TrainingStep(load_config(settings.config, (*settings.common(), *changes)))
+            for arm in arms
+            for number, changes in enumerate(arm.stages)
+        }
+        seen: dict[tuple[str, int], list[float]] = {key: [] for key in stages}
+        for _ in range(ROUNDS):
+            for key, step in stages.items():
+                began = time.process_time()
+                step()
+                seen[key].append(time.process_time() - began)
+        for step in stages.values():
+            step.close()
+    finally:
+        torch.set_num_threads(threads)
+    return {arm.name: tuple(min(seen[arm.name, n][1:]) for n in range(len(arm.stages))) for arm in arms}
+
+
+class TrainingStep:
+    """One training step without the loop around: read, teacher, loss, gradient, AdamW."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import torch
+
+        from pretrain.tasks.task import ReaderOptions, module_of, task_of
+
+        options = ReaderOptions(config.training.batch_size, 1, 0, 1, 0, lambda _: None, lambda: None)
+        self.reader = task_of(config).open_reader(config.data, options)
+        self.batches = self.reader.batches(0)
+        self.module = module_of(config, classes=self.reader.num_classes).train()
+        self.teacher = self.module.teacher()
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, 1e-4)
+
+    def __call__(self) -> None:
+        from pretrain.objectives.keys import StepKeys
+
+        batch, keys = next(self.batches), StepKeys(0, 0)
+        taught = self.module.teacher_targets(self.teacher, batch, keys) if self.teacher is not None else None
+        self.optimizer.zero_grad()
+        self.module(batch, keys, taught, False).total.backward()
+        self.optimizer.step()
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+def stage_folder(settings: Settings, arm: Arm, seed: int, stage: int = -1) -> Path:
+    """The folder of a stage; by default of the last."""
+    number = stage % len(arm.stages)
+    return settings.output / "runs" / arm.slug / f"seed-{seed}" / f"stage-{number}"
+
+
+def finetune_folder(settings: Settings, arm: Arm, seed: int) -> Path:
+    return stage_folder(settings, arm, seed).parent / "finetune"
+
+
+def train(settings: Settings, arms: Iterable[Arm], planned: dict[str, Planned]) -> None:
+    """Every run that is not done yet, `settings.jobs` at a time. Raises UserError naming the log of one that failed."""
+    work = [(arm, seed) for seed in range(settings.seeds) for arm in arms]
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        for _ in pool.map(lambda one: _train(settings, one[0], one[1], planned[one[0].name]), work):
+            pass
+
+
+def _train(settings: Settings, arm: Arm, seed: int, planned: Planned) -> None:
+    for stage, changes in enumerate(arm.stages):
+        folder = stage_folder(settings, arm, seed, stage)
+        steps = planned.steps[stage]
+        own = [*settings.common(), *changes, f"schedule.steps={steps}", f"training.seed={seed}"]
+        own.append(f"schedule.warmup_steps={min(steps // 10, 60)}")
+        if stage:
+            own.append(f"initialize_from={stage_folder(settings, arm, seed, stage - 1)}")
+        _run(["pretrain", settings.config, *own], folder)
+    if settings.finetune_steps:
+        steps = settings.finetune_steps
+        shape = [
+            one for one in (*settings.common(), *arm.stages[-1]) if one.startswith(("data.", "model.", "training."))
+        ]
+        own = [*shape, f"schedule.steps={steps}", f"schedule.warmup_steps={min(steps // 10, 20)}"]
+        own += [f"training.seed={seed}", f"initialize_from={stage_folder(settings, arm, seed)}"]
+        _run(["pretrain", "demo_finetune", *own], finetune_folder(settings, arm, seed))
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = folder / "done"
+    if done.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "output.log"
+    with log.open("ab") as output:
+        code = subprocess.run(
+            [sys.executable, "-m", "launch", *command, "--output", str(folder), "--processes", "1"],
+            stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        ).returncode  # fmt: skip
+    if code != 0:
+        raise UserError(f"{folder} ended with exit code {code}; {log} says why. The same command goes on after it")
+    write_durably(done, "")

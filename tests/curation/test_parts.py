@@ -1,0 +1,124 @@
+"""Packing and fetching shared among tasks: the same bytes as one task makes, whoever dies."""
+
+import functools
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from curation_sets import encoded, files, photo
+
+from data_pipeline.errors import UserError
+from data_pipeline.executors.units import Part
+from data_pipeline.preparation import WebRules, fetch, pack, verify
+from data_pipeline.preparation.packing.parts import finish_parts, in_parts
+from launch.cli import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n in range(22):
+        (folder / f"{n:02d}.jpg").write_bytes(encoded(photo(n)) if n != 9 else b"no image")
+        (folder / f"{n:02d}.txt").write_text(f"picture number {n}")
+    return folder
+
+
+@pytest.fixture
+def whole(images: Path, tmp_path: Path) -> dict[str, bytes]:
+    pack(images, tmp_path / "whole/set", rows_per_shard=2, workers=1)
+    return files(tmp_path / "whole/set")
+
+
+def test_parts_are_joined_to_the_same_bytes(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "parts/set"
+    for index in (2, 0):
+        pack(images, output, rows_per_shard=2, workers=1, part=Part(index, 3))
+    assert run(["shards", "finish", str(output)]) == 2, "one is missing"
+    with pytest.raises(UserError, match="00002-of-00003"):
+        finish_parts(output)
+    pack(images, output, rows_per_shard=2, workers=1, part=Part(1, 3))
+    done = finish_parts(output)
+    assert (done.parts, done.shards, done.samples) == (3, 11, 21)
+    assert files(output) == whole and verify(output).sound
+    assert finish_parts(output).samples == 21, "once more changes nothing"
+    pack(images, output, rows_per_shard=2, workers=1)
+
+
+def test_parts_of_different_runs_are_not_joined(images: Path, tmp_path: Path) -> None:
+    pack(images, tmp_path / "set", rows_per_shard=2, workers=1, part=Part(0, 2))
+    (images / "22.jpg").write_bytes(encoded(photo(22)))
+    pack(images, tmp_path / "set", rows_per_shard=2, workers=1, part=Part(1, 2))
+    with pytest.raises(UserError, match="different input"):
+        finish_parts(tmp_path / "set")
+
+
+def start(images: Path, output: Path, parts: int) -> "subprocess.Popen[str]":
+    words = ["--rows-per-shard", "2", "--workers", "1", "--parts", str(parts)]
+    command = [sys.executable, "-m", "launch", "shards", "pack", str(images), str(output), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_tasks_share_parts_and_take_over_those_of_the_dead(
+    images: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "parts/set"
+    tasks = [start(images, output, 8) for _ in range(4)]
+    while not list(output.glob(".parts/*/*.tar")) and all(task.poll() is None for task in tasks):
+        time.sleep(0.01)
+    tasks[0].send_signal(signal.SIGKILL)
+    ends = [task.wait(200) for task in tasks]
+    assert ends[1:] == [0, 0, 0], [task.stderr.read() for task in tasks]
+    assert start(images, output, 8).wait(200) == 0  # where the dead one held the last part
+    assert files(output) == whole
+
+
+def test_a_signal_ends_a_task_behind_its_shard(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    output = tmp_path / "parts/set"
+    task = start(images, output, 1)
+    while not list(output.glob(".parts/*/*_stats.json")) and task.poll() is None:
+        time.sleep(0.005)
+    task.send_signal(signal.SIGUSR1)
+    assert task.wait(200) in (75, 0), task.stderr.read()
+    if task.returncode == 75:
+        assert not (output / "manifest.json").exists()
+    assert in_parts(output, 1, functools.partial(_pack, images, output)) is not None
+    assert files(output) == whole
+
+
+def _pack(images: Path, output: Path, part: Part) -> None:
+    pack(images, output, rows_per_shard=2, workers=1, part=part)
+
+
+@pytest.fixture
+def site(images: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(images))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_fetching_in_parts_gives_the_same_bytes(site: str, tmp_path: Path) -> None:
+    (tmp_path / "urls.txt").write_text("".join(f"{site}/{n:02d}.jpg\n" for n in range(24)))
+    web = WebRules(private_networks=("127.0.0.0/8",), attempts=1)
+    one = functools.partial(fetch, tmp_path / "urls.txt", web=web, rows_per_shard=3, workers=1)
+    one(tmp_path / "whole/set")
+    output = tmp_path / "parts/set"
+    done = in_parts(output, 5, lambda part: one(output, part=part))
+    assert done is not None and (done.shards, done.samples) == (8, 21)
+    assert files(output) == files(tmp_path / "whole/set")

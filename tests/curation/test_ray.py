@@ -1,0 +1,45 @@
+"""Units of work on a local Ray of two processes: the same bytes as without. Skipped where Ray is not installed."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from curation_sets import encoded, files, photo
+
+from data_pipeline.curation.decisions import SetPath
+from data_pipeline.curation.resharding import Running, reshard_set
+
+ROOT = Path(__file__).resolve().parents[2]
+HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed (extra ray)")
+def test_ray_makes_the_same_bytes(make_set: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_set("web", [encoded(photo(n)) for n in range(24)])
+    reshard_set(SetPath(folder), tmp_path / "a/new", samples_per_shard=3, shuffle=5, running=Running(workers=1))
+    code = f"""
+import ray
+environment = {{"env_vars": {{"PYTHONPATH": {str(ROOT)!r}}}}}
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+from launch.cli import run
+code = run(["shards", "reshard", {str(folder)!r}, {str(tmp_path / "b/new")!r}, "--samples-per-shard", "3",
+            "--shuffle", "5", "--executor", "ray"])
+ray.shutdown()
+raise SystemExit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert files(tmp_path / "b/new") == files(tmp_path / "a/new")
+
+
+@pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
+def test_without_ray_the_extra_is_named(make_set: Callable[..., Path], tmp_path: Path, capsys) -> None:
+    from launch.cli import run
+
+    folder = make_set("web", [encoded(photo(0))])
+    assert run(["shards", "reshard", str(folder), str(tmp_path / "new"), "--executor", "ray"]) == 2
+    assert "internimage-pretrain[ray]" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""Each layout read by its own tool, in a process where this project cannot be imported.
+
+python foreign_loaders.py LAYOUT FOLDER ANSWERS. FOLDER holds the exports, the pictures and pixels.pt; ANSWERS gets what
+the tool makes of them.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+CAPTIONS = ["a red ant", "two bees, at noon!", "the cat's 3 eels"]
+
+
+def pictures(folder: Path) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in sorted(folder.glob("picture-*.png"))]
+
+
+def by_description(described: dict, images: list[Image.Image]) -> torch.Tensor:
+    """What the model card says, in Pillow and numpy."""
+    size, rows = described["image_size"], []
+    for image in images:
+        scale = size / min(image.size)
+        image = image.resize([max(size, int(side * scale + 1e-9)) for side in image.size], Image.Resampling.BICUBIC)
+        left, top = (round((side - size) / 2) for side in image.size)
+        pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+        rows.append((pixels - np.float32(described["mean"])) / np.float32(described["std"]))
+    return torch.from_numpy(np.stack(rows).astype(np.float32)).permute(0, 3, 1, 2)
+
+
+def timm(folder: Path, pixels: torch.Tensor) -> dict:
+    sys.path.insert(0, str(folder / "timm"))
+    import internimage_timm  # noqa: F401
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    own = torch.stack([transform(image) for image in pictures(folder)])
+    return {"logits": model(pixels), "own": own, "own_logits": model(own), "names": model.pretrained_cfg["label_names"]}
+
+
+def hf(folder: Path, pixels: torch.Tensor) -> dict:
+    from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
+
+    path, code = str(folder / "hf"), {"trust_remote_code": True}
+    model = AutoModelForImageClassification.from_pretrained(path, **code).eval()
+    own = AutoImageProcessor.from_pretrained(path)(pictures(folder), return_tensors="pt")["pixel_values"]
+    both = AutoModel.from_pretrained(path, **code).eval()
+    tokens = AutoTokenizer.from_pretrained(path)(CAPTIONS, padding="max_length", return_tensors="pt")["input_ids"]
+    found = both(pixels, input_ids=tokens)
+    names = [model.config.id2label[row] for row in range(model.config.num_labels)]
+    return {
+        "logits": model(pixels).logits,
+        "own": own,
+        "own_logits": model(own).logits,
+        "names": names,
+        "images": torch.nn.functional.normalize(both.get_image_features(pixels).pooler_output, dim=1),
+        "texts": torch.nn.functional.normalize(both.get_text_features(tokens).pooler_output, dim=1),
+        "similarity": found.logits_per_image,
+    }
+
+
+def open_clip(folder: Path, pixels: torch.Tensor) -> dict:
+    sys.path.insert(0, str(folder / "open_clip"))
+    import internimage_open_clip  # noqa: F401
+    import open_clip
+
+    name = f"local-dir:{folder / 'open_clip'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    model.eval()
+    images = model.encode_image(pixels, normalize=True)
+    zero_shot = open_clip.build_zero_shot_classifier(model, tokenizer, ["ant", "bee"], ["a {}", "one {}."])
+    return {
+        "own": torch.stack([preprocess(image) for image in pictures(folder)]),
+        "images": images,
+        "texts": model.encode_text(tokenizer(CAPTIONS), normalize=True),
+        "similarity": model.get_logits(pixels, tokenizer(CAPTIONS))[0],
+        "zero_shot": images @ zero_shot,
+    }
+
+
+def onnx(folder: Path, pixels: torch.Tensor) -> dict:
+    import onnxruntime
+
+    def session(name: str) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(str(folder / "onnx" / name), providers=["CPUExecutionProvider"])
+
+    model = session("model.onnx")
+    described = json.loads(model.get_modelmeta().custom_metadata_map["internimage"])
+    own = by_description(described, pictures(folder))
+
+    def run(graph: onnxruntime.InferenceSession, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(graph.run(None, {graph.get_inputs()[0].name: images.numpy()})[0])
+
+    images = torch.nn.functional.normalize(run(session("image.onnx"), pixels), dim=1)
+    tokens = torch.load(folder / "tokens.pt")
+    texts = torch.nn.functional.normalize(run(session("text.onnx"), tokens), dim=1)
+    return {
+        "logits": torch.cat([run(model, pixels[:1]), run(model, pixels[1:])]),
+        "own": own,
+        "own_logits": run(model, own),
+        "names": described["classes"],
+        "images": images,
+        "texts": texts,
+        "similarity": float(np.exp(described["text"]["log_scale"])) * images @ texts.T,
+    }
+
+
+def pt2(folder: Path, pixels: torch.Tensor) -> dict:
+    extra = {"internimage": ""}
+    model = torch.export.load(folder / "model.pt2", extra_files=extra).module()
+    described = json.loads(extra["internimage"])
+    own = by_description(described, pictures(folder))
+    logits = torch.cat([model(pixels[:1]), model(pixels[1:])])
+    wide = model(torch.zeros(1, 3, 96, 160))  # another size
+    assert wide.shape == (1, logits.shape[1])
+    return {"logits": logits, "own": own, "own_logits": model(own), "names": described["classes"]}
+
+
+if __name__ == "__main__":
+    for name in ("dcnv3", "pretrain", "data_pipeline", "launch"):
+        sys.modules[name] = None  # type: ignore[assignment]  # an import of it is an ImportError
+    layout, where, answers = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    with torch.no_grad():
+        torch.save(globals()[layout](where, torch.load(where / "pixels.pt")), answers)

@@ -1,0 +1,64 @@
+"""Copies of checkpoints elsewhere: made in the background, fetched where the run's own are gone."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_fakes import configuration, events, metrics
+
+from pretrain.training import run
+from pretrain.training.checkpoint.disk import complete_checkpoints, load_weights
+from pretrain.training.checkpoint.second_tier import SecondTier
+
+
+def go(output: Path, **changes: object) -> int:
+    return run(configuration(**changes), output)
+
+
+def test_a_purged_run_goes_on_from_its_copy(tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    assert go(tmp_path / "whole") == 0
+    output = tmp_path / "run"
+    copying = {"checkpoint__copy_to": str(copies)}
+    assert go(output, training__stop_after=8, **copying) == 75
+    deadline = time.monotonic() + 30
+    while not (copies / "step-00000008" / "manifest.json").exists():
+        assert time.monotonic() < deadline, "no copy was made"
+        time.sleep(0.05)
+    (copies / "step-00000009").mkdir()
+    (copies / "step-00000009" / "manifest.json").write_text('{"files": {"rank-0')  # a copy that a crash cut
+    shutil.rmtree(output / "checkpoints")
+    assert go(output, **copying) == 0
+    assert [e["step"] for e in events(output, "resume")] == [8]
+    assert "step-00000009 cannot be fetched" in events(output, "checkpoint_copy_failed")[0]["message"]
+    assert (copies / "step-00000012" / "manifest.json").is_file(), "the end of a run waits for its copy"
+    one, other = load_weights(output)[0], load_weights(tmp_path / "whole")[0]
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert [row["loss"] for row in metrics(output)] == [row["loss"] for row in metrics(tmp_path / "whole")]
+
+
+def test_half_a_copy_is_no_copy(tmp_path: Path) -> None:
+    assert go(tmp_path / "run", training__stop_after=4) == 75
+    copies = tmp_path / "copies"
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "step-00000004", copies / "step-00000004")
+    (copies / "step-00000004" / "manifest.json").unlink()
+    said: list[object] = []
+    tier = SecondTier(str(copies), lambda kind, **what: said.append(kind))  # type: ignore[arg-type]
+    assert tier.fetch_newest(tmp_path / "other") is None
+    tier.offer(complete_checkpoints(tmp_path / "run")[0])
+    tier.finish()
+    assert said == ["checkpoint_copied"]
+    assert tier.fetch_newest(tmp_path / "other") == "step-00000004"
+    complete_checkpoints(tmp_path / "other")[0].verify()
+
+
+def test_a_copy_that_fails_is_an_event_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: SecondTier, checkpoint: object) -> None:
+        raise OSError("no room there")
+
+    monkeypatch.setattr(SecondTier, "_copy", full)
+    assert go(tmp_path / "run", checkpoint__copy_to=str(tmp_path / "copies")) == 0
+    failed = events(tmp_path / "run", "checkpoint_copy_failed")
+    assert failed and "no room there" in failed[0]["message"]

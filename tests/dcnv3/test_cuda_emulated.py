@@ -6,61 +6,15 @@ What this cannot show: races between warps, and speed.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from emulated import TOLERANCE, TYPES, shifted
 
-import dcnv3
 from dcnv3.geometry import Geometry, make_geometry
 from dcnv3.reference import packed_reference
-
-HERE = Path(__file__).parent / "emulation"
-CSRC = Path(dcnv3.__file__).parent / "csrc"
-
-
-TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]  # in the order of problem.h
-TOLERANCE = dict(zip(TYPES, (1e-12, 4e-6, 1e-2, 1.5e-3), strict=True))
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
-    """The kernels before sm_90, and on it, where sums of float32 go out by fours, with a launch for each image."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to compile the emulator with")
-    built = tmp_path_factory.mktemp("emulation")
-    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{CSRC}", f"-I{HERE}", str(HERE / "kernels.cpp")]
-    libraries = {}
-    for architecture in (800, 900):
-        target = built / f"kernels_{architecture}.so"
-        subprocess.run([*command, f"-DDCNV3_EMULATION={architecture}", "-o", str(target)], check=True, timeout=300)
-        loaded = ctypes.CDLL(str(target))
-        loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
-            ctypes.c_int
-        ] * 4
-        loaded.run_norm.argtypes = [
-            *[ctypes.c_int64] * 2,
-            ctypes.c_double,
-            ctypes.c_int,
-            ctypes.c_void_p,
-            ctypes.c_int,
-            ctypes.c_int,
-        ]
-        loaded.message.restype = ctypes.c_char_p
-        loaded.divide_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        libraries[architecture] = loaded
-    return libraries
-
-
-def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
-    """The same numbers as a slice of the channels of a wider tensor: `gap` more elements a pixel, `start` before."""
-    wide = torch.full((tensor.numel() // max(tensor.shape[-1], 1) * (tensor.shape[-1] + gap) + start,), torch.nan)
-    view = wide.to(tensor.dtype)[start:].view(*tensor.shape[:-1], tensor.shape[-1] + gap)[..., : tensor.shape[-1]]
-    return view.copy_(tensor)
 
 
 class Places(NamedTuple):
@@ -296,49 +250,6 @@ def test_the_emulated_16_bit_types_round_as_torch_does(
     call.value, call.mask[:] = numbers.view(1, 64, 64, 16), 1.5
     actual = emulate(libraries[800], call, dtype)["output"].to(dtype)
     assert torch.equal(actual, (call.value.float() * 1.5).to(dtype))
-
-
-NORMS = [(1, 8), (37, 64), (300, 16), (5, 80), (70, 5), (19, 320), (33, 1000), (3, 3)]  # rows, channels
-
-
-@pytest.mark.parametrize("gelu", [True, False], ids=["gelu", "plain"])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("rows", "channels"), NORMS, ids=str)
-def test_the_cuda_norms_compute_the_definition(
-    libraries: dict[int, ctypes.CDLL], rows: int, channels: int, dtype: torch.dtype, gelu: bool
-) -> None:
-    """In lane groups of part of a warp and of a whole one, one round of the channels and several, aligned and not."""
-    torch.manual_seed(0)
-    given = [2 * torch.randn(rows, channels) + 0.5, torch.randn(channels), torch.randn(channels)]
-    cotangent = torch.randn(rows, channels).to(dtype)
-    leaves = [t.to(dtype).double().requires_grad_() for t in given]
-    normal = torch.nn.functional.layer_norm(leaves[0], (channels,), leaves[1], leaves[2], 1e-6)
-    output = torch.nn.functional.gelu(normal) if gelu else normal
-    expected = [output.detach(), *torch.autograd.grad(output, leaves, cotangent.double())]
-    if not gelu:
-        expected[1] = expected[1] + cotangent  # as the gradient of a residual
-    for start in (0, 1):  # at an odd address a lane moves one element
-        x, weight, bias, grad = (shifted(t.to(dtype), start, 0) for t in (*given, cotangent))
-        results = [shifted(torch.full_like(t, torch.nan), start, 0) for t in (x, x, weight, bias)]
-        statistics = [torch.full((rows,), torch.nan, dtype=torch.promote_types(dtype, torch.float32)) for _ in range(2)]
-        everything = [x, weight, bias, results[0], *statistics, grad, *results[1:]]
-        pointers = (ctypes.c_void_p * 11)(*(t.data_ptr() for t in everything), None if gelu else grad.data_ptr())
-        moved = {
-            libraries[800].run_norm(rows, channels, 1e-6, gelu, pointers, TYPES.index(dtype), backward)
-            for backward in (0, 1)
-        }
-        width = 16 // dtype.itemsize
-        assert moved == {1 if start or channels % width else width}
-        for have, want in zip(results, expected, strict=True):
-            assert float((have.double() - want).abs().max()) <= TOLERANCE[dtype] * max(float(want.abs().max()), 1.0)
-
-
-def test_a_norm_of_more_channels_than_shared_memory_holds_is_refused(libraries: dict[int, ctypes.CDLL]) -> None:
-    """By the launcher; dcnv3.fused leaves these to PyTorch: 3 numbers a channel in 40 KiB."""
-    room = torch.empty(3414)
-    pointers = (ctypes.c_void_p * 11)(*[room.data_ptr()] * 11)
-    answers = [libraries[800].run_norm(0, channels, 1e-6, 1, pointers, 1, 1) for channels in (3413, 3414)]
-    assert answers == [1, -1]  # one element at a time
 
 
 def test_a_kernel_of_more_points_than_shared_memory_holds_is_refused(libraries: dict[int, ctypes.CDLL]) -> None:

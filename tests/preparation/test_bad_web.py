@@ -319,3 +319,29 @@ def test_a_spill_keeps_what_was_whole_and_drops_what_was_cut(tmp_path: Path) -> 
     assert 0 not in spill
     spill.close(done=True)
     assert not path.exists()
+    with pytest.raises(ValueError, match="closed"):
+        spill.add(samples[0])
+
+
+def test_a_full_disk_ends_every_row_before_it_ends_the_run(
+    bad_site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "urls.txt").write_text("".join(bad_site.url(f"/ok/{n}\n") for n in range(60)))
+    written: list[int] = []
+
+    def full(spill: Spill, sample: Sample) -> None:
+        written.append(sample.row)
+        if len(written) == 5:
+            raise OSError(28, "No space left on device")
+        add(spill, sample)
+
+    add = Spill.add
+    monkeypatch.setattr(Spill, "add", full)
+    web_rules = WebRules(private_networks=("127.0.0.1/32",))
+    with pytest.raises(OSError, match="No space left"):
+        fetch(tmp_path / "urls.txt", tmp_path / "set", web=web_rules, rows_per_shard=30, workers=1)
+    assert len(written) < 60
+    monkeypatch.undo()
+    bad_site.asked.clear()
+    done = fetch(tmp_path / "urls.txt", tmp_path / "set", web=web_rules, rows_per_shard=30, workers=1)
+    assert (done.packed, verify(tmp_path / "set").sound) == (60, True) and done.requests <= 60 - 4

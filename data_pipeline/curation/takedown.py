@@ -51,8 +51,8 @@ def take_down(
 ) -> TakedownSummary:
     """Drops every row of `sets` that the list `wanted` names, and leaves its reason as a tombstone.
 
-    erase: zeroes image, text and JSON in the shards now. distance: bits in which a named PDQ hash and an image's may
-    differ. Raises UserError for a list that cannot be read, naming the line.
+    erase: zeroes image, text, JSON and annotation in the shards now. distance: bits in which a named PDQ hash and an
+    image's may differ. Raises UserError for a list that cannot be read, naming the line.
     """
     named = read_list(wanted)
     with held_sets(sets, progress) as held:

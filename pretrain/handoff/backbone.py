@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError, first_ten
+from pretrain.handoff.text import BIAS, SCALE, Text, text_of
 from pretrain.handoff.text import PREFIX as TEXT_PREFIX
-from pretrain.handoff.text import SCALE, Text, text_of
 from pretrain.models import VARIANTS, InternImage, create_model, official
 from pretrain.models.reading import open_weights
 from pretrain.tasks.class_names import row_names
@@ -117,7 +117,7 @@ def load_backbone(
 def _from_run(path: Path, which: str, choice: str) -> Backbone:
     checkpoint = find_checkpoint(path, choice)
     config, trained_on = checkpoint.config, checkpoint.trained_on
-    weights = checkpoint.load(which, (IMAGE_PREFIX, TEXT_PREFIX, SCALE))
+    weights = checkpoint.load(which, (IMAGE_PREFIX, TEXT_PREFIX, SCALE, BIAS))
     image = {name.removeprefix(IMAGE_PREFIX): value for name, value in weights.items() if name.startswith(IMAGE_PREFIX)}
     if not image:
         raise UserError(f"{path}: its {which!r} weights hold no image encoder (no entry begins with {IMAGE_PREFIX!r})")
@@ -148,7 +148,7 @@ def _from_run(path: Path, which: str, choice: str) -> Backbone:
             "started_from": None if config.initialize_from is None else Path(config.initialize_from).name,
         },
         scored_as=(checkpoint.title, checkpoint.weights_title(which)),
-        text=text_of(weights, task["text"]["heads"]) if isinstance(task.get("text"), dict) else None,
+        text=text_of(weights, task["text"]) if isinstance(task.get("text"), dict) else None,
     )
 
 
@@ -187,7 +187,10 @@ def _from_file(path: Path, which: str) -> Backbone:
 def _text(state: dict[str, Tensor], sizes: dict[str, Any] | None) -> Text | None:
     """The text tower in the folders that hold it, those of transformers and open_clip."""
     tower = {key.removeprefix(TEXT_PREFIX): value for key, value in state.items() if key.startswith(TEXT_PREFIX)}
-    return Text(tower, sizes["heads"], float(state["logit_scale"])) if tower and sizes else None
+    if not tower or not sizes:
+        return None
+    bias = float(state["logit_bias"]) if "logit_bias" in state else None
+    return Text(tower, sizes["heads"], float(state["logit_scale"]), bias)
 
 
 def _official_keys(state: dict[str, Tensor], arguments: dict[str, Any], path: Path) -> dict[str, Tensor]:

@@ -9,14 +9,44 @@ _MODELS = (
 )
 _SHARED = ("errors", "hashing")  # of data_pipeline
 _OPERATOR = ("geometry", "reference", "module")
-_CHOICE = '''"""The compiled operator's layer where the dcnv3 package is installed, else the same in plain PyTorch."""
+_CHOICE = '''"""The compiled layers where the dcnv3 package is installed, else the same in plain PyTorch."""
 
 try:
-    from dcnv3 import DCNv3
+    from dcnv3 import DCNv3, NormGelu, gelu, gelu_, layer_norm, norm_gelu
 except ImportError:
+    from .dcnv3_fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu
     from .dcnv3_module import DCNv3
 
-__all__ = ["DCNv3"]
+__all__ = ["DCNv3", "NormGelu", "gelu", "gelu_", "layer_norm", "norm_gelu"]
+'''
+_PLAIN_FUSED = '''"""LayerNorm and GELU in PyTorch's own operators."""
+
+import torch
+from torch.nn import functional as F
+
+
+def layer_norm(x, weight, bias, eps):
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def norm_gelu(x, weight, bias, eps):
+    return F.gelu(layer_norm(x, weight, bias, eps))
+
+
+def gelu(x):
+    return F.gelu(x)
+
+
+def gelu_(x):
+    return x.copy_(F.gelu(x))
+
+
+class NormGelu(torch.nn.LayerNorm):
+    def __init__(self, channels, eps=1e-6):
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x):
+        return norm_gelu(x, self.weight, self.bias, self.eps)
 '''
 _PLAIN_OPERATOR = '''"""The operator in plain PyTorch."""
 
@@ -39,7 +69,7 @@ def model_code() -> dict[str, str]:
     """File name -> text: internimage_internimage.py defines InternImage; it needs torch and timm alone."""
     models, operator = resources.files("pretrain.models"), resources.files("dcnv3")
     shared = resources.files("data_pipeline")
-    files = {"internimage_dcnv3.py": _CHOICE, "dcnv3_operator.py": _PLAIN_OPERATOR}
+    files = {"internimage_dcnv3.py": _CHOICE, "dcnv3_operator.py": _PLAIN_OPERATOR, "dcnv3_fused.py": _PLAIN_FUSED}
     for name in _SHARED:
         files[f"internimage_{name}.py"] = (shared / f"{name}.py").read_text(encoding="utf-8")
     for name in _MODELS:

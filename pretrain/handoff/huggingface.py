@@ -33,6 +33,8 @@ def write_huggingface(backbone: Backbone, out: Path) -> Path:
     if backbone.text is not None:
         state |= {f"text.{name}": value for name, value in backbone.text.state.items()}
         state["logit_scale"] = torch.tensor(backbone.text.log_scale)
+        if backbone.text.bias is not None:
+            state["logit_bias"] = torch.tensor(backbone.text.bias)
         write_tokenizer(backbone.text, out)
     write_tensors(out / "model.safetensors", state, {"format": "pt"})
     classes = backbone.classes or tuple(NO_NAME.format(index) for index in range(model.num_classes))
@@ -52,6 +54,7 @@ def write_huggingface(backbone: Backbone, out: Path) -> Path:
         "image_mean": list(backbone.mean),
         "image_std": list(backbone.std),
         "text": None if backbone.text is None else backbone.text.sizes,
+        "sigmoid": backbone.text is not None and backbone.text.bias is not None,
         "origin": backbone.origin,
         "id2label": {str(index): label for index, label in enumerate(classes)},
         "label2id": {label: index for index, label in enumerate(classes)},

@@ -37,6 +37,8 @@ def write_open_clip(backbone: Backbone, out: Path) -> Path:
     towers = {f"visual.trunk.{key}": value for key, value in model.state_dict().items() if not key.startswith("head.")}
     towers |= {f"text.{key}": value for key, value in text.state.items()}
     towers["logit_scale"] = torch.tensor(text.log_scale)
+    if text.bias is not None:
+        towers["logit_bias"] = torch.tensor(text.bias)
     described = {**backbone.description(), "arguments": arguments, "classes": None}
     write_tensors(out / "open_clip_model.safetensors", towers, {METADATA_KEY: json.dumps(described), "format": "pt"})
     write_json(out / "open_clip_config.json", _configuration(backbone, name))
@@ -54,6 +56,7 @@ def _configuration(backbone: Backbone, name: str) -> dict[str, Any]:
         "model_cfg": {
             "embed_dim": text.sizes["embed_dim"],
             "custom_text": True,
+            **({} if text.bias is None else {"init_logit_bias": text.bias}),
             "vision_cfg": {
                 "timm_model_name": name,
                 "timm_model_pretrained": False,

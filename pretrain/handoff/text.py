@@ -14,16 +14,20 @@ from pretrain.handoff.remote_code.text_internimage import TextTower
 from pretrain.objectives.contrastive import MAX_LOGIT_SCALE
 from pretrain.objectives.text import FULL_VOCABULARY, build_tokenizer
 
-PREFIX, SCALE = "text.", "logit_scale.log"  # within the state dict of a pretraining task
+PLAIN = {"context_length", "vocab_size", "width", "heads", "layers"}  # of an open_clip text_cfg
+PREFIX, SCALE, BIAS = "text.", "logit_scale.log", "logit_bias."  # within the state dict of a pretraining task
 
 
 @dataclass(frozen=True)
 class Text:
-    """state: under open_clip's names. log_scale: logarithm of what cosines are multiplied by."""
+    """state: under open_clip's names. log_scale: logarithm of what cosines are multiplied by. bias: what is added then,
+    of a tower that was trained with the sigmoid loss (SigLIP); None of one trained with the softmax.
+    """
 
     state: dict[str, Tensor]
     heads: int
     log_scale: float
+    bias: float | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -45,24 +49,45 @@ class Text:
         return tower.eval()
 
     def description(self) -> dict[str, Any]:
-        return {**self.sizes, "log_scale": self.log_scale}
+        return {**self.sizes, "log_scale": self.log_scale, "bias": self.bias}
 
 
-def text_of(weights: Mapping[str, Tensor], heads: int) -> Text | None:
-    """The text tower among the weights of a task; None where it has none."""
+def heads_of(settings: Mapping[str, Any]) -> int | None:
+    """Attention heads of the tower that a `task.text` section describes; None where it is a named model's tower that is
+    built otherwise than CLIP's (another activation, width of MLP, ...), which no layout but ours could hold.
+    """
+    if settings.get("name") is None:
+        return int(settings["heads"])
+    import open_clip
+
+    found = open_clip.get_model_config(settings["name"]) or {}
+    shape = found.get("text_cfg", {})
+    plain = set(shape) <= PLAIN and not found.get("quick_gelu")
+    return int(shape["heads"]) if plain and "heads" in shape else None
+
+
+def text_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Text | None:
+    """The text tower among the weights of a task; None where it has none, or none that other tools can build.
+
+    settings: the `task.text` section.
+    """
+    heads = heads_of(settings)
+    if heads is None:
+        return None
     state = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     state.pop("attn_mask", None)  # no weight: the tower makes its own
     if not state or SCALE not in weights:
         return None
-    return Text(state, heads, min(float(weights[SCALE]), math.log(MAX_LOGIT_SCALE)))
+    bias = [float(value) for name, value in weights.items() if name.startswith(BIAS)]
+    return Text(state, heads, min(float(weights[SCALE]), math.log(MAX_LOGIT_SCALE)), bias[0] if bias else None)
 
 
 def needed(text: Text | None, to: str) -> Text:
     """Raises UserError where there is no text tower to write."""
     if text is None:
         raise UserError(
-            f"export to {to}: the checkpoint has no text tower (task.preset m3i and clip train one); "
-            "timm and hf take the image encoder alone"
+            f"export to {to}: the checkpoint has no text tower (task.preset m3i and clip train one), or one of another "
+            "build than CLIP's (task.text.name); timm and hf take the image encoder alone"
         )
     return text
 

@@ -10,6 +10,8 @@ import pytest
 from dense_sets import CATEGORIES, shapes, write_coco, write_label_maps
 from PIL import Image
 
+from data_pipeline.curation.decisions import SetPath
+from data_pipeline.curation.takedown import take_down
 from data_pipeline.errors import UserError
 from data_pipeline.format import index_shard, open_set, read_sidecar
 from data_pipeline.preparation import ImageRules, pack_coco, pack_label_maps
@@ -233,3 +235,17 @@ def test_a_hundred_thousand_annotations_are_read_in_bounded_memory(tmp_path: Pat
         assert int(objects) == count
         used.append(int(kilobytes) * 1024)
     assert size > 25e6 and used[1] - used[0] < 0.5 * size, "memory does not grow with the file"
+
+
+def test_what_is_taken_down_takes_its_annotation_along(coco_files, tmp_path: Path) -> None:
+    images, file = coco_files()
+    pack_coco(images, tmp_path / "set", file, workers=1)
+    manifest = open_set(tmp_path / "set")
+    rows = read_sidecar(tmp_path / "set" / manifest.shards[0].sidecar).to_pylist()
+    (tmp_path / "list.txt").write_text(f"sha256:{rows[1]['sha256']}\n")
+    take_down([SetPath(tmp_path / "set")], tmp_path / "list.txt", erase=True, workers=1)
+    data = (tmp_path / "set" / manifest.shards[0].name).read_bytes()
+    for number, row in enumerate(rows):
+        part = data[row["annotation_offset"] : row["annotation_offset"] + row["annotation_size"]]
+        assert any(part) == (number != 1)
+    assert [picture.position for picture in whole_pictures(tmp_path / "set")] == [0, 2, 3]

@@ -69,6 +69,11 @@ def test_a_set_of_other_annotations_is_refused_with_the_remedy(coco_set: Path, l
             finetune(tiny(task, folder, steps=2), output=tmp_path / task)
 
 
+def test_a_set_of_other_annotations_is_not_scored(source: Path, label_set: Path) -> None:
+    with pytest.raises(UserError, match="has no objects: pack it with --coco"):
+        evaluate(source, label_set, untrained=False)
+
+
 def test_views_must_keep_their_shape(coco_set: Path, tmp_path: Path) -> None:
     config = tiny("instance", coco_set, steps=3)
     config.data.rectangle = None

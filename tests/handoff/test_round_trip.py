@@ -20,7 +20,7 @@ from safetensors import safe_open
 from data_pipeline.errors import UserError
 from data_pipeline.reading.decode.centre import render_centre
 from pretrain.handoff import FORMATS, export, read_backbone
-from pretrain.handoff.text import write_tokenizer
+from pretrain.handoff.text import heads_of, write_tokenizer
 from pretrain.objectives.text import build_tokenizer
 from pretrain.tasks.task import module_of
 
@@ -229,3 +229,27 @@ def test_the_header_says_how_the_text_tower_is_built(given: Given) -> None:
     with safe_open(given.export("open_clip") / "open_clip_model.safetensors", "pt") as file:
         described = json.loads(file.metadata()["internimage"])
     assert described["text"]["heads"] == 2 and described["text"]["layers"] == 1
+
+
+def test_a_run_with_the_sigmoid_loss_keeps_its_bias(fake_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    run, weights = fake_run("siglip", lambda module: module.logit_bias.value.data.fill_(-7.5))
+    assert float(weights["logit_bias.value"]) == -7.5
+    folder = export(run, "open_clip", tmp_path / "folder")
+    assert read_backbone(folder).text.bias == -7.5 and read_backbone(run).text.bias == -7.5
+    monkeypatch.syspath_prepend(str(folder))
+    import internimage_open_clip  # noqa: F401
+
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    assert model.logit_bias.item() == -7.5
+    config = json.loads((export(run, "hf", tmp_path / "hf") / "config.json").read_text())
+    assert config["sigmoid"] is True
+    with safe_open(tmp_path / "hf/model.safetensors", "pt") as file:
+        assert file.get_tensor("logit_bias").item() == -7.5
+
+
+def test_a_named_tower_that_is_not_clips_is_not_written_as_if_it_were() -> None:
+    assert heads_of({"name": None, "heads": 3}) == 3 and heads_of({"name": "ViT-B-32"}) == 8
+    assert heads_of({"name": "ViT-B-32-quickgelu"}) is None, "another activation"
+    assert heads_of({"name": "ViT-B-16-SigLIP"}) is None, "another pooling"

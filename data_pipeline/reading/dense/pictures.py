@@ -9,7 +9,7 @@ import numpy as np
 from data_pipeline.callbacks import EventSink
 from data_pipeline.reading.batch import SampleRef
 from data_pipeline.reading.config import CacheConfig
-from data_pipeline.reading.decode.pixels import BadSample, Pixels, decode, read_header
+from data_pipeline.reading.decode.pixels import BadSample, DroppedSample, Pixels, decode, read_header
 from data_pipeline.reading.dense.objects import MEMBER
 from data_pipeline.reading.faults import Fault, FaultLog
 from data_pipeline.reading.storage.shards import RawSample, ShardSet
@@ -50,6 +50,8 @@ def whole_pictures(
                     raw = shards.shard(number).read(row)
                     pixels = decode(raw.image, read_header(raw.image, max_pixels))
                     yield WholePicture(position, ref, pixels, raw)
+                except DroppedSample:
+                    pass  # curation left the sample out, which is no fault
                 except BadSample as bad:
                     faults.append(Fault(position, *ref, bad.reason, bad.detail, ("", "")))
                 log.add(position, np.array([position]), faults)

@@ -7,6 +7,7 @@ class InternImageConfig(PretrainedConfig):
     """arguments: of InternImage, as internimage_internimage.py defines them; its classifier has `num_labels` rows.
 
     image_mean, image_std: what images are normalised by. text: sizes of the text tower, None where there is none.
+    sigmoid: whether it was trained with the sigmoid loss, whose logits have a bias.
     origin: which training the weights are of.
     """
 
@@ -20,6 +21,7 @@ class InternImageConfig(PretrainedConfig):
         image_mean=(0.485, 0.456, 0.406),
         image_std=(0.229, 0.224, 0.225),
         text=None,
+        sigmoid=False,
         origin=None,
         **options,
     ):
@@ -31,5 +33,5 @@ class InternImageConfig(PretrainedConfig):
         self.image_size = image_size
         self.num_channels = num_channels
         self.image_mean, self.image_std = list(image_mean), list(image_std)
-        self.text = text
+        self.text, self.sigmoid = text, sigmoid
         self.origin = origin or {}

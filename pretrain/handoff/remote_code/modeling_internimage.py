@@ -52,7 +52,8 @@ class InternImagePreTrainedModel(PreTrainedModel):
 
 @dataclass
 class InternImageZeroShotOutput(ModelOutput):
-    """logits_per_image: [images, texts], cosines times the learnt scale. image_embeds, text_embeds: unit vectors."""
+    """logits_per_image: [images, texts], cosines times the learnt scale (plus a bias, where the loss was a
+    sigmoid's). image_embeds, text_embeds: unit vectors."""
 
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
@@ -68,10 +69,12 @@ class InternImageModel(InternImagePreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.text, self.logit_scale = None, None
+        self.text, self.logit_scale, self.logit_bias = None, None, None
         if config.text:
             self.text = TextTower(**config.text)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if config.text and config.sigmoid:
+            self.logit_bias = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, pixel_values, input_ids=None, output_hidden_states=None, return_dict=True, **ignored):
         if input_ids is not None:
@@ -106,6 +109,8 @@ class InternImageModel(InternImagePreTrainedModel):
         images, texts = _pooled(self.get_image_features(pixel_values)), _pooled(self.get_text_features(input_ids))
         images, texts = nn.functional.normalize(images, dim=-1), nn.functional.normalize(texts, dim=-1)
         logits = self.logit_scale.exp() * images @ texts.T
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias
         return InternImageZeroShotOutput(logits, logits.T, images, texts)
 
 
@@ -122,7 +127,7 @@ def _pooled(features):
 class InternImageForImageClassification(InternImagePreTrainedModel):
     """pixel_values [B, C, S, S] -> logits [B, num_labels]; with labels [B] also the cross-entropy."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^text\.", r"^logit_scale$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^text\.", r"^logit_scale$", r"^logit_bias$"]  # noqa: RUF012
 
     def __init__(self, config):
         if not config.num_labels:

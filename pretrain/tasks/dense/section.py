@@ -1,6 +1,7 @@
 """What the `task:` sections of dense tasks share. Imports no torch until a run needs it."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -39,6 +40,14 @@ class DenseTask(Task):
                 f"task {self.name} learns from {self.annotations}, which these sets do not have: {first_ten(lacking)}; "
                 f"pack them with `internimage shards pack IMAGES OUTPUT {_PACKED_BY[self.annotations]}`"
             )
+
+    def annotations_refusal(self, data: Path | str) -> str | None:
+        """Why the set in `data` cannot be scored; None where it has the annotations that this task needs."""
+        from data_pipeline.format import open_set
+
+        if open_set(data).about.get("annotations") == self.annotations:
+            return None
+        return f"{data} has no {self.annotations}: pack it with {_PACKED_BY[self.annotations]}"
 
     def image_model(self, model: ModelConfig) -> "InternImage":
         """The image model of the configuration, without a classifier of its own."""

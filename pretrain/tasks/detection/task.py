@@ -39,7 +39,7 @@ class ObjectTask(DenseTask):
     ) -> str | None:
         from pretrain.evaluation.sets import classes_refusal
 
-        return classes_refusal(data, classes)
+        return self.annotations_refusal(data) or classes_refusal(data, classes)
 
     def evaluate(
         self,

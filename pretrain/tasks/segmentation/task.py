@@ -67,7 +67,7 @@ class MapTask(DenseTask):
     ) -> str | None:
         from pretrain.evaluation.sets import classes_refusal
 
-        return classes_refusal(data, classes)
+        return self.annotations_refusal(data) or classes_refusal(data, classes)
 
     def evaluate(
         self,

@@ -12,10 +12,13 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for emulated
 
 TRITON_ALONE = os.environ.get("DCNV3_TEST_TRITON") == "1"
 if TRITON_ALONE:

@@ -80,7 +80,7 @@ def extensions() -> tuple[list, type]:
             modules.append(
                 cpp_extension.CUDAExtension(
                     "dcnv3._C_cuda",
-                    [str(CSRC / "cuda" / name) for name in ("backward.cu", "binding.cpp", "forward.cu")],
+                    sorted(str(path) for pattern in ("*.cu", "*.cpp") for path in CSRC.glob(f"cuda/{pattern}")),
                     depends=headers,
                     extra_compile_args={
                         "cxx": [*FLAGS, definition],

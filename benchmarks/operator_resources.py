@@ -41,6 +41,7 @@ WARPS, BLOCKS = 64, 32  # of a multiprocessor
 SHARED = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
 TILE_BYTES = (16 * 12 + 3 * 9) * 32 * 4  # kTileBytes of launch.h
 GROUP_CHANNELS = (16, 32)  # of the published models
+NORM_CHANNELS = 320  # of H's first stage
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 TYPES = {"d": "float64", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
 
@@ -60,6 +61,8 @@ def kernel_name(mangled: str) -> str | None:
     `points` is backward without the value's gradient, which `tiles` then makes (tiles.cuh).
     x8: channels that a lane moves at once; of 16: channels of a group that the kernel is compiled for, with 9 points.
     """
+    if norm := re.search(r"\d+norm_(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)ELb([01])E", mangled):
+        return f"norm {norm[1]} {TYPES[norm[2]]} x{norm[3]}{' gelu' if norm[4] == '1' else ''}"
     if tiles := re.search(r"tile_kernelI(f|6__half|13__nv_bfloat16)([fy])E", mangled):
         return f"tiles {TYPES[tiles[1]]}{' deterministic' if tiles[2] == 'y' else ''}"
     found = r"\d+(forward|backward)_kernelI(d|f|6__half|13__nv_bfloat16)Li(\d)ELi(n?\d)E([dfy]|NS0_9ElsewhereE)?E"
@@ -74,7 +77,7 @@ def kernel_name(mangled: str) -> str | None:
 def digest() -> str:
     """Of the kernels' code, without its comments and line breaks."""
     files = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
-    files += [CSRC / name for name in ("packed.h", "problem.h", "sampling.h")]
+    files += [CSRC / name for name in ("norm.h", "packed.h", "problem.h", "sampling.h")]
     code = [re.sub(r"//[^\n]*", "", path.read_text()) for path in files]
     return hashlib.sha256(" ".join("\n".join(code).split()).encode()).hexdigest()
 
@@ -88,6 +91,7 @@ def occupancy(architecture: int, registers: int, warps: int, shared: int) -> int
 
 PLANS = """
 #include "cuda/launch.h"
+#include "cuda/norm_plan.h"
 #include <cstdio>
 #include <initializer_list>
 int main() {
@@ -100,6 +104,12 @@ int main() {
           const auto plan = dcnv3::gpu::make_plan(q, size, vector, backward);
           std::printf("%%d %%d %%d %%d %%d %%zu\\n", channels, size, vector, backward, plan.warps, plan.shared);
         }
+  for (int size : {4, 8})
+    for (int vector : {1, 2, 4, 8})
+      for (bool backward : {false, true}) {
+        const auto plan = dcnv3::gpu::norm_plan({1 << 16, %d, 1e-6, true}, size, vector, backward);
+        std::printf("%d %%d %%d %%d %%d %%zu\\n", size, vector, backward, plan.warps, plan.shared);
+      }
 }
 """
 
@@ -107,7 +117,7 @@ int main() {
 def launch_plans(folder: Path) -> dict[tuple[int, int, int, bool], tuple[int, int]]:
     """(group channels, bytes of a number, channels a lane, backward) -> (warps, bytes of shared memory) of a block."""
     source, program = folder / "plans.cpp", folder / "plans"
-    source.write_text(PLANS % ", ".join(map(str, GROUP_CHANNELS)))
+    source.write_text(PLANS % (", ".join(map(str, GROUP_CHANNELS)), NORM_CHANNELS, NORM_CHANNELS))
     compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
     subprocess.run([compiler, "-std=c++17", f"-I{CSRC}", str(source), "-o", str(program)], check=True, timeout=120)
     printed = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
@@ -120,6 +130,11 @@ def launches(kernel: str, registers: int, architecture: int, plans: dict[Any, tu
     if kernel.startswith("tiles"):
         percent = occupancy(architecture, registers, 1, TILE_BYTES)
         return {"any channels": {"warps": 1, "shared_bytes": TILE_BYTES, "occupancy_percent": percent}}
+    if kernel.startswith("norm"):
+        _, direction, dtype, vector = kernel.split()[:4]
+        warps, shared = plans[NORM_CHANNELS, max(SIZES[dtype], 4), int(vector[1:]), direction == "backward"]
+        percent = occupancy(architecture, registers, warps, shared)
+        return {f"{NORM_CHANNELS} channels": {"warps": warps, "shared_bytes": shared, "occupancy_percent": percent}}
     direction, dtype, vector = kernel.split()[:3]
     only = re.search(r" of (\d+)", kernel)
     found = {}
@@ -166,7 +181,7 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
         raise SystemExit("nvcc is not here: set CUDA_HOME")
     kernels: dict[str, dict[str, Any]] = {}
     plans = launch_plans(folder)
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward", "norm"):
         built = folder / f"{name}_{architecture}.cubin"
         command = [nvcc, "-O3", "-std=c++17", "--expt-relaxed-constexpr", f"-arch=sm_{architecture}", "-cubin"]
         made = subprocess.run(
@@ -194,7 +209,7 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
         )
         for mangled, code in functions(listing.stdout).items():
             if kernel := kernel_name(mangled):
-                if not kernel.startswith("tiles"):
+                if not kernel.startswith(("tiles", "norm")):
                     kernels[kernel]["point_loop"] = point_loop(code)
                 else:
                     kernels[kernel]["instructions"] = len(code)

@@ -7,7 +7,7 @@ fused       LayerNorm with GELU                 triton_kernels   for GPUs where 
 """
 
 from dcnv3.backends import available_backends, default_backend
-from dcnv3.fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu
+from dcnv3.fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu, split_norm
 from dcnv3.module import DCNv3
 from dcnv3.operator import dcnv3
 
@@ -21,4 +21,5 @@ __all__ = [
     "gelu_",
     "layer_norm",
     "norm_gelu",
+    "split_norm",
 ]

@@ -2,6 +2,7 @@
 
     dcnv3::norm_forward(x, weight, bias, eps, gelu) -> (output, mean, rstd)
     dcnv3::norm_backward(grad_output, x, weight, bias, mean, rstd, gelu) -> (grad_x, grad_weight, grad_bias)
+    dcnv3::norm_backward_add(grad_output, grad_residual, x, ...)   likewise, with grad_residual added to grad_x
     dcnv3::gelu(x) -> output
     dcnv3::gelu_(x!)
     dcnv3::gelu_backward(grad_output, x) -> grad_x
@@ -24,10 +25,11 @@ _LIBRARY.define(
     "norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, bool gelu) -> "
     "(Tensor output, Tensor mean, Tensor rstd)"
 )
-_LIBRARY.define(
-    "norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, bool gelu) -> "
-    "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
-)
+for _name, _given in (("norm_backward", ""), ("norm_backward_add", "Tensor grad_residual, ")):
+    _LIBRARY.define(
+        f"{_name}(Tensor grad_output, {_given}Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, "
+        "bool gelu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+    )
 _LIBRARY.define("gelu(Tensor x) -> Tensor")
 _LIBRARY.define("gelu_(Tensor(a!) x) -> ()")
 _LIBRARY.define("gelu_backward(Tensor grad_output, Tensor x) -> Tensor")
@@ -46,6 +48,11 @@ def _fake_norm_forward(x: torch.Tensor, *_: Any) -> Three:
 def _fake_norm_backward(_grad_output: torch.Tensor, *tensors: Any) -> Three:
     x, weight, bias = (t.new_empty(t.shape) for t in tensors[:3])
     return x, weight, bias
+
+
+@torch.library.register_fake("dcnv3::norm_backward_add", lib=_LIBRARY)
+def _fake_norm_backward_add(grad_output: torch.Tensor, _grad_residual: torch.Tensor, *tensors: Any) -> Three:
+    return _fake_norm_backward(grad_output, *tensors)
 
 
 @torch.library.register_fake("dcnv3::gelu", lib=_LIBRARY)
@@ -74,6 +81,16 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 def norm_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """GELU(layer_norm(x)), the exact GELU, by the error function."""
     return _norm(x, weight, bias, eps, True)
+
+
+def split_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """layer_norm(x) and x, for a residual branch and what it is added to: their gradients are added in one pass."""
+    if _served("norm_backward_add", x, weight, bias) and _fits(x):
+        normal, same = _SplitNorm.apply(x, weight, bias, eps)
+        return normal, same
+    return _composed(x, weight, bias, eps, False), x
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -128,8 +145,15 @@ def _served(name: str, x: torch.Tensor, *others: torch.Tensor) -> bool:
     )
 
 
+_MOST_BYTES = 40 * 1024 // 3  # of a row in the type of the arithmetic: CUDA's backward keeps three in shared memory
+
+
+def _fits(x: torch.Tensor) -> bool:
+    return not x.is_cuda or x.shape[-1] * max(x.element_size(), 4) <= _MOST_BYTES
+
+
 def _norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, then_gelu: bool) -> torch.Tensor:
-    if _served("norm_forward", x, weight, bias):
+    if _served("norm_forward", x, weight, bias) and _fits(x):
         return _Norm.apply(x, weight, bias, eps, then_gelu)
     return _composed(x, weight, bias, eps, then_gelu)
 
@@ -153,12 +177,39 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the kernel has no derivative of its own
-            # a view is a place of its own in the graph: what the tensors have in common is left to autograd
-            given = x, weight, bias
-            places = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in given]
-            output = _composed(places[0], places[1], places[2], ctx.eps, ctx.then_gelu)
-            return (*torch.autograd.grad(output, places, cotangents[0], create_graph=True), None, None)
+            return (*_composed_gradients(cotangents[0], x, weight, bias, ctx.eps, ctx.then_gelu), None, None)
         return (*torch.ops.dcnv3.norm_backward(*cotangents, x, weight, bias, mean, rstd, ctx.then_gelu), None, None)
+
+
+def _composed_gradients(
+    cotangent: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, then_gelu: bool
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of x, weight and bias that can be differentiated again."""
+    # a view is a place of its own in the graph: what the tensors have in common is left to autograd
+    places = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (x, weight, bias)]
+    output = _composed(places[0], places[1], places[2], eps, then_gelu)
+    return torch.autograd.grad(output, places, cotangent, create_graph=True)
+
+
+class _SplitNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        output, mean, rstd = torch.ops.dcnv3.norm_forward(x, weight, bias, eps, False)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.eps = eps
+        return output, x
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        grad_output, grad_residual = cotangents
+        if torch.is_grad_enabled():
+            grad_x, *others = _composed_gradients(grad_output, x, weight, bias, ctx.eps, False)
+            return (grad_x + grad_residual, *others, None)
+        given = grad_output, grad_residual, x, weight, bias, mean, rstd
+        return (*torch.ops.dcnv3.norm_backward_add(*given, False), None)
 
 
 class _Gelu(torch.autograd.Function):

@@ -76,7 +76,7 @@ def config_of(letter: str, batch: int, *, tiny: bool) -> RunConfig:
     if tiny:
         changes |= {"model.name": "custom", "data.image_size": 64, "task.embed_dim": 64}
         changes |= {f"model.overrides.{name}": value for name, value in TINY_MODEL["overrides"].items()}
-        changes |= {"task.text.layers": 1, "task.text.width": 64, "task.text.heads": 2}
+        changes |= {"task.text.name": None, "task.text.layers": 1, "task.text.width": 64, "task.text.heads": 2}
         changes |= {"task.decoder.dim": 64, "task.decoder.heads": 2}
     else:
         changes |= {"model.name": f"internimage_{letter.lower()}"}

@@ -46,7 +46,8 @@ class Repack:
     def __call__(self, number: int) -> None:
         """Writes the shard, unless it is whole."""
         plan = Plan.read(self.output)
-        assert plan is not None
+        if plan is None:  # another task has finished the sets meanwhile
+            return
         folder, shard = plan.place(number)
         folder.mkdir(parents=True, exist_ok=True)
         stem = shard_stem(shard)

@@ -107,10 +107,14 @@ def run_units(
 
 
 def _claimed(work: Unit, folder: Path, number: int) -> None:
-    """Works on a unit unless somebody else does."""
-    with file_lock(folder / UNITS_FOLDER / f"{number:05d}.lock", wait=False) as mine:
-        if mine:
-            work(number)
+    """Works on a unit unless somebody else does, or has done the last one meanwhile and cleared up."""
+    try:
+        with file_lock(folder / UNITS_FOLDER / f"{number:05d}.lock", wait=False) as mine:
+            if mine:
+                work(number)
+    except FileNotFoundError:
+        if (folder / UNITS_FOLDER).exists():
+            raise
 
 
 def _map(work: Unit, units: Sequence[int], executor: Executor, workers: int | None) -> Iterator[None]:

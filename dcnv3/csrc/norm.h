@@ -19,14 +19,16 @@ struct NormProblem {
 struct NormTensors {
   const void *x, *weight, *bias;
   void *output, *mean, *rstd;
-  const void* grad_output;
+  const void *grad_output, *grad_residual;  // the latter, where there is one, is added to grad_x
   void *grad_x, *grad_weight, *grad_bias, *sums;
 };
 
-// A share's rows in backward. Their number does not depend on that of the threads, and so neither do the sums.
-inline int64_t rows_of_a_share(int64_t rows) {
-  const int64_t share = (rows + 127) / 128;
+// Rows of a share in backward: on a CPU, and on a GPU those of a warp. Their number does not depend on that of the threads,
+// and so neither do the sums.
+inline int64_t rows_of_a_share(int64_t rows, int64_t most_shares = 128) {
+  const int64_t share = (rows + most_shares - 1) / most_shares;
   return share < 16 ? 16 : share;
 }
+inline int64_t rows_of_a_warp(int64_t rows) { return rows_of_a_share(rows, 2048); }
 
 }  // namespace dcnv3

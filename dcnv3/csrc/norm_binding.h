@@ -24,11 +24,14 @@ inline NormProblem norm_of(const Tensor& x, const Tensor& weight, const Tensor& 
   return q;
 }
 
-inline void check_norm_gradient(const Tensor& grad_output, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+// `grad_residual`: null, or a gradient of x to be added.
+inline void check_norm_gradient(const Tensor& grad_output, const Tensor* grad_residual, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                                 const NormProblem& q) {
-  STD_TORCH_CHECK(grad_output.scalar_type() == x.scalar_type() && grad_output.get_device_index() == x.get_device_index() &&
-                      grad_output.numel() == x.numel(),
-                  "dcnv3: the gradient of the norm's output has shape ", shape(grad_output));
+  for (const Tensor* t : {&grad_output, grad_residual}) {
+    STD_TORCH_CHECK(t == nullptr || (t->scalar_type() == x.scalar_type() && t->get_device_index() == x.get_device_index() &&
+                                     t->numel() == x.numel()),
+                    "dcnv3: the gradient of the norm's output has shape ", shape(*t));
+  }
   for (const Tensor* t : {&mean, &rstd}) {
     STD_TORCH_CHECK(t->scalar_type() == sum_type(x) && t->numel() == q.rows && t->is_contiguous(),
                     "dcnv3: statistics of ", q.rows, " rows are expected");

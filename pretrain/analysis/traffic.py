@@ -11,7 +11,7 @@ operator that reaches the dispatcher is counted by these rules.
 
 What a step has beside the image model (losses, other towers, optimizer, collectives) is not counted. Compiling fuses
 what is counted apart here. A block's bytes are also given in maps, those of its map N H W C in 16 bits: a pre-norm
-block of width C with P columns of places moves 39 + 2 P/C forward and 83 + 5 P/C backward beside its weights, as
+block of width C with P columns of places moves 39 + 2 P/C forward and 79 + 5 P/C backward beside its weights, as
 tests/launch/test_inspect_costs.py adds up.
 """
 
@@ -93,7 +93,7 @@ def _sampling_backward(grad: Tensor, value: Tensor, *_: Any) -> tuple[int, int]:
 def _norm_backward(_grad: Tensor, x: Tensor, *_: Any) -> tuple[int, int]:
     """Weight and bias get theirs from fp32 sums over shares of the rows: written, and read by a second kernel."""
     channels = x.shape[-1]
-    shares = min(128, -(-x.numel() // channels // 16))  # as in csrc/norm.h
+    shares = min(2048, -(-x.numel() // channels // 16))  # csrc/norm.h: rows_of_a_warp
     return 1, 2 * shares * 2 * channels * 4
 
 
@@ -102,6 +102,7 @@ _PARTS: dict[str, Callable[..., tuple[int, int]]] = {
     "aten::native_layer_norm_backward": _layer_norm_backward,
     "aten::convolution_backward": _convolution_backward,
     "dcnv3::norm_backward": _norm_backward,
+    "dcnv3::norm_backward_add": lambda grad, _residual, x, *rest: _norm_backward(grad, x, *rest),
     "dcnv3::backward": _sampling_backward,
     "dcnv3::packed_backward": _sampling_backward,
 }

@@ -19,7 +19,7 @@ from dcnv3 import DCNv3
 from pretrain.models.activations import Kept, kept_within
 from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
-from pretrain.models.layers import DropPath, LayerNorm, Mlp, NormGelu, drop_path_factors, initial_std
+from pretrain.models.layers import DropPath, LayerNorm, Mlp, NormGelu, SplitNorm, drop_path_factors, initial_std
 from pretrain.models.linear import linear, use_fast_linears
 from pretrain.models.recomputation import recomputed
 from pretrain.models.timm_features import TimmFeatures
@@ -78,9 +78,10 @@ class Block(nn.Module):
         super().__init__()
         channels = dcn.channels
         self.post_norm = post_norm
-        self.norm1 = LayerNorm(channels)
+        norm = LayerNorm if post_norm else SplitNorm
+        self.norm1 = norm(channels)
         self.dcn = dcn
-        self.norm2 = LayerNorm(channels)
+        self.norm2 = norm(channels)
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
         self.drop_path1 = DropPath(drop_path, salt)
         self.drop_path2 = DropPath(drop_path, salt + 1)
@@ -102,14 +103,19 @@ class Block(nn.Module):
         return recomputed(self._branches, self.kept, *widths, x, factor1, factor2)
 
     def _branches(self, x: Tensor, factor1: Tensor | None, factor2: Tensor | None) -> Tensor:
-        x = _add(x, self._branch(x, self.norm1, self.dcn, self.res_norm1), self.gamma1, factor1)
-        return _add(x, self._branch(x, self.norm2, self.mlp, self.res_norm2), self.gamma2, factor2)
+        x, branch = self._branch(x, self.norm1, self.dcn, self.res_norm1)
+        x, branch = self._branch(_add(x, branch, self.gamma1, factor1), self.norm2, self.mlp, self.res_norm2)
+        return _add(x, branch, self.gamma2, factor2)
 
-    def _branch(self, x: Tensor, norm: nn.Module, layer: nn.Module, res_norm: nn.Module | None) -> Tensor:
+    def _branch(
+        self, x: Tensor, norm: nn.Module, layer: nn.Module, res_norm: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        """x, and what is to be added to it."""
         if self.post_norm:
-            return norm(layer(x))
-        x = layer(norm(x))
-        return x if res_norm is None else res_norm(x)
+            return x, norm(layer(x))
+        normal, x = norm(x)
+        branch = layer(normal)
+        return x, branch if res_norm is None else res_norm(branch)
 
 
 def _add(x: Tensor, branch: Tensor, gamma: Tensor | None, factor: Tensor | None) -> Tensor:

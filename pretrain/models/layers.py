@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcnv3 import gelu, gelu_, layer_norm, norm_gelu
+from dcnv3 import gelu, gelu_, layer_norm, norm_gelu, split_norm
 from pretrain.models.randomness import on_device, uniforms
 
 
@@ -45,6 +45,16 @@ class NormGelu(LayerNorm):
         if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
             return norm_gelu(x, self.weight, self.bias, self.eps)
         return F.gelu(super().forward(x))
+
+
+class SplitNorm(LayerNorm):
+    """LayerNorm before a residual branch: gives what it is given too, so that both gradients are added in one pass."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """x: [..., C] -> LayerNorm(x), x."""
+        if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+            return split_norm(x, self.weight, self.bias, self.eps)
+        return super().forward(x), x
 
 
 class DropPath(nn.Module):

@@ -92,37 +92,23 @@ class OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, weight.shape[0])
-        bias = ctx.has_bias and ctx.needs_input_grad[2]
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _product(gradient, weight.t()).view(x.shape)
         if ctx.needs_input_grad[1]:
-            grad_weight, grad_bias = _sums(
-                gradient, x.reshape(-1, x.shape[-1]), weight, bias, len(x) if x.ndim > 2 else 1
-            )
-        elif bias:
+            grad_weight = _sum_over_rows(gradient, x.reshape(-1, x.shape[-1]))
+        if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = gradient.sum(0)
         return grad_x, grad_weight, grad_bias
 
 
-def _sums(gradient: Tensor, rows: Tensor, weight: Tensor, bias: bool, batch: int) -> tuple[Tensor, Tensor | None]:
-    """The gradients of weight [N, K] and, with `bias`, of bias [N], from gradient [M, N] and rows [M, K] of the input.
-
-    As those of a 1x1 convolution of `batch` images, M / batch pixels each. The product that sums over the rows would
-    want both of its factors transposed, which at a narrow layer costs as much as the product does.
-    """
-    images = (batch, 1, len(rows) // batch)
-    _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        gradient.view(*images, -1).permute(0, 3, 1, 2),
-        rows.view(*images, -1).permute(0, 3, 1, 2),
-        weight[:, :, None, None],
-        [len(weight)],
-        [1, 1],
-        [0, 0],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [False, True, bias],
-    )
-    return grad_weight.view(weight.shape), grad_bias if bias else None
+def _sum_over_rows(gradient: Tensor, rows: Tensor) -> Tensor:
+    """gradient [M, N] transposed times rows [M, K]."""
+    count, outputs, inputs = len(rows), gradient.shape[1], rows.shape[1]
+    # oneDNN copies a transposed first factor. Of long and narrow matrices that costs more than it gains over MKL.
+    if count >= 8 * max(outputs, inputs):
+        return torch.mm(gradient.t(), rows)
+    # The product is faster with the shorter side as its rows.
+    if outputs > inputs:
+        return _product(rows.t(), gradient.t()).t()
+    return _product(gradient.t(), rows.t())

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from data_pipeline.curation.decisions import SetPath
 from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.curation.resharding import Running, merge_sets, reshard_set
 from data_pipeline.errors import UserError
-from data_pipeline.executors.units import Part
+from data_pipeline.executors.units import Part, run_units
 from data_pipeline.format import read_manifest, read_sidecar, write_sidecar
 from data_pipeline.preparation import pack, stats, verify
 from launch.cli import run
@@ -237,6 +238,21 @@ def test_a_signal_ends_a_task_behind_a_shard_with_75(filtered: Path, tmp_path: P
         assert Counter(path.suffix for path in output.glob("0*"))[".tar"] < 19
     reshard_set(SetPath(filtered), output, samples_per_shard=1, running=HERE)
     assert verify(output).sound and contents(output) == contents(filtered)
+
+
+def test_a_task_may_find_the_work_finished_and_cleared_up(tmp_path: Path) -> None:
+    done: set[int] = set()
+
+    def work(number: int) -> None:
+        done.update(range(3))  # as if others had done the rest, and the last of them had cleared up
+        shutil.rmtree(tmp_path / ".units")
+
+    assert run_units(work, tmp_path, 3, done.__contains__, workers=1)
+
+
+def test_a_missing_file_in_the_work_itself_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"):
+        run_units(lambda number: (tmp_path / "gone").read_bytes() and None, tmp_path, 1, lambda _: False, workers=1)
 
 
 @pytest.mark.parametrize(("text", "units"), [("1/3", [0, 1]), ("2/3", [2, 3]), ("3/3", [4, 5, 6]), ("1/1", range(7))])

@@ -8,17 +8,23 @@ torch, numpy, safetensors, pytest and hypothesis are enough for both.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))  # for emulated
+
 TRITON_ALONE = os.environ.get("DCNV3_TEST_TRITON") == "1"
 if TRITON_ALONE:
     sys.modules["dcnv3._C_cuda"] = None  # type: ignore[assignment]  # an import of it fails
+
+from emulated import compiled  # noqa: E402
 
 from dcnv3 import available_backends, dcnv3  # noqa: E402
 
@@ -59,6 +65,12 @@ def gpu_kernel(request: pytest.FixtureRequest) -> str:
 def device(request: pytest.FixtureRequest) -> str:
     """The CPU, and a GPU where there is one with its kernels."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
+    """The CUDA kernels for the CPU, before sm_90 and on it; skipped without a compiler."""
+    return compiled(tmp_path_factory.mktemp("emulation"))
 
 
 @dataclass

@@ -49,13 +49,20 @@ def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits(resources:
     recorded = json.loads(resources.RESULTS.read_text())["kernels"]
     assert set(recorded) == {"sm_80", "sm_90", "sm_100"}
     for architecture, kernels in recorded.items():
-        assert len(kernels) == 54, architecture
+        assert len(kernels) == 54 + 32, architecture
         for kernel, numbers in kernels.items():
             if kernel.startswith("tiles"):
                 assert numbers["spill_bytes"] == 0 or "deterministic" in kernel, (architecture, kernel)
                 assert numbers["launches"]["any channels"]["occupancy_percent"] >= (
                     7 if architecture == "sm_80" else 12
                 )
+                continue
+            if kernel.startswith("norm"):
+                # ptxas gives up some registers of these for another warp
+                few = 96 if "backward float16" in kernel or "backward float64" in kernel else 0
+                assert numbers["spill_bytes"] <= few, (architecture, kernel)
+                assert " x1" in kernel or numbers["loads"]["128"] >= 4, (architecture, kernel)
+                assert numbers["launches"]["320 channels"]["occupancy_percent"] >= 25, (architecture, kernel)
                 continue
             assert numbers["spill_bytes"] == 0, (architecture, kernel)
             if " x1" not in kernel:

@@ -6,53 +6,15 @@ What this cannot show: races between warps, and speed.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from emulated import TOLERANCE, TYPES, shifted
 
-import dcnv3
 from dcnv3.geometry import Geometry, make_geometry
 from dcnv3.reference import packed_reference
-
-HERE = Path(__file__).parent / "emulation"
-CSRC = Path(dcnv3.__file__).parent / "csrc"
-
-
-TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]  # in the order of problem.h
-TOLERANCE = dict(zip(TYPES, (1e-12, 4e-6, 1e-2, 1.5e-3), strict=True))
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
-    """The kernels before sm_90, and on it, where sums of float32 go out by fours, with a launch for each image."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to compile the emulator with")
-    built = tmp_path_factory.mktemp("emulation")
-    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{CSRC}", f"-I{HERE}", str(HERE / "kernels.cpp")]
-    libraries = {}
-    for architecture in (800, 900):
-        target = built / f"kernels_{architecture}.so"
-        subprocess.run([*command, f"-DDCNV3_EMULATION={architecture}", "-o", str(target)], check=True, timeout=300)
-        loaded = ctypes.CDLL(str(target))
-        loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
-            ctypes.c_int
-        ] * 4
-        loaded.message.restype = ctypes.c_char_p
-        loaded.divide_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        libraries[architecture] = loaded
-    return libraries
-
-
-def shifted(tensor: torch.Tensor, start: int, gap: int) -> torch.Tensor:
-    """The same numbers as a slice of the channels of a wider tensor: `gap` more elements a pixel, `start` before."""
-    wide = torch.full((tensor.numel() // max(tensor.shape[-1], 1) * (tensor.shape[-1] + gap) + start,), torch.nan)
-    view = wide.to(tensor.dtype)[start:].view(*tensor.shape[:-1], tensor.shape[-1] + gap)[..., : tensor.shape[-1]]
-    return view.copy_(tensor)
 
 
 class Places(NamedTuple):

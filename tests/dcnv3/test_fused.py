@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnv3 import NormGelu, fused, gelu, gelu_, layer_norm, norm_gelu
+from dcnv3 import NormGelu, fused, gelu, gelu_, layer_norm, norm_gelu, split_norm
 
 pytestmark = pytest.mark.skipif(not fused.built("norm_forward", "cpu"), reason="the CPU kernels are not built here")
 
@@ -42,17 +43,52 @@ def results(function: Norm, given: list[torch.Tensor], compute: torch.dtype) -> 
 def assert_near(have: list[torch.Tensor], want: list[torch.Tensor], tolerance: float) -> None:
     for a, b in zip(have, want, strict=True):
         assert a.shape == b.shape
-        assert float((a.double() - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1.0)
+        assert float((a.double().cpu() - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1.0)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (3, 5), (2, 3, 4, 16), (700, 17), (40, 64), (3, 333)], ids=str)
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize(("function", "oracle"), [(norm_gelu, composed), (layer_norm, plain)], ids=["gelu", "plain"])
 def test_a_norm_computes_the_definition(
-    function: Norm, oracle: Norm, dtype: torch.dtype, shape: tuple[int, ...]
+    function: Norm, oracle: Norm, dtype: torch.dtype, shape: tuple[int, ...], device: str
 ) -> None:
     given = tensors(shape, dtype)
-    assert_near(results(function, given, dtype), results(oracle, given, torch.float64), TOLERANCE[dtype])
+    have = results(function, [t.to(device) for t in given], dtype)
+    assert_near(have, results(oracle, given, torch.float64), TOLERANCE[dtype])
+
+
+def doubled(norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Norm:
+    """A function of both of the outputs."""
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        normal, same = norm(x, weight, bias, eps)
+        return normal + 0.5 * same.square()
+
+    return run
+
+
+def both(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return plain(x, weight, bias, eps), x
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (2, 3, 4, 16), (70, 17)], ids=str)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_a_split_norm_adds_the_residuals_gradient(dtype: torch.dtype, shape: tuple[int, ...], device: str) -> None:
+    given = tensors(shape, dtype)
+    want = results(doubled(both), given, torch.float64)
+    have = results(doubled(split_norm), [t.to(device) for t in given], dtype)
+    assert_near(have, want, 2 * TOLERANCE[dtype])
+    for index in (0, 1):  # one of the outputs alone
+
+        def one(*arguments: Any, index: int = index) -> torch.Tensor:
+            return split_norm(*arguments)[index] * 1
+
+        def wanted(*arguments: Any, index: int = index) -> torch.Tensor:
+            return both(*arguments)[index] + 0 * sum(t.sum() for t in arguments[:3])
+
+        x, weight, bias = (t.detach().requires_grad_() for t in given[:3])
+        found = torch.autograd.grad(one(x, weight, bias, EPS), (x, weight, bias), given[3])
+        assert_near(list(found), results(wanted, given, torch.float64)[1:], 2 * TOLERANCE[dtype])
 
 
 def test_a_large_mean_does_not_drown_the_variance() -> None:
@@ -104,7 +140,7 @@ def test_gelu_of_numbers_that_are_not_finite() -> None:
 
 def test_derivatives_of_first_and_second_order() -> None:
     x, weight, bias, _ = (t.double().requires_grad_() for t in tensors((3, 7), torch.float64))
-    for function in (norm_gelu, layer_norm):
+    for function in (norm_gelu, layer_norm, doubled(split_norm)):
 
         def run(*given: torch.Tensor, function: Norm = function) -> torch.Tensor:
             return function(*given, EPS)

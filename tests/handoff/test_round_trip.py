@@ -222,7 +222,8 @@ def test_a_smaller_vocabulary_is_written_for_transformers(tmp_path: Path) -> Non
 
 
 def test_all_layouts_are_in_the_matrix() -> None:
-    assert set(FORMATS) == {"safetensors", "official", "timm", "hf", "open_clip", "onnx", "pt2"}
+    own = {"mmdet"}  # tests/handoff/test_export.py
+    assert set(FORMATS) - own == {"safetensors", "official", "timm", "hf", "open_clip", "onnx", "pt2"}
 
 
 def test_the_header_says_how_the_text_tower_is_built(given: Given) -> None:

@@ -161,7 +161,7 @@ def test_two_thousand_rows_of_a_bad_web_are_packed_or_rejected_for_their_reason(
             url = url.replace("#", str(number))
         else:
             url, reason = f"/ok/{number}", ""
-        url = f"http://n{1 + number % 200}.test{url}" if url.startswith("/") else url
+        url = f"http://n{1 + 7 * number % 200}.test{url}" if url.startswith("/") else url
         host = url.removeprefix("https://").removeprefix("http://").partition("/")[0]
         if ".test" in host and ":" not in host and not url.startswith("ftp"):
             url = url.replace(host, f"{host}:{bad_site.port}", 1)
@@ -179,7 +179,6 @@ def test_two_thousand_rows_of_a_bad_web_are_packed_or_rejected_for_their_reason(
         read_timeout=8.0,
         attempts=3,
         backoff=0.05,
-        host_failures=4,
         max_bytes=200_000,
     )
     done = fetch(table, tmp_path / "set", web=rules, rows_per_shard=250, workers=1)
@@ -319,3 +318,29 @@ def test_a_spill_keeps_what_was_whole_and_drops_what_was_cut(tmp_path: Path) -> 
     assert 0 not in spill
     spill.close(done=True)
     assert not path.exists()
+    with pytest.raises(ValueError, match="closed"):
+        spill.add(samples[0])
+
+
+def test_a_full_disk_ends_every_row_before_it_ends_the_run(
+    bad_site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "urls.txt").write_text("".join(bad_site.url(f"/ok/{n}\n") for n in range(60)))
+    written: list[int] = []
+
+    def full(spill: Spill, sample: Sample) -> None:
+        written.append(sample.row)
+        if len(written) == 5:
+            raise OSError(28, "No space left on device")
+        add(spill, sample)
+
+    add = Spill.add
+    monkeypatch.setattr(Spill, "add", full)
+    web_rules = WebRules(private_networks=("127.0.0.1/32",))
+    with pytest.raises(OSError, match="No space left"):
+        fetch(tmp_path / "urls.txt", tmp_path / "set", web=web_rules, rows_per_shard=30, workers=1)
+    assert len(written) < 60
+    monkeypatch.undo()
+    bad_site.asked.clear()
+    done = fetch(tmp_path / "urls.txt", tmp_path / "set", web=web_rules, rows_per_shard=30, workers=1)
+    assert (done.packed, verify(tmp_path / "set").sound) == (60, True) and done.requests <= 60 - 4

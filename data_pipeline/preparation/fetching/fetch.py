@@ -185,10 +185,15 @@ class _Run:
             again = wanted_again(self._output, entry, self._retry) if self._retry else {}
             due = [row for row in rows if row.number in again]
             self._step(len(rows) - len(due))
+            if not due:
+                spilled.unlink(missing_ok=True)  # left by a kill behind the shard's last rename
+                self._tally.untouched += 1
+                self._tally.entries[number] = entry
+                return
         spill = Spill(spilled, fresh=again is not None)
         done = False
         try:
-            await asyncio.gather(*(self._row(web, row, spill) for row in due))
+            await _all_or_none([asyncio.create_task(self._row(web, row, spill)) for row in due])
             if again is not None:
                 self._tally.retried += len(again)
             self._tally.entries[number] = await asyncio.to_thread(self._write, number, rows, due, spill, entry, again)
@@ -242,6 +247,17 @@ class _Run:
         self._tally.done += rows
         if self._progress is not None and rows:
             self._progress(self._tally.done, self._tally.total)
+
+
+async def _all_or_none(tasks: list[asyncio.Task[None]]) -> None:
+    """Waits for all tasks; where one fails, or the caller is cancelled, the others end before the error goes on."""
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _next(shards: Iterator[tuple[int, Iterator[Row]]]) -> tuple[int, list[Row]] | None:

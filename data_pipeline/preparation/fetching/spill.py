@@ -51,6 +51,8 @@ class Spill:
         fields = json.dumps({"row": sample.row, **known}).encode()
         head = _HEAD.pack(len(fields), len(image), zlib.crc32(image, zlib.crc32(fields)))
         record = head + fields + image
+        if self._file < 0:
+            raise ValueError(f"{self._path} is closed")
         if os.pwrite(self._file, record, self._end) < len(record):
             raise OSError(28, "No space left on device", str(self._path))
         self._note(self._end + len(head) + len(fields), len(image), json.loads(fields))
@@ -68,7 +70,8 @@ class Spill:
 
     def close(self, *, done: bool) -> None:
         """Closes the file, and deletes it where the shard is done."""
-        os.close(self._file)
+        file, self._file = self._file, -1  # whoever comes late must not write to another file of this number
+        os.close(file)
         if done:
             with suppress(FileNotFoundError):
                 self._path.unlink()

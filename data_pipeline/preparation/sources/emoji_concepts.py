@@ -1,6 +1,6 @@
-"""Which OpenMoji drawings show the same thing. A concept stands on one side of a split with all its drawings.
+"""Which drawings show the same thing, whoever drew them. A concept stands on one side of a split with all of them.
 
-A code is a hyphenated sequence of code points, as OpenMoji names its files: `1F469-1F3FD-200D-1F680` is a woman
+A code is a hyphenated sequence of code points, as the files are named: `1F469-1F3FD-200D-1F680` is a woman
 astronaut of medium skin tone. What only varies a drawing is dropped: skin tone, gender, hair, direction, who is in a
 family or a couple. `FAMILIES` adds the groups that code points do not show: clocks, moon phases, keycaps, and so on.
 """

@@ -138,6 +138,7 @@ void norm_backward(const NormProblem& q, const NormTensors& t, int64_t share, in
   for (int64_t row = begin; row < end; ++row) {
     const S* x = static_cast<const S*>(t.x) + row * q.channels;
     const S* grad = static_cast<const S*>(t.grad_output) + row * q.channels;
+    const S* residual = t.grad_residual == nullptr ? nullptr : static_cast<const S*>(t.grad_residual) + row * q.channels;
     S* grad_x = static_cast<S*>(t.grad_x) + row * q.channels;
     const T mean = static_cast<const T*>(t.mean)[row], rstd = static_cast<const T*>(t.rstd)[row];
     V sum = {}, products = {};
@@ -154,8 +155,10 @@ void norm_backward(const NormProblem& q, const NormTensors& t, int64_t share, in
     }
     const T mean_slope = total<L, T>(sum) / q.channels, mean_product = total<L, T>(products) / q.channels;
     for (int64_t c = 0; c < q.channels; c += L) {
-      const V along = load<L>(normals + c) * mean_product + mean_slope;
-      store_first<L, S>(grad_x + c, q.channels - c, (load<L>(of_normal + c) - along) * rstd);
+      const int64_t left = q.channels - c;
+      V sum_x = (load<L>(of_normal + c) - (load<L>(normals + c) * mean_product + mean_slope)) * rstd;
+      if (residual != nullptr) sum_x += load_first<L>(residual + c, left);
+      store_first<L, S>(grad_x + c, left, sum_x);
     }
   }
   T* sums = static_cast<T*>(t.sums) + share * 2 * q.channels;

@@ -23,10 +23,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_forward(Tensor x, Tensor weight, Tensor 
   return {output, mean, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean,
-                                                 Tensor rstd, bool gelu) {
+std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor* grad_residual, Tensor x, Tensor weight,
+                                                Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
   const NormProblem q = norm_of(x, weight, bias, 0, gelu);
-  check_norm_gradient(grad_output, x, mean, rstd, q);
+  check_norm_gradient(grad_output, grad_residual, x, mean, rstd, q);
   x = dense(x), weight = dense(weight), bias = dense(bias), grad_output = dense(grad_output);
   Tensor grad_x = torch::stable::new_empty(x, x.sizes());
   Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
@@ -34,6 +34,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, T
   const int64_t share = rows_of_a_share(q.rows), shares = (q.rows + share - 1) / share;
   Tensor sums = torch::stable::new_empty(x, {shares, 2 * q.channels}, sum_type(x));
   NormTensors t = pointers(x, weight, bias, grad_x, mean, rstd);
+  const Tensor residual = grad_residual == nullptr ? grad_output : dense(*grad_residual);
+  if (grad_residual != nullptr) t.grad_residual = residual.data_ptr();
   t.grad_output = grad_output.data_ptr(), t.grad_x = grad_x.data_ptr();
   t.grad_weight = grad_weight.data_ptr(), t.grad_bias = grad_bias.data_ptr(), t.sums = sums.data_ptr();
   const CpuKernels& kernels = cpu_kernels();
@@ -44,6 +46,16 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, T
   });
   kernels.norm_sums(type_of(x), q, t, shares);
   return {grad_x, grad_weight, grad_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean,
+                                                 Tensor rstd, bool gelu) {
+  return run_backward(grad_output, nullptr, x, weight, bias, mean, rstd, gelu);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_backward_add(Tensor grad_output, Tensor grad_residual, Tensor x, Tensor weight,
+                                                     Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
+  return run_backward(grad_output, &grad_residual, x, weight, bias, mean, rstd, gelu);
 }
 
 void run_gelu(const Tensor& x, const Tensor* grad, const Tensor& to) {
@@ -80,6 +92,7 @@ Tensor gelu_backward(Tensor grad_output, Tensor x) {
 STABLE_TORCH_LIBRARY_IMPL(dcnv3, CPU, m) {
   m.impl("norm_forward", TORCH_BOX(&dcnv3::norm_forward));
   m.impl("norm_backward", TORCH_BOX(&dcnv3::norm_backward));
+  m.impl("norm_backward_add", TORCH_BOX(&dcnv3::norm_backward_add));
   m.impl("gelu", TORCH_BOX(&dcnv3::gelu));
   m.impl("gelu_", TORCH_BOX(&dcnv3::gelu_in_place));
   m.impl("gelu_backward", TORCH_BOX(&dcnv3::gelu_backward));

@@ -4,17 +4,10 @@
 #include <Python.h>
 
 #include "launch.h"
-
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#include "stream.h"
 
 namespace dcnv3 {
 namespace {
-
-void* current_stream(int32_t device) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "dcnv3: no CUDA stream");
-  return stream;
-}
 
 void check(gpu::Status status, const Problem& q) {
   const int error = status.error;

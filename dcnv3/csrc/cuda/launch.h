@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "../norm.h"
 #include "../packed.h"
 
 namespace dcnv3 {
@@ -201,6 +202,10 @@ inline unsigned tile_warps(const TileArguments& tiles) {
 // `stream` is a cudaStream_t.
 Status launch_forward(Type, const PackedProblem&, const PackedTensors&, void* stream);
 Status launch_backward(Type, const PackedProblem&, const PackedTensors&, bool deterministic, float* bound, void* stream);
+
+// LayerNorm, with GELU or without (norm.cuh); backward with its sums. kTooManyPoints for more channels than shared memory holds.
+Status launch_norm_forward(Type, const NormProblem&, const NormTensors&, void* stream);
+Status launch_norm_backward(Type, const NormProblem&, const NormTensors&, void* stream);
 
 const char* error_text(int error);  // CUDA's own words
 

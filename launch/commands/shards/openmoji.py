@@ -17,7 +17,7 @@ def openmoji(
     workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Make the embedded set of named drawings, split by concept into three sets."""
+    """Make the embedded set of named drawings, by two artists, split by concept and by artist into five sets."""
     from data_pipeline.preparation.sources.openmoji import build_openmoji
     from launch.display import show
     from launch.progress import progress

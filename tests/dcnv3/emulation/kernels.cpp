@@ -2,6 +2,7 @@
 #include "cuda/backward.cuh"
 #include "cuda/dispatch.cuh"
 #include "cuda/forward.cuh"
+#include "cuda/norm.cuh"
 #include "cuda/tiles.cuh"
 
 namespace dcnv3 {
@@ -74,6 +75,31 @@ int run(const PackedProblem& q, const PackedTensors& t, bool backward, bool dete
   return N;
 }
 
+// Types and widths as norm.cu chooses them.
+template <typename S, int N, bool kGelu>
+int run_norm(const NormProblem& q, NormTensors t, bool backward) {
+  const NormPlan plan = norm_plan(q, sizeof(Compute<S>), N, backward);
+  if (plan.shared > kSharedBytes) return kTooManyPoints;
+  std::fill(shared_memory, shared_memory + kSharedBytes, 0xff);
+  if (!backward) {
+    const NormArguments a{q, t, plan.lanes_log2, 0};
+    emulation::launch(plan.blocks, plan.warps, [=] { norm_forward_kernel<S, N, kGelu>(a); });
+    return N;
+  }
+  std::vector<Compute<S>> sums(plan.shares * 2 * q.channels, Compute<S>(NAN));
+  t.sums = sums.data();
+  const NormArguments a{q, t, plan.lanes_log2, plan.share};
+  emulation::launch(plan.blocks, plan.warps, [=] { norm_backward_kernel<S, N, kGelu>(a); });
+  emulation::launch((2 * q.channels + 7) / 8, 1, [=] { norm_sums_kernel<S>(a, plan.shares); });
+  return N;
+}
+template <typename S>
+int run_norm(const NormProblem& q, const NormTensors& t, bool backward) {
+  constexpr int n = 16 / int(sizeof(S));
+  if (norm_aligned(q, t, n)) return q.gelu ? run_norm<S, n, true>(q, t, backward) : run_norm<S, n, false>(q, t, backward);
+  return q.gelu ? run_norm<S, 1, true>(q, t, backward) : run_norm<S, 1, false>(q, t, backward);
+}
+
 }  // namespace
 
 const char* error_text(int) { return "its text"; }
@@ -85,6 +111,23 @@ const char* error_text(int) { return "its text"; }
 extern "C" void divide_all(uint32_t* numbers, int64_t count, int64_t by) {
   const dcnv3::gpu::Divisor divisor = dcnv3::gpu::divisor(by);
   for (int64_t i = 0; i < count; ++i) numbers[i] = dcnv3::gpu::divide(numbers[i], divisor);
+}
+
+// pointers: x, weight, bias, output, mean, rstd, grad_output, grad_x, grad_weight, grad_bias, grad_residual or null. Returns the elements that a lane
+// moves at once, or the launcher's error.
+extern "C" int run_norm(int64_t rows, int64_t channels, double eps, int gelu, void* const* pointers, int type, int backward) {
+  const dcnv3::NormProblem q{rows, channels, eps, gelu != 0};
+  dcnv3::NormTensors t{};
+  t.x = pointers[0], t.weight = pointers[1], t.bias = pointers[2], t.output = pointers[3];
+  t.mean = pointers[4], t.rstd = pointers[5], t.grad_output = pointers[6], t.grad_x = pointers[7];
+  t.grad_weight = pointers[8], t.grad_bias = pointers[9], t.grad_residual = pointers[10];
+  switch (static_cast<dcnv3::Type>(type)) {
+    case dcnv3::Type::kDouble: return dcnv3::gpu::run_norm<double>(q, t, backward != 0);
+    case dcnv3::Type::kFloat: return dcnv3::gpu::run_norm<float>(q, t, backward != 0);
+    case dcnv3::Type::kBFloat16: return dcnv3::gpu::run_norm<__nv_bfloat16>(q, t, backward != 0);
+    case dcnv3::Type::kHalf: return dcnv3::gpu::run_norm<__half>(q, t, backward != 0);
+  }
+  return 0;
 }
 
 // The message where CUDA has an error `before` and a launch would come to `own`.

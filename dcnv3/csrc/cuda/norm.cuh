@@ -1,0 +1,188 @@
+// LayerNorm over the last dimension, with GELU or without. A *lane group* of 2^lanes_log2 lanes of a warp does one row, each
+// lane `N` channels at a time; warps never wait for each other. Statistics are in the type of the arithmetic.
+#pragma once
+
+#include "device.cuh"
+#include "norm_plan.h"
+
+namespace dcnv3 {
+namespace gpu {
+
+__device__ __forceinline__ float error_function(float x) { return erff(x); }
+__device__ __forceinline__ double error_function(double x) { return erf(x); }
+__device__ __forceinline__ float accurate_exp(float x) { return expf(x); }
+__device__ __forceinline__ double accurate_exp(double x) { return exp(x); }
+__device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
+__device__ __forceinline__ double reciprocal_root(double x) { return 1.0 / sqrt(x); }
+
+template <typename T>
+__device__ __forceinline__ T share_below(T x) {
+  return T(0.5) * (T(1) + error_function(x * T(0.70710678118654752440)));
+}
+template <typename T>
+__device__ __forceinline__ T gelu_slope(T x) {
+  return share_below(x) + x * T(0.39894228040143267794) * accurate_exp(T(-0.5) * x * x);
+}
+
+// The lane's place in its group, and the group's in the grid.
+struct RowLanes {
+  int rank, size;
+  int64_t group;
+
+  __device__ __forceinline__ explicit RowLanes(int lanes_log2)
+      : rank(threadIdx.x & ((1 << lanes_log2) - 1)),
+        size(1 << lanes_log2),
+        group((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) >> lanes_log2) {}
+
+  template <typename T>
+  __device__ __forceinline__ T sum(T x) const {
+    for (int step = size / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+  }
+};
+
+// A row for each lane group. Groups past the last row go along with their warp on the last one, and write nothing. The row
+// is read three times, twice from the cache: the squared distances to the mean are summed, not the squares.
+template <typename S, int N, bool kGelu>
+__global__ void __launch_bounds__(256) norm_forward_kernel(const NormArguments a) {
+  using T = Compute<S>;
+  const RowLanes lanes(a.lanes_log2);
+  const bool active = lanes.group < a.q.rows;
+  const int64_t row = active ? lanes.group : a.q.rows - 1;
+  const int channels = static_cast<int>(a.q.channels), first = lanes.rank * N, step = lanes.size * N;
+  const S* x = static_cast<const S*>(a.t.x) + row * channels;
+  T sum = 0, squares = 0;
+  for (int c = first; c < channels; c += step) {
+    T v[N];
+    load<N>(x + c, v);
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum += v[n];
+  }
+  const T mean = lanes.sum(sum) / channels;
+  for (int c = first; c < channels; c += step) {
+    T v[N];
+    load<N>(x + c, v);
+#pragma unroll
+    for (int n = 0; n < N; ++n) squares += (v[n] - mean) * (v[n] - mean);
+  }
+  const T rstd = reciprocal_root(lanes.sum(squares) / channels + static_cast<T>(a.q.eps));
+  if (!active) return;
+  if (lanes.rank == 0) static_cast<T*>(a.t.mean)[row] = mean, static_cast<T*>(a.t.rstd)[row] = rstd;
+  S* output = static_cast<S*>(a.t.output) + row * channels;
+  for (int c = first; c < channels; c += step) {
+    T v[N], w[N], b[N];
+    load<N>(x + c, v);
+    load<N>(static_cast<const S*>(a.t.weight) + c, w);
+    load<N>(static_cast<const S*>(a.t.bias) + c, b);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const T y = (v[n] - mean) * rstd * w[n] + b[n];
+      v[n] = kGelu ? y * share_below(y) : y;
+    }
+    store<N>(output + c, v);
+  }
+}
+
+// `share` rows for each warp, a row at a time for each of its lane groups. A lane keeps, in shared memory that no other lane
+// looks at: the sums for weight and bias over the rows, and for one row the gradient of its normal form. Neighbouring lanes'
+// numbers lie side by side there, in different banks.
+template <typename S, int N, bool kGelu>
+__global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments a) {
+  using T = Compute<S>;
+  const RowLanes lanes(a.lanes_log2);
+  const int channels = static_cast<int>(a.q.channels), vectors = channels / N;
+  const int groups = kWarp >> a.lanes_log2;  // of a warp
+  T* const sums_weight = reinterpret_cast<T*>(shared_memory) + (threadIdx.x >> a.lanes_log2) * 3 * channels;
+  T *const sums_bias = sums_weight + channels, *const slopes = sums_bias + channels;
+  for (int v = lanes.rank; v < vectors; v += lanes.size) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) sums_weight[n * vectors + v] = 0, sums_bias[n * vectors + v] = 0;
+  }
+  const int64_t warp = lanes.group / groups, begin = warp * a.share;
+  if (begin >= a.q.rows) return;  // all lanes of a warp alike
+  const int64_t end = begin + a.share < a.q.rows ? begin + a.share : a.q.rows;
+  const S *weight = static_cast<const S*>(a.t.weight), *bias = static_cast<const S*>(a.t.bias);
+  for (int64_t next = begin; next < end; next += groups) {
+    const int64_t wanted = next + lanes.group % groups;
+    const bool active = wanted < end;
+    const int64_t row = active ? wanted : end - 1;
+    const S* x = static_cast<const S*>(a.t.x) + row * channels;
+    const S* grad = static_cast<const S*>(a.t.grad_output) + row * channels;
+    const T mean = static_cast<const T*>(a.t.mean)[row], rstd = static_cast<const T*>(a.t.rstd)[row];
+    T sum = 0, products = 0;
+    for (int v = lanes.rank; v < vectors; v += lanes.size) {
+      T normal[N], w[N], g[N];
+      load<N>(x + v * N, normal);
+      load<N>(weight + v * N, w);
+      load<N>(grad + v * N, g);
+#pragma unroll
+      for (int n = 0; n < N; ++n) normal[n] = (normal[n] - mean) * rstd;
+      if constexpr (kGelu) {
+        T b[N];
+        load<N>(bias + v * N, b);
+#pragma unroll
+        for (int n = 0; n < N; ++n) g[n] *= gelu_slope(normal[n] * w[n] + b[n]);
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const int at = n * vectors + v;
+        const T slope = g[n] * w[n];
+        if (active) sums_weight[at] += g[n] * normal[n], sums_bias[at] += g[n];
+        slopes[at] = slope;
+        sum += slope, products += slope * normal[n];
+      }
+    }
+    const T mean_slope = lanes.sum(sum) / channels, mean_product = lanes.sum(products) / channels;
+    if (!active) continue;
+    const S* residual = static_cast<const S*>(a.t.grad_residual);
+    S* grad_x = static_cast<S*>(a.t.grad_x) + row * channels;
+    for (int v = lanes.rank; v < vectors; v += lanes.size) {
+      T normal[N];
+      load<N>(x + v * N, normal);
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        normal[n] = (slopes[n * vectors + v] - mean_slope - (normal[n] - mean) * rstd * mean_product) * rstd;
+      }
+      if (residual != nullptr) {
+        T r[N];
+        load<N>(residual + row * channels + v * N, r);
+#pragma unroll
+        for (int n = 0; n < N; ++n) normal[n] += r[n];
+      }
+      store<N>(grad_x + v * N, normal);
+    }
+  }
+  T* const to = static_cast<T*>(a.t.sums) + warp * 2 * channels;
+  for (int start = 0; start < vectors; start += lanes.size) {
+    const int v = start + lanes.rank;
+    const bool mine = v < vectors;
+    for (int n = 0; n < N; ++n) {
+      T w = mine ? sums_weight[n * vectors + v] : T(0), b = mine ? sums_bias[n * vectors + v] : T(0);
+      for (int other = lanes.size; other < kWarp; other *= 2) {
+        w += __shfl_xor_sync(0xffffffffu, w, other);
+        b += __shfl_xor_sync(0xffffffffu, b, other);
+      }
+      if (mine && lanes.group % groups == 0) to[v * N + n] = w, to[channels + v * N + n] = b;
+    }
+  }
+}
+
+// The gradients of weight and bias from the shares' sums: a warp for eight columns, its lanes at four shares at a time.
+template <typename S>
+__global__ void __launch_bounds__(256) norm_sums_kernel(const NormArguments a, int64_t shares) {
+  using T = Compute<S>;
+  const int64_t columns = 2 * a.q.channels, warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  const int64_t column = warp * 8 + threadIdx.x % 8;
+  const T* sums = static_cast<const T*>(a.t.sums) + (column < columns ? column : 0);
+  T sum = 0;
+#pragma unroll 8
+  for (int64_t share = threadIdx.x % 32 / 8; share < shares; share += 4) sum += sums[share * columns];
+  sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+  if (threadIdx.x % 32 >= 8 || column >= columns) return;
+  S* to = static_cast<S*>(column < a.q.channels ? a.t.grad_weight : a.t.grad_bias);
+  narrow(to[column % a.q.channels], sum);
+}
+
+}  // namespace gpu
+}  // namespace dcnv3

@@ -1,0 +1,69 @@
+// torch.ops.dcnv3.norm_forward and norm_backward on CUDA: any device, on its current stream.
+#include "../norm_binding.h"
+
+#include "launch.h"
+#include "stream.h"
+
+namespace dcnv3 {
+namespace {
+
+void check_norm(gpu::Status status) { STD_TORCH_CHECK(status.error == 0, gpu::describe(status)); }
+
+std::tuple<Tensor, Tensor, Tensor> norm_forward(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const NormProblem q = norm_of(x, weight, bias, eps, gelu);
+  x = dense(x), weight = dense(weight), bias = dense(bias);
+  Tensor output = torch::stable::new_empty(x, x.sizes());
+  Tensor mean = torch::stable::new_empty(x, {q.rows}, sum_type(x)), rstd = torch::stable::new_empty(x, {q.rows}, sum_type(x));
+  if (q.rows > 0) {
+    const NormTensors t = pointers(x, weight, bias, output, mean, rstd);
+    check_norm(gpu::launch_norm_forward(type_of(x), q, t, current_stream(x.get_device_index())));
+  }
+  return {output, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor* grad_residual, Tensor x, Tensor weight,
+                                                Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const NormProblem q = norm_of(x, weight, bias, 0, gelu);
+  check_norm_gradient(grad_output, grad_residual, x, mean, rstd, q);
+  x = dense(x), weight = dense(weight), bias = dense(bias), grad_output = dense(grad_output);
+  Tensor grad_x = torch::stable::new_empty(x, x.sizes());
+  Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
+  Tensor grad_bias = torch::stable::new_empty(bias, bias.sizes());
+  if (q.rows == 0) {
+    torch::stable::zero_(grad_weight), torch::stable::zero_(grad_bias);
+    return {grad_x, grad_weight, grad_bias};
+  }
+  const int64_t share = rows_of_a_warp(q.rows), shares = (q.rows + share - 1) / share;
+  Tensor sums = torch::stable::new_empty(x, {shares, 2 * q.channels}, sum_type(x));
+  NormTensors t = pointers(x, weight, bias, grad_x, mean, rstd);
+  const Tensor residual = grad_residual == nullptr ? grad_output : dense(*grad_residual);
+  if (grad_residual != nullptr) t.grad_residual = residual.data_ptr();
+  t.grad_output = grad_output.data_ptr(), t.grad_x = grad_x.data_ptr();
+  t.grad_weight = grad_weight.data_ptr(), t.grad_bias = grad_bias.data_ptr(), t.sums = sums.data_ptr();
+  const gpu::Status status = gpu::launch_norm_backward(type_of(x), q, t, current_stream(x.get_device_index()));
+  STD_TORCH_CHECK(status.error != gpu::kTooManyPoints, "dcnv3: a norm of ", q.channels,
+                  " channels needs more shared memory than a block has");
+  check_norm(status);
+  return {grad_x, grad_weight, grad_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean,
+                                                 Tensor rstd, bool gelu) {
+  return run_backward(grad_output, nullptr, x, weight, bias, mean, rstd, gelu);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_backward_add(Tensor grad_output, Tensor grad_residual, Tensor x, Tensor weight,
+                                                     Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
+  return run_backward(grad_output, &grad_residual, x, weight, bias, mean, rstd, gelu);
+}
+
+}  // namespace
+}  // namespace dcnv3
+
+STABLE_TORCH_LIBRARY_IMPL(dcnv3, CUDA, m) {
+  m.impl("norm_forward", TORCH_BOX(&dcnv3::norm_forward));
+  m.impl("norm_backward", TORCH_BOX(&dcnv3::norm_backward));
+  m.impl("norm_backward_add", TORCH_BOX(&dcnv3::norm_backward_add));
+}

@@ -1,0 +1,51 @@
+"""The norms' CUDA kernels, run on the CPU by the warp emulator (emulation/)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from emulated import TOLERANCE, TYPES, shifted
+
+NORMS = [(1, 8), (37, 64), (300, 16), (5, 80), (70, 5), (19, 320), (33, 1000), (3, 3)]  # rows, channels
+
+
+@pytest.mark.parametrize("gelu", [True, False], ids=["gelu", "plain"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("rows", "channels"), NORMS, ids=str)
+def test_the_cuda_norms_compute_the_definition(
+    libraries: dict[int, ctypes.CDLL], rows: int, channels: int, dtype: torch.dtype, gelu: bool
+) -> None:
+    """In lane groups of part of a warp and of a whole one, one round of the channels and several, aligned and not."""
+    torch.manual_seed(0)
+    given = [2 * torch.randn(rows, channels) + 0.5, torch.randn(channels), torch.randn(channels)]
+    cotangent = torch.randn(rows, channels).to(dtype)
+    leaves = [t.to(dtype).double().requires_grad_() for t in given]
+    normal = torch.nn.functional.layer_norm(leaves[0], (channels,), leaves[1], leaves[2], 1e-6)
+    output = torch.nn.functional.gelu(normal) if gelu else normal
+    expected = [output.detach(), *torch.autograd.grad(output, leaves, cotangent.double())]
+    if not gelu:
+        expected[1] = expected[1] + cotangent  # as the gradient of a residual
+    for start in (0, 1):  # at an odd address a lane moves one element
+        x, weight, bias, grad = (shifted(t.to(dtype), start, 0) for t in (*given, cotangent))
+        results = [shifted(torch.full_like(t, torch.nan), start, 0) for t in (x, x, weight, bias)]
+        statistics = [torch.full((rows,), torch.nan, dtype=torch.promote_types(dtype, torch.float32)) for _ in range(2)]
+        everything = [x, weight, bias, results[0], *statistics, grad, *results[1:]]
+        pointers = (ctypes.c_void_p * 11)(*(t.data_ptr() for t in everything), None if gelu else grad.data_ptr())
+        moved = {
+            libraries[800].run_norm(rows, channels, 1e-6, gelu, pointers, TYPES.index(dtype), backward)
+            for backward in (0, 1)
+        }
+        width = 16 // dtype.itemsize
+        assert moved == {1 if start or channels % width else width}
+        for have, want in zip(results, expected, strict=True):
+            assert float((have.double() - want).abs().max()) <= TOLERANCE[dtype] * max(float(want.abs().max()), 1.0)
+
+
+def test_a_norm_of_more_channels_than_shared_memory_holds_is_refused(libraries: dict[int, ctypes.CDLL]) -> None:
+    """By the launcher; dcnv3.fused leaves these to PyTorch: 3 numbers a channel in 40 KiB."""
+    room = torch.empty(3414)
+    pointers = (ctypes.c_void_p * 11)(*[room.data_ptr()] * 11)
+    answers = [libraries[800].run_norm(0, channels, 1e-6, 1, pointers, 1, 1) for channels in (3413, 3414)]
+    assert answers == [1, -1]  # one element at a time

@@ -14,6 +14,7 @@ operators, which compilers fuse themselves. Second derivatives are those of PyTo
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -119,12 +120,12 @@ class NormGelu(torch.nn.LayerNorm):
         return norm_gelu(x, self.weight, self.bias, self.eps)
 
 
-_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"} if os.environ.get("DCNV3_CUDA_NORMS") == "1" else {"cpu": "CPU"}
 _BUILT: dict[tuple[str, str], bool] = {}
 
 
 def built(name: str, device: str) -> bool:
-    """Whether an extension that is loaded has a kernel of `dcnv3::name` for the device."""
+    """Whether an extension that is loaded has a kernel of `dcnv3::name` for the device that may be taken there."""
     if (name, device) not in _BUILT:
         key = _KEYS.get(device)
         found = key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnv3::{name}", key)

@@ -58,7 +58,11 @@ def parts() -> list[Part]:
 def start(part: Part, report: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pytest", *(TESTS + name for name in part.files), "-m", part.marks]
     command += ["-k", part.choice, "-p", "no:cacheprovider", "-o", "timeout=90", f"--junitxml={report}"]
-    environment = {"DCNV3_TEST_TRITON": str(int(part.kernels == "triton")), "OMP_NUM_THREADS": "2"}
+    environment = {
+        "DCNV3_TEST_TRITON": str(int(part.kernels == "triton")),
+        "DCNV3_CUDA_NORMS": "1",
+        "OMP_NUM_THREADS": "2",
+    }
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment)
 
 

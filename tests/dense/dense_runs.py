@@ -24,7 +24,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 LABEL_MAPS = ("semantic", "query_segmentation")  # tasks that learn from these instead of objects
 # Region proposals of nearly equal scores change places by the last bit; at a small lr the runs stay together.
-LR = {"instance": 5e-5, "detection": 5e-4}
+LR = {"instance": 2e-5, "detection": 5e-4}
 
 
 def tiny(task: str, folder: Path, *, steps: int = 20, every_steps: int | None = None, **training: Any) -> RunConfig:

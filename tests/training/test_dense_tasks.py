@@ -15,7 +15,6 @@ from dense_runs import LABEL_MAPS, SECTIONS, tiny
 from dense_sets import pack_shapes
 from plain_dense import plain_losses
 
-pytestmark = pytest.mark.slow
 SCRIPT = str(Path(__file__).parents[1] / "dense" / "dense_runs.py")
 TASKS = [task for task in SECTIONS if task not in ("detection", "query_segmentation")]  # parts of others here
 STEPS = 20
@@ -48,14 +47,19 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in metrics(run)]
 
 
+# Two anchors of nearly one score may change places by rounding, which differs between processors: the losses of Mask
+# R-CNN are then a few 1e-5 apart in that step.
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.long if task == "instance" else pytest.mark.slow) for task in TASKS]
+)
 def test_20_steps_equal_a_plain_loop(runs: Path, sets: dict[str, Path], task: str) -> None:
     found = losses(runs / f"{task}-1-1")
     assert len(found) == STEPS and found[-1] < found[0]
     assert found == pytest.approx(plain_losses(tiny(task, sets[task])), abs=1e-5, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("task", TASKS)
 def test_ranks_give_the_losses_of_the_joined_batch(runs: Path, task: str, ranks: int) -> None:
@@ -63,12 +67,14 @@ def test_ranks_give_the_losses_of_the_joined_batch(runs: Path, task: str, ranks:
     assert found == pytest.approx(losses(runs / f"{task}-1-1")[:10], abs=1e-4, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_zero_stage_3_gives_the_losses_of_stage_1(runs: Path, task: str) -> None:
     found = losses(runs / f"{task}-2-3")
     assert found == pytest.approx(losses(runs / f"{task}-2-1")[:4], abs=1e-4, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_it_ends_bit_for_bit_where_the_unbroken_run_ends(

@@ -39,7 +39,9 @@ ShorterSide = Annotated[int | None, typer.Option(min=1, help="Shrink images to t
 MinSide = Annotated[int, typer.Option(min=1, help="Reject images with a shorter side below this.")]
 Quality = Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of images that are written anew.")]
 RowsPerShard = Annotated[int, typer.Option(min=1, help="Input rows of one shard.")]
-Column = Annotated[str | None, typer.Option(help="Its name in the table; `none` for no such column. Found by the usual names without this.")]
+Column = Annotated[
+    str | None, typer.Option(help="Its name; `none` for no such column. By default the usual names are looked for.")
+]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Refuse images with more pixels, before they are decoded.")]
 Retry = Annotated[
     list[str] | None, typer.Option(help="Make rows of finished shards anew that failed so, as http_5*. Repeatable.")

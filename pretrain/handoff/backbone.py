@@ -122,7 +122,7 @@ def _from_run(path: Path, which: str, choice: str) -> Backbone:
     if not image:
         raise UserError(f"{path}: its {which!r} weights hold no image encoder (no entry begins with {IMAGE_PREFIX!r})")
     with torch.device("meta"):
-        model = image_of(module_of(config, classes=task_of(config).classes_of(weights)))
+        model = image_of(module_of(config, classes=task_of(config).classes_of(checkpoint.outline())))
     expected = model.state_dict()
     if differing := sorted(set(image) ^ set(expected)):
         raise UserError(f"{path}: the image encoder does not fit its configuration: {first_ten(differing)}")

@@ -167,6 +167,11 @@ class Checkpoint:
                 weights[name] = files.get(self.path / file).get_tensor(f"buffer/{name}")
         return weights
 
+    def outline(self) -> dict[str, Tensor]:
+        """Every parameter by name, as a tensor of its shape on the meta device: no file is read."""
+        shapes = {name: entry["shape"] for name, entry in self.index["parameters"].items()}
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
     def read_into(self, target: Tensor, kind: str, name: str, start: int, files: "OpenFiles") -> None:
         """Fill `target` (1-D) with values [start, start + len) of `kind` of parameter `name`.
 

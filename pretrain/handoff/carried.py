@@ -12,12 +12,12 @@ _OPERATOR = ("geometry", "reference", "module")
 _CHOICE = '''"""The compiled layers where the dcnv3 package is installed, else the same in plain PyTorch."""
 
 try:
-    from dcnv3 import DCNv3, NormGelu, gelu, gelu_, layer_norm, norm_gelu
+    from dcnv3 import DCNv3, NormGelu, gelu, gelu_, layer_norm, norm_gelu, split_norm
 except ImportError:
-    from .dcnv3_fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu
+    from .dcnv3_fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu, split_norm
     from .dcnv3_module import DCNv3
 
-__all__ = ["DCNv3", "NormGelu", "gelu", "gelu_", "layer_norm", "norm_gelu"]
+__all__ = ["DCNv3", "NormGelu", "gelu", "gelu_", "layer_norm", "norm_gelu", "split_norm"]
 '''
 _PLAIN_FUSED = '''"""LayerNorm and GELU in PyTorch's own operators."""
 
@@ -31,6 +31,10 @@ def layer_norm(x, weight, bias, eps):
 
 def norm_gelu(x, weight, bias, eps):
     return F.gelu(layer_norm(x, weight, bias, eps))
+
+
+def split_norm(x, weight, bias, eps):
+    return layer_norm(x, weight, bias, eps), x
 
 
 def gelu(x):

@@ -81,7 +81,7 @@ def test_every_score_of_a_pretrained_run_is_written_into_it(pretrained, shapes):
 def test_tasks_that_do_not_exist_or_do_not_fit_are_refused(pretrained, shapes, tmp_path):
     with pytest.raises(UserError, match="'recall'"):
         evaluate(pretrained, shapes, tasks=["recall"])
-    with pytest.raises(UserError, match="no complete checkpoint"):
+    with pytest.raises(UserError, match="is no run"):
         evaluate(tmp_path, shapes)
 
 

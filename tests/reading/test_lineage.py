@@ -14,7 +14,7 @@ from data_pipeline.format import read_manifest, read_sidecar
 from data_pipeline.reading import DataConfig, ImageText, Reader
 from data_pipeline.reading.advice import recommend_workers
 from pretrain.analysis.batch import inspect_batch
-from pretrain.configuration import dump_config, parse_config
+from pretrain.configuration import dump_config, load_config, parse_config
 
 DATA = {"image_size": 32, "context_length": 8, "workers": 0, "block_shards": 2}
 
@@ -70,7 +70,7 @@ def test_inspecting_a_step_lists_and_draws_its_batch(run):
     with Image.open(found["pictures"]) as sheet:
         assert sheet.size == (4 * (2 * 32 + 4), 3 * (32 + 26 + 4))
         first = np.asarray(sheet)[:32, :32]
-    config = DataConfig(sources=[{"path": str(run.parent / "set")}], **DATA)
+    config = load_config(str(run / "config.yaml")).data  # with the views of the run's preset
     with Reader(config, ImageText(), batch_size=10, seed=3) as reader:
         assert np.array_equal(first, next(reader.batches(2)).views[0, 0].numpy())
 

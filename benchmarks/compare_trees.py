@@ -35,7 +35,8 @@ def serve(threads: int) -> None:
 
     def moved(model: nn.Module) -> nn.Module:
         for key, parameter in model.named_parameters():
-            if "offset_mask" in key:  # at initialisation the sampling would be an aligned copy
+            # At initialisation the sampling would be an aligned copy. Both names that these layers have had.
+            if any(name in key for name in ("offset_mask.", ".offset.", ".mask.")):
                 nn.init.normal_(parameter, std=0.02 if parameter.ndim > 1 else 1.0)
         return model
 

@@ -56,7 +56,7 @@ figure { margin: 0; padding: 12px 14px 10px; min-width: 0; }
 figcaption { font-weight: 600; font-size: .9375rem; margin-bottom: 4px; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 12.5px; font-family: inherit; }
-svg.bar { width: 180px; } svg.timeline text { font-size: 15px; }
+svg.bar { width: 130px; } table.scores :is(th, td) { padding: 7px 10px; } svg.timeline text { font-size: 15px; }
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
 path.line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 path.band { stroke: none; opacity: .75; }

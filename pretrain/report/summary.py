@@ -14,7 +14,8 @@ from pretrain.report.record import RunRecord, is_finite, is_number
 from pretrain.training.logging.kinds import BAD, EventKind
 
 FEWEST = 10  # logged values below which a trend is not told
-RESULTS = 3  # of an answer; the table below has all
+RESULTS = 4  # of an answer; the table below has all
+ABOVE = "above"
 IMAGE = "image."  # of the image model's parameters
 
 
@@ -69,12 +70,15 @@ def model_size(run: RunRecord) -> list[str]:
 
 
 def how_good(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first score of each result beside the best of what asks no understanding."""
+    """The first score of each result beside the best of what asks no understanding; first those not above it."""
     lines = []
-    for result in results[:RESULTS]:
+    several = len({result.get("set") for result in results}) > 1
+    for result in results:
         for score in result["scores"][:1]:
             title = f"{result.get('title') or result['name']}, {score.get('title') or score.get('name')}"
-            lines.append(f"{title}: {percent(score['value'])}{_verdict(score)}")
+            of = f" ({result['set']})" if several and result.get("set") else ""
+            lines.append(f"{title}{of}: {percent(score['value'])}{_verdict(score)}")
+    lines = sorted(lines, key=lambda line: ABOVE in line)[:RESULTS]
     if len(results) > RESULTS:
         lines.append(f"and {len(results) - RESULTS} more below")
     return lines or ["not scored yet: internimage evaluate RUN --data SET"]
@@ -88,7 +92,7 @@ def _verdict(score: Mapping[str, Any]) -> str:
         return ""
     best = max(known, key=lambda name: known[name])
     low, high = score.get("interval") or (score["value"], score["value"])
-    word = "above" if low > known[best] else "below" if high < known[best] else "not told apart from"
+    word = ABOVE if low > known[best] else "below" if high < known[best] else "not told apart from"
     return f", {word} {best} ({percent(known[best])})"
 
 

@@ -45,7 +45,8 @@ def sampled_by_stage(model: InternImage, images: Tensor) -> list[tuple[Tensor, T
         def note(_: nn.Module, __: Any, packed: Tensor, layer: DCNv3 = layer) -> None:
             found.append(places(packed, layer))
 
-        handles.append(layer.offset_mask.register_forward_hook(note))
+        # The layer of the offsets is called with the others, and gives what all of them give.
+        handles.append(layer.offset.register_forward_hook(note))
     try:
         model.forward_stages(images)
     finally:

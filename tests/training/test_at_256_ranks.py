@@ -52,12 +52,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow  # a process has one default group, and other fast tests have runs in theirs
 def test_a_step_agrees_in_one_sum_of_56_bytes(fake_ranks: DistributedContext, calls: Counter[str]) -> None:
     said = Said(False, True, 64.0, 0.0, False, False)
     begin_agreement(fake_ranks, torch.tensor(1.5), said)()
     assert calls == {"all_reduce": 1, "all_reduce bytes": 7 * 8}
 
 
+@pytest.mark.slow  # a process has one default group, and other fast tests have runs in theirs
 def test_the_teacher_is_refreshed_in_few_calls_and_bounded_memory(
     fake_ranks: DistributedContext, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from training_fakes import configuration
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import HANG, UserError
 from pretrain.configuration import dump_config
 from pretrain.training.resume import check_same_run
 from pretrain.training.safeguards.watchdog import Watchdog
@@ -36,4 +36,4 @@ def test_a_start_that_goes_on_is_no_hang(tmp_path: Path, monkeypatch: pytest.Mon
         watchdog.still_starting()
     assert left == []
     watchdog._thread.join(20)
-    assert left == [4]
+    assert left == [HANG]

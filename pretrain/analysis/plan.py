@@ -23,7 +23,7 @@ average are in files; an asynchronous checkpoint keeps a copy of what it writes 
 import math
 from dataclasses import dataclass
 
-from pretrain.training.zero.deepspeed_config import LARGEST_BUCKET
+from pretrain.training.zero.deepspeed_config import LARGEST_BUCKET, LARGEST_RECEIVED
 
 GIGABYTE = 1e9
 SECONDS_A_DAY = 86_400.0
@@ -103,7 +103,7 @@ def rank_memory(
     fp32_copy = 4.0 if half or stage in (1, 2, 3) else 0.0
     optimizer = (8.0 + fp32_copy) * trainable * cut[0]
     average = 4.0 * trainable * share if ema else 0.0
-    teacher = p * sizes.teacher * cut[2] if ema else 0.0
+    teacher = p * (sizes.teacher * cut[2] + _refreshed_through(sizes, stage, ranks)) if ema else 0.0
     bucket = min(LARGEST_BUCKET, trainable)
     reduced = max(p, reduction_bytes or p)
     buckets = 0.0 if stage == 0 else p * bucket * (3.0 if stage == 3 else 2.0)
@@ -127,6 +127,14 @@ def rank_memory(
         *(stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host, files, standing),
         update=update,
     )
+
+
+def _refreshed_through(sizes: Sizes, stage: int, ranks: int) -> float:
+    """Values of the buffers by which a whole teacher is filled from the ranks' shares of the EMA (zero/teacher.py)."""
+    if stage == 3 or ranks == 1:
+        return 0.0
+    sent = min(sizes.teacher, sizes.trainable / ranks)
+    return sent + min(ranks * sent, LARGEST_RECEIVED)
 
 
 def contrastive_bytes(rows: float, ranks: int, images: int) -> float:

@@ -85,7 +85,7 @@ def test_the_teacher_is_refreshed_in_few_calls_and_bounded_memory(
     )
     engine = SimpleNamespace(compute_dtype=torch.bfloat16, module=module)
     monkeypatch.setattr(DistributedContext, "gather", lambda self, value: layouts)
-    monkeypatch.setattr(teachers, "RECEIVED", total // 3)
+    monkeypatch.setattr(teachers, "LARGEST_RECEIVED", total // 3)
     copies = 0
     original = torch._foreach_copy_
 

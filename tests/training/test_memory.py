@@ -40,7 +40,9 @@ def test_live_tensors_weigh_what_the_formula_says_within_a_tenth(tmp_path: Path,
     for output, config in work.items():
         stage, precision = config.training.zero_stage, config.training.precision
         saved = config.checkpoint.every_steps is not None
-        formula = rank_memory(sizes, stage=stage, ranks=ranks, precision=precision, asynchronous=saved)
+        formula = rank_memory(
+            sizes, stage=stage, ranks=ranks, precision=precision, asynchronous=saved, reduction_bytes=4.0
+        )
         expected = formula.states + formula.standing + formula.host
         for rank in range(ranks):
             weighed = json.loads((output / f"memory-{rank}.json").read_text())["before"]

@@ -8,6 +8,7 @@ from data_pipeline.reading.order.share import rows_per_rank
 from pretrain.configuration.schema import TrainingConfig
 
 LARGEST_BUCKET = 50_000_000
+LARGEST_RECEIVED = 33_554_432  # values of a teacher's refresh, of all ranks together: 64 MiB in half precision
 ALIGNMENT = 64  # of flat buffers; DeepSpeed asks for an even number
 QUIET = 10**9
 

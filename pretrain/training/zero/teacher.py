@@ -18,11 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.training.distributed import DistributedContext
+from pretrain.training.zero.deepspeed_config import LARGEST_RECEIVED
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine, gather_by_region, import_deepspeed
 from pretrain.training.zero.partition import partition, partitions
-
-RECEIVED = 33_554_432  # values that a rank receives at once, of all ranks together: 64 MiB in half precision
 
 
 def build_teacher(
@@ -138,7 +137,7 @@ class WholeTeacher:
         """The buffers, and what is copied between them and the pieces. targets: of every rank, in rank order."""
         ranks, device = self._context.world_size, self._context.device
         longest = max((sum(target.numel() for target in pieces) for pieces in targets), default=0)
-        length = min(longest, max(1, RECEIVED // ranks))
+        length = min(longest, max(1, LARGEST_RECEIVED // ranks))
         send = torch.zeros(longest, dtype=self._dtype, device=device)
         received = torch.empty(ranks * length, dtype=self._dtype, device=device)
         pairs = _overlaps(self._sources, send, 0)

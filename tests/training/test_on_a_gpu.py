@@ -52,8 +52,8 @@ def test_half_precision_on_a_gpu_is_stopped_and_resumed(tmp_path: Path, stage: i
 
 def test_a_rank_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # of one alone, each of Slurm's tasks has its own
+    for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"rank 1 of this machine has no GPU: 1 visible.*CUDA_VISIBLE_DEVICES="):
+    with pytest.raises(UserError, match=r"rank 2 of this machine has no GPU: 2 visible.*CUDA_VISIBLE_DEVICES="):
         join(10.0)

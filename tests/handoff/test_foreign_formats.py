@@ -185,7 +185,7 @@ with torch.no_grad():
         assert (torch.load(tmp_path / "logits.pt") - model(images)).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["t_like", "l_like", "h_like"])
+@pytest.mark.parametrize("name", [pytest.param("t_like", marks=pytest.mark.slow), "l_like", "h_like"])
 def test_onnxruntime_runs_the_classifier_and_agrees_for_any_batch(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")

@@ -153,22 +153,27 @@ def stopped_by_user(run: Path | None) -> bool:
 
 
 def last_events(run: Path) -> list[dict]:  # type: ignore[type-arg]
-    """The events in the last part of RUN/events.jsonl; lines that a crash cut are left out."""
+    """The events in the last part of RUN/events.jsonl."""
+    return last_entries(run / "events.jsonl")
+
+
+def last_entries(path: Path, tail: int = _TAIL_BYTES) -> list[dict]:  # type: ignore[type-arg]
+    """The objects in the last `tail` bytes of a file of JSON lines; lines that a crash cut are left out."""
     try:
-        with open(run / "events.jsonl", "rb") as file:
+        with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
+            file.seek(max(0, size - tail))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
         try:
-            event = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict):
-            found.append(event)
+        if isinstance(entry, dict):
+            found.append(entry)
     return found
 
 

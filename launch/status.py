@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
-from launch.restarting import HISTORY, last_events, newest_checkpoint
+from launch.restarting import HISTORY, last_entries, last_events, newest_checkpoint
 from launch.slurm import JOB
 
 _ALIVE, _ENDED = ("start", "resume"), ("done", "stopped", "gave_up", "failed", "hang", "grace_exceeded")
-_SILENT_SECONDS = 600.0  # without a logged step, or ten times the usual distance of two
 _TAIL_BYTES = 1 << 18
+_SILENT_SECONDS = 600.0  # without a logged step, or ten times the usual distance of two
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def status(run: Path, now: float | None = None) -> Status:
         raise UserError(f"{run}: no run directory (no config.yaml, no events.jsonl)")
     now = time.time() if now is None else now
     events = last_events(run)
-    rows = tail(run / "metrics.jsonl")
+    rows = last_entries(run / "metrics.jsonl", _TAIL_BYTES)
     last = rows[-1] if rows else {}
     state, why = state_of(events, rows, now)
     step = int(last.get("step", 0))
@@ -70,7 +70,7 @@ def status(run: Path, now: float | None = None) -> Status:
         seconds_left=left,
         last_logged=float(last["time"]) if "time" in last else None,
         starts=len(starts),
-        restarts=[_restart(entry) for entry in tail(run / HISTORY)[-5:]],
+        restarts=[_restart(entry) for entry in last_entries(run / HISTORY, _TAIL_BYTES)[-5:]],
         slowest=_slowest(last),
         job=job_of(run),
         events=[_event(event) for event in events[-5:]],
@@ -91,26 +91,6 @@ def state_of(events: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], n
                 return "silent", f"nothing written for {duration(quiet)}: killed without a word, or hanging"
             return "running", None
     return "new", None
-
-
-def tail(path: Path) -> list[dict[str, Any]]:
-    """The last entries of a file of JSON lines; those that a crash cut are left out."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            found.append(entry)
-    return found
 
 
 def job_of(run: Path) -> str | None:

@@ -94,9 +94,30 @@ class DistributedContext:
         dist.all_gather_object(everything, value, group=self.group)
         return everything
 
+    def say(self, key: str, text: str) -> None:
+        """Tell whoever asks by `heard`. Not collective, and good in any thread: it goes by the store, not the group."""
+        _store().set(key, text)
+
+    def heard(self, keys: Sequence[str]) -> list[str] | None:
+        """What other ranks have said under `keys`, and forget it; None until all of them have. Waits for nothing."""
+        if not keys:
+            return []
+        store = _store()
+        if not store.check(list(keys)):
+            return None
+        said = [store.get(key).decode() for key in keys]
+        for key in keys:
+            store.delete_key(key)
+        return said
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier(group=self.group)
+
+
+def _store() -> dist.Store:
+    """What the ranks met by: a small key-value service, the leader's where no other launcher brings one."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def lost_a_partner(error: BaseException) -> bool:

@@ -89,6 +89,7 @@ def run(
             reader = stack.enter_context(closing(task_of(config).open_reader(config.data, options)))
             parts, start = compose(config, output, initialize, reader, context, events, watchdog, interruption)
             stack.callback(parts.log.progress.close)
+            stack.callback(parts.checkpointer.abandon)
             if changes:
                 events(EventKind.CONFIG_CHANGED, step=start, changes=changes)
                 remember_changes(output, changes, start)

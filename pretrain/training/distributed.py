@@ -11,10 +11,8 @@ import os
 import random
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import numpy
@@ -158,11 +156,10 @@ def join(timeout_seconds: float) -> DistributedContext:
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if world_size == 1:
-            # A file to meet at needs no port; DeepSpeed reads the variables all the same.
+            # A store in memory needs neither a port nor a file; DeepSpeed reads the variables all the same.
             for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
                 os.environ.setdefault(name, value)
-            place = Path(tempfile.mkdtemp(prefix="internimage-")) / "meet"
-            dist.init_process_group(backend, init_method=f"file://{place}", rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
     group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None

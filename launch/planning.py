@@ -69,6 +69,7 @@ def count(config: RunConfig, classes: int) -> Counts:
     from pretrain.models.counting import multiply_adds
     from pretrain.tasks.module import image_of
     from pretrain.tasks.task import module_of, task_of
+    from pretrain.training.parameter_groups import is_map
 
     with torch.device("meta"):
         module = module_of(config, classes=classes)
@@ -78,6 +79,11 @@ def count(config: RunConfig, classes: int) -> Counts:
         trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         frozen=sum(p.numel() for p in parameters.values() if not p.requires_grad),
         teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
+        muon=sum(
+            p.numel()
+            for name, p in parameters.items()
+            if config.optimizer.name == "muon" and p.requires_grad and is_map(name, p.shape)
+        ),
     )
     modules = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
     arguments, size = image_of(module).arguments, task_of(config).planned_side(config.data)

@@ -51,10 +51,14 @@ class TaskSection(Section):
 
 
 class OptimizerConfig(Section):
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: matrices by Muon at AdamW's lr and decay, the rest by AdamW; ZeRO stages 0 to 2"
+    )
     lr: float = Field(1e-3, ge=0, description="peak lr at `lr_batch`; scaled linearly with the global batch")
     lr_batch: int | None = Field(None, ge=1, description="batch that `lr` is stated for; None: no scaling")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1, description="of muon")
     weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
     layer_decay: float = Field(1.0, gt=0, le=1, description="lr multiplier per block, from the head down")
     offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the projections that offsets come from")
@@ -179,6 +183,22 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed keys that have no name here")
     initialize_from: str | None = Field(None, description="checkpoint, run or weights file to start the model from")
+
+    @model_validator(mode="after")
+    def _muon_on_whole_matrices(self) -> Self:
+        training = self.training
+        if self.optimizer.name == "muon":
+            if training.zero_stage == 3:
+                raise ValueError(
+                    "optimizer.name muon needs training.zero_stage 0, 1 or 2: stage 3 cuts every matrix over all "
+                    "ranks, and Muon orthogonalises whole ones"
+                )
+            if training.offload_optimizer or training.offload_folder is not None:
+                raise ValueError(
+                    "optimizer.name muon takes neither training.offload_optimizer nor training.offload_folder: its "
+                    "products of matrices would run on the host"
+                )
+        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:

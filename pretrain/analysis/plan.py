@@ -4,7 +4,7 @@ Bytes a parameter of DeepSpeed's training states, n ranks, p = 2 in bf16 and fp1
 Memory Optimizations Toward Training Trillion Parameter Models", SC 2020, section 3), and of what this project adds:
 
                  stage 0     stage 1     stage 2     stage 3
-    parameters   p           p           p           p / n
+    parameters   p           p           p           p / n          and p / s with a secondary partition over s ranks
     gradients    p           p           p / n       p / n          4 where half precision accumulates
     fp32 copy    4 (half)    4 / n       4 / n       4 / n
     Adam         8           8 / n       8 / n       8 / n          4 of what Muon trains
@@ -92,10 +92,11 @@ def rank_memory(
     offload_folder: bool = False,
     asynchronous: bool = False,
     reduction_bytes: float | None = None,
+    secondary_ranks: int | None = None,
     activations: float = 0.0,
 ) -> Memory:
     """Bytes of one of `ranks` ranks. activations: of its micro-batch (`pretrain.analysis.costs`). reduction_bytes: of a
-    gradient's value on its way, `p` by default.
+    gradient's value on its way, `p` by default. secondary_ranks: of training.secondary_partition.
 
     offload_*: as in the configuration: the optimizer's states and the average, or the parameters, go to the host, or
     the former into files. asynchronous: checkpoints are; with files they are not, whatever is asked for.
@@ -132,6 +133,8 @@ def rank_memory(
         host, optimizer, average, update = host + optimizer + average, 0.0, 0.0, 0.0
     if offload_parameters and stage == 3:
         host, parameters = host + parameters, 0.0
+    if secondary_ranks is not None and stage == 3:
+        parameters += p * everything / secondary_ranks
     return Memory(
         *(stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host, files, standing),
         update=update,

@@ -116,6 +116,12 @@ class TrainingConfig(Section):
     reduce_gradients: Literal["fp32", "compute"] = Field(
         "fp32", description="type in which gradients are summed over ranks; compute: that of forward and backward"
     )
+    secondary_partition: int | None = Field(
+        None,
+        ge=2,
+        description="ranks, as those of a node, that hold the parameters of stage 3 once more among them, so that the "
+        "backward pass gathers there (hpZ, of ZeRO++)",
+    )
     offload_optimizer: bool = False
     offload_parameters: bool = False
     offload_folder: str | None = Field(
@@ -131,6 +137,15 @@ class TrainingConfig(Section):
     profile: str | None = Field(None, pattern=r"^\d+:\d+$", description="steps FIRST:LAST to trace")
     stop_after: int | None = Field(None, ge=1, description="stop (75) after this step, as a signal would")
     allow_changes: list[str] = Field([], description="keys that a resumed run may change: --allow-change")
+
+    @model_validator(mode="after")
+    def _secondary_at_stage_3(self) -> Self:
+        if self.secondary_partition is not None and (self.zero_stage != 3 or self.offload_parameters):
+            raise ValueError(
+                "training.secondary_partition is of training.zero_stage 3, which alone cuts parameters, and keeps them "
+                "on the device: leave training.offload_parameters out"
+            )
+        return self
 
     @field_validator("profile", mode="before")
     @classmethod

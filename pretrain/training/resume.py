@@ -24,6 +24,7 @@ FREE = (
     "model.recompute",
     "model.compile",
     "training.zero_stage",
+    "training.secondary_partition",
     "training.reduce_gradients",
     "training.offload_optimizer",
     "training.offload_parameters",

@@ -100,6 +100,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for stage, accumulation, precision in MUON
     }
+    work[folder / "secondary"] = config_of(
+        3,
+        1,
+        False,
+        training__secondary_partition=2,
+        deepspeed={"zero_optimization": {"stage3_param_persistence_threshold": 0}},  # every parameter is cut
+    )
     parts = [(folder / "parts", config_of(1, 2, False, "muon", training__stop_after=until)) for until in (7, None)]
     codes = run_ranks([*work.items(), *parts], folder / "all", 2)
     assert codes == [0, 0], logs(folder / "all")[-3000:]
@@ -114,7 +121,19 @@ def plain_runs() -> dict:
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"stage{v[0]}-accumulation{v[1]}-recompute{int(v[2])}")
 def test_the_curve_of_20_steps_and_the_average_equal_a_plain_loop(runs: Path, plain_runs: dict, variant: tuple) -> None:
     losses, norms, weights, average = plain_runs[variant[1]]
-    output = runs / "-".join(map(str, map(int, variant)))
+    assert_equal(runs / "-".join(map(str, map(int, variant))), losses, norms, weights, average)
+
+
+def test_a_secondary_partition_equals_a_plain_loop(runs: Path, plain_runs: dict) -> None:
+    assert_equal(runs / "secondary", *plain_runs[1])
+    settings = configuration(training__zero_stage=3, training__secondary_partition=2)
+    with pytest.raises(UserError, match="secondary_partition 2 does not divide 1 ranks"):
+        run(settings, runs / "alone")
+    with pytest.raises(UserError, match=r"secondary_partition is of training\.zero_stage 3"):
+        configuration(training__secondary_partition=2)
+
+
+def assert_equal(output: Path, losses: list[float], norms: list[float], weights: dict, average: dict) -> None:
     found = metrics(output)
     assert [entry["step"] for entry in found] == list(range(1, STEPS + 1))
     assert [entry["loss"] for entry in found] == pytest.approx(losses, abs=1e-5)

@@ -179,6 +179,7 @@ def publish(engine: DeepSpeedEngine, module: nn.Module) -> None:
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage == 3:
         zero._partition_all_parameters()
+        zero.invalidate_secondary_tensor()  # copies of a secondary partition are of the weights before
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:

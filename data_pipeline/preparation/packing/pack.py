@@ -26,7 +26,7 @@ from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
 from data_pipeline.format.index import NO_IMAGE
 from data_pipeline.format.manifest import SET_MANIFEST
-from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
+from data_pipeline.preparation.packing.images import ImageRules, Refused, prepare
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
@@ -195,9 +195,11 @@ def read_image(path: Path, max_bytes: int) -> bytes | str:
         return UNREADABLE
     try:
         with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+            state = os.fstat(handle)
+            if not stat.S_ISREG(state.st_mode):
                 return NO_PLAIN_FILE
-            data = file.read(max_bytes + 1)
+            # Asked for 100 MB, Python makes room for 100 MB. Files of /proc say that they are empty.
+            data = file.read(min(state.st_size or max_bytes, max_bytes) + 1)
     except IsADirectoryError:
         return NO_PLAIN_FILE
     except OSError:
@@ -228,20 +230,19 @@ def with_data(sample: Sample, data: bytes, expected: str | None, rules: ImageRul
         digest = hashlib.new({32: "md5", 40: "sha1", 64: "sha256"}[len(expected)], data).hexdigest()
         if digest != expected:
             return replace(sample, reason=HASH_MISMATCH)
-    made = with_image(sample, prepare(data, rules))
-    if made.image is None:
-        return made
-    same = made.image is data and digest is not None and len(digest) == 64
-    return replace(made, sha256=digest if same else hashlib.sha256(made.image).hexdigest())
-
-
-def with_image(sample: Sample, image: Prepared | Refused) -> Sample:
-    """Adds the image to a sample, or the reason why it has none."""
-    if isinstance(image, Refused):
-        return replace(sample, reason=image.reason, width=image.width, height=image.height)
-    data, extension, format, width, height, note = image
+    made = prepare(data, rules)
+    if isinstance(made, Refused):
+        return replace(sample, reason=made.reason, width=made.width, height=made.height)
+    known = made.data is data and digest is not None and len(digest) == 64
     return replace(
-        sample, image=data, extension=extension, format=format, width=width, height=height, reason=sample.reason or note
+        sample,
+        image=made.data,
+        extension=made.extension,
+        format=made.format,
+        width=made.width,
+        height=made.height,
+        reason=sample.reason or made.note,
+        sha256=digest if known else hashlib.sha256(made.data).hexdigest(),
     )
 
 

@@ -96,7 +96,7 @@ class _Frame:
         self._blocks = {part[0]: (part[1] >> 4) * (part[1] & 15) for part in parts}
 
     def can_read(self, scan: bytes, quantisers: frozenset[int], codes: frozenset[int]) -> bool:
-        """Tells whether a scan header fits the frame, and every table that it names is there (T.81, B.2.3 and G.1.1)."""
+        """Tells whether a scan header fits the frame and has every table that it names (T.81, B.2.3 and G.1.1)."""
         count = scan[0] if scan else 0
         if not 1 <= count <= len(self._quantisers) or len(scan) != 4 + 2 * count:
             return False

@@ -16,7 +16,11 @@ _MAX_OCTAL_SIZE = 8**11 - 1
 _LENGTH_DIGITS = 20  # of a pax record's length, and the blank behind it
 _NO_BLOCK = bytes(BLOCK_BYTES)
 # The fields of a regular member's header behind its name, its size and its checksum: all but these are the same always.
-_OWNERS, _TIME, _KIND = b"0000644\0" + 2 * b"0000000\0", b"00000000000\0", (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0")
+_OWNERS, _TIME, _KIND = (
+    b"0000644\0" + 2 * b"0000000\0",
+    b"00000000000\0",
+    (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0"),
+)
 _FIXED_SUM = sum(_OWNERS + _TIME + _KIND) + 8 * 32  # the checksum counts itself as blanks
 
 # Reasons of damage, as they stand in the sidecar.

@@ -23,18 +23,11 @@ from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
-from data_pipeline.preparation.packing.pack import (
-    DECODER_DIED,
-    Captionless,
-    count_rows,
-    finish,
-    run_plan,
-    sample_of,
-    shard_numbers,
-    with_data,
-)
+from data_pipeline.preparation.packing.pack import count_rows, finish, run_plan, shard_numbers
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
+from data_pipeline.preparation.packing.rows import Captionless, sample_of, with_data
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry, shard_stem
+from data_pipeline.preparation.packing.staging import DECODER_DIED
 from data_pipeline.preparation.packing.workers import decoders
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
 from data_pipeline.preparation.sources.labels import numbered, survey

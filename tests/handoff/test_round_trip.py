@@ -234,14 +234,17 @@ def test_the_header_says_how_the_text_tower_is_built(given: Given) -> None:
 
 def test_a_run_with_the_sigmoid_loss_keeps_its_bias(fake_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
+    import timm
 
     run, weights = fake_run("siglip", lambda module: module.logit_bias.value.data.fill_(-7.5))
     assert float(weights["logit_bias.value"]) == -7.5
     folder = export(run, "open_clip", tmp_path / "folder")
     assert read_backbone(folder).text.bias == -7.5 and read_backbone(run).text.bias == -7.5
     monkeypatch.syspath_prepend(str(folder))
-    import internimage_open_clip  # noqa: F401
+    listed = timm.list_models("internimage*")
+    import internimage_open_clip
 
+    assert timm.is_model(internimage_open_clip.TOWER["name"]) and timm.list_models("internimage*") == listed
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     assert model.logit_bias.item() == -7.5
     config = json.loads((export(run, "hf", tmp_path / "hf") / "config.json").read_text())

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry
+from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER, NoLocksError, SharedHosts
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
 from data_pipeline.preparation.packing.images import ImageRules
@@ -90,7 +92,7 @@ def fetch(
     table: one file, a folder of parts, or the URL of one; columns, format: as in `pack`, and so are classes, rules,
     captionless and notice
     web: how the network is used; may change from run to run
-    part: as in `pack`; the parts share the requests at a time to one host evenly
+    part: as in `pack`; parts that run at a time share the requests to one host and what its robots.txt says
     retry: reasons (`timeout`, `http_5*`, ...) whose rows are asked for again in shards that are finished
     workers: processes that decode; default: one a core; with one, a thread of this process does
     Raises UserError for what cannot be fetched at all; a row that cannot is recorded in its sidecar, never raised.
@@ -106,17 +108,23 @@ def fetch(
         notice(source.describe())
     plan = run_plan("fetch", source.identity(), number_of_rows, rows_per_shard, names, rules)
     plan = part_plan(plan | {"captionless": captionless}, part)
-    output = part_folder(output, part)
+    whole, output = output, part_folder(output, part)
     numbers = shard_numbers(number_of_rows, rows_per_shard, part)
     tally = _Tally(min(number_of_rows, numbers.stop * rows_per_shard) - numbers.start * rows_per_shard)
-    if part is not None:
-        web = replace(web, per_host=max(1, web.per_host // part.count))
-    with hold_output(output, plan), stop_requests() as stopping:
+    with ExitStack() as held:
+        held.enter_context(hold_output(output, plan))
+        stopping = held.enter_context(stop_requests())
+        shared = None
+        if part is not None:
+            try:
+                shared = held.enter_context(closing(SharedHosts(whole / HOSTS_FOLDER, web.per_host, web.token)))
+            except NoLocksError:  # then each part has its share, whether or not the others run
+                web = replace(web, per_host=max(1, web.per_host // part.count))
         run = _Run(
             output, source, names, rules, captionless, tuple(retry), rows_per_shard, tally, progress, numbers, stopping
         )
         try:
-            asyncio.run(run.all(Web(web, rules), available() if workers is None else workers))
+            asyncio.run(run.all(Web(web, rules, shared), available() if workers is None else workers))
         except* (OSError, UserError) as group:  # a full disk, a damaged sidecar: the first error names the cause
             raise group.exceptions[0] from None
         if len(tally.entries) < len(numbers):

@@ -20,6 +20,7 @@ from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry
+from data_pipeline.preparation.fetching.mixing import Shard, in_keyed_order
 from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER, NoLocksError, SharedHosts
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
@@ -83,6 +84,7 @@ def fetch(
     retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
     part: Part | None = None,
+    mix: int | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
     notice: Notice | None = None,
@@ -93,6 +95,7 @@ def fetch(
     captionless and notice
     web: how the network is used; may change from run to run
     part: as in `pack`; parts that run at a time share the requests to one host and what its robots.txt says
+    mix: fetches the shards in an order drawn from this number, for a list sorted by host; may change from run to run
     retry: reasons (`timeout`, `http_5*`, ...) whose rows are asked for again in shards that are finished
     workers: processes that decode; default: one a core; with one, a thread of this process does
     Raises UserError for what cannot be fetched at all; a row that cannot is recorded in its sidecar, never raised.
@@ -121,7 +124,18 @@ def fetch(
             except NoLocksError:  # then each part has its share, whether or not the others run
                 web = replace(web, per_host=max(1, web.per_host // part.count))
         run = _Run(
-            output, source, names, rules, captionless, tuple(retry), rows_per_shard, tally, progress, numbers, stopping
+            output,
+            source,
+            names,
+            rules,
+            captionless,
+            tuple(retry),
+            rows_per_shard,
+            tally,
+            progress,
+            numbers,
+            stopping,
+            mix,
         )
         try:
             asyncio.run(run.all(Web(web, rules, shared), available() if workers is None else workers))
@@ -158,8 +172,9 @@ class _Run:
         progress: ProgressCallback | None,
         numbers: range,
         stopping: Callable[[], bool],
+        mix: int | None,
     ) -> None:
-        self._numbers, self._stopping = numbers, stopping
+        self._numbers, self._stopping, self._mix = numbers, stopping, mix
         self._output, self._source, self._classes, self._retry = output, source, classes, retry
         self._rules, self._captionless, self._rows_per_shard = rules, captionless, rows_per_shard
         self._tally, self._progress = tally, progress
@@ -169,7 +184,9 @@ class _Run:
         turns = asyncio.Semaphore(max(2, _ROWS_UNDER_WAY // self._rows_per_shard))
         first, end = (number * self._rows_per_shard for number in (self._numbers.start, self._numbers.stop))
         rows = numbered(itertools.islice(self._source.rows(), first, end), self._classes)
-        shards = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
+        shards: Iterator[Shard] = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
+        if self._mix is not None:
+            shards = in_keyed_order(shards, self._mix, self._source.further, self._output)
         async with web, decoders(_made, workers) as self._decoders, asyncio.TaskGroup() as tasks:
             while not self._stopping() and (shard := await asyncio.to_thread(_next, shards)) is not None:
                 await turns.acquire()
@@ -261,10 +278,10 @@ async def _all_or_none(tasks: list[asyncio.Task[None]]) -> None:
         raise
 
 
-def _next(shards: Iterator[tuple[int, Iterator[Row]]]) -> tuple[int, list[Row]] | None:
+def _next(shards: Iterator[Shard]) -> tuple[int, list[Row]] | None:
     """Reads the rows of the next shard."""
-    number, rows = next(shards, (0, None))
-    return None if rows is None else (number, list(rows))
+    found = next(shards, None)
+    return None if found is None else (found[0], list(found[1]))
 
 
 def _made(work: tuple[Sample, bytes, str | None, ImageRules]) -> Sample:

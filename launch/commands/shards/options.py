@@ -82,6 +82,7 @@ class ImageFormat(StrEnum):
     webp = "webp"
 
 
+Pdq = Annotated[bool, typer.Option("--pdq", help="Hash images for `dedup --near` now, while their pixels are there.")]
 CaptionChoice = Annotated[Captions, typer.Option(help="Of several captions in a cell: the first, all, or one by row.")]
 CaptionlessRows = Annotated[Captionless, typer.Option(help="Rows without caption: packed, rejected, or an empty .txt.")]
 Format = Annotated[ImageFormat, typer.Option(help="Image format of the set; keep leaves JPEG, PNG and WebP.")]

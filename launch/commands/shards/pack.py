@@ -54,6 +54,7 @@ def pack(
     label_maps: LabelMaps = None,
     reduce_zero_label: Annotated[bool, typer.Option(help="With --label-maps: 0 is no class, 1 the first.")] = False,
     image_format: options.Format = options.ImageFormat.keep,
+    pdq: options.Pdq = False,
     retry: options.Retry = None,
     shuffle: Annotated[int | None, typer.Option(help="Place rows in an order drawn from this number.")] = None,
     least_packed: options.LeastPacked = 0.0,
@@ -77,7 +78,7 @@ def pack(
     if coco is not None and label_maps is not None:
         raise UserError("--coco and --label-maps: a set has one of them; pack two sets")
     given = Columns(image_column, caption_column, label_column, url_column, hash_column)
-    rules = ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value)
+    rules = ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value, pdq)
     names = options.class_names(classes)
     tabular = given != Columns() or root is not None or (coco is not None and names is not None)
     if tabular and (coco is not None or label_maps is not None):

@@ -8,8 +8,11 @@ import pyarrow.parquet as pq
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.executors.processes import available, ordered_map
 from data_pipeline.format import Manifest, ShardEntry, read_sidecar, write_sidecar
+from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, Pdq, pdq
 from data_pipeline.format.sidecar import PACKED, PDQ, PDQ_COLUMNS
-from data_pipeline.reading.decode.perceptual import hash_image
+from data_pipeline.reading.decode.pixels import BadSample, can_reduce, decode, read_header
+
+_MAX_PIXELS = 178_956_970
 
 
 def add_hashes(one: Manifest, workers: int | None = None, progress: ProgressCallback | None = None) -> int:
@@ -43,3 +46,15 @@ def _hash_shard(one: Manifest, entry: ShardEntry) -> None:
     for field, values in zip(PDQ_COLUMNS, (bits, qualities), strict=True):
         rows = rows.append_column(field, pa.array(values, field.type))
     write_sidecar(path, rows)
+
+
+def hash_image(data: bytes) -> Pdq | None:
+    """Hashes an encoded image, decoded no larger than needed; None for one that cannot be decoded."""
+    try:
+        header = read_header(data, _MAX_PIXELS)
+        reduce = 1
+        while can_reduce(header) and reduce < 8 and min(header.width, header.height) >= 2 * reduce * MOST_PIXELS_A_SIDE:
+            reduce *= 2
+        return pdq(decode(data, header, reduce))
+    except BadSample:
+        return None

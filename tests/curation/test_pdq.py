@@ -11,14 +11,13 @@ from curation_sets import all_rows, encoded, member, photo
 from PIL import Image
 
 from data_pipeline.curation.bands import choose_bands, expected_recall
-from data_pipeline.curation.fingerprints import add_hashes
+from data_pipeline.curation.fingerprints import add_hashes, hash_image
 from data_pipeline.format import open_set
 from data_pipeline.format.pdq import pdq
 from data_pipeline.preparation import ImageRules, pack
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.packing.rows import with_data
 from data_pipeline.preparation.packing.samples import Sample
-from data_pipeline.reading.decode.perceptual import hash_image
 
 CC12M = Path(__file__).resolve().parents[2].parent / "shared/data/cc12m-sample.tar"
 SIZES = [(300, 217), (96, 80), (512, 512), (511, 3), (64, 64), (130, 129), (1, 1), (40, 512), (4, 90), (5, 5)]

@@ -23,10 +23,9 @@ from data_pipeline.format.image_header import ImageHeader, read_image_header, to
 from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
 from data_pipeline.format.jpeg_markers import is_sound_jpeg
 from data_pipeline.format.opaque import opaque
-from data_pipeline.format.pdq import Pdq, pdq
+from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, Pdq, pdq
 from data_pipeline.format.sidecar import END_MARKER_ADDED
 from data_pipeline.format.upright import UPRIGHT, orientation, turned_by_pillow, upright
-from data_pipeline.reading.decode.perceptual import hash_image
 
 TOO_MANY_PIXELS = "too_many_pixels"
 TOO_MANY_SCANS = "too_many_scans"
@@ -116,11 +115,11 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
         return Refused(TRUNCATED if data[:3] == b"\xff\xd8\xff" else no_image_reason(data))
     if (refused := size_refused(header, rules)) is not None:
         return refused
-    if _stays_jpeg(header, rules) and is_sound_jpeg(data) and orientation(data, "jpeg") == UPRIGHT:
-        return _hashed(Prepared(data, "jpg", "jpeg", header.width, header.height), rules)
-    if too_many_scans(data, header):
-        return Refused(TOO_MANY_SCANS, header.width, header.height)
     try:
+        if _stays_jpeg(header, rules) and is_sound_jpeg(data) and orientation(data, "jpeg") == UPRIGHT:
+            return _hashed(Prepared(data, "jpg", "jpeg", header.width, header.height), rules)
+        if too_many_scans(data, header):
+            return Refused(TOO_MANY_SCANS, header.width, header.height)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # size_refused() has the say
             return _hashed(_converted(data, header, rules), rules)
@@ -196,8 +195,15 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
 
 
 def _hashed(made: Prepared, rules: ImageRules) -> Prepared:
-    """Adds the perceptual hash of an image that stayed as it is."""
-    return made._replace(pdq=hash_image(made.data)) if rules.pdq and made.pdq is None else made
+    """Adds the perceptual hash of an image that stayed as it is, decoded no larger than needed."""
+    if not rules.pdq or made.pdq is not None:
+        return made
+    side = MOST_PIXELS_A_SIDE
+    pixels = _jpeg(made.data, (side, side))[1] if made.format == "jpeg" else None
+    if pixels is None:
+        with Image.open(io.BytesIO(made.data), formats=[made.format.upper()]) as image:
+            pixels = np.array(opaque(image))
+    return made._replace(pdq=pdq(pixels))
 
 
 def _jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, Pixels | None, str]:

@@ -54,6 +54,7 @@ def fetch(
     least_packed: options.LeastPacked = 0.0,
     part: options.PartOf = None,
     parts: options.Parts = None,
+    executor: options.Executor = options.ExecutorName.processes,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
@@ -67,6 +68,7 @@ def fetch(
     from launch.display import show
     from launch.progress import progress
 
+    options.check_executor(executor, parts)
     web = WebRules(
         connections=connections,
         per_host=per_host,
@@ -95,7 +97,7 @@ def fetch(
             notice=options.say,
         )
         if parts is not None:
-            tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+            tell(in_parts(output, parts, options.part_run(run, executor), executor=executor.value), output, json)
             return
         summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)

@@ -61,6 +61,7 @@ def pack(
     rows_per_shard: options.RowsPerShard = 1000,
     part: options.PartOf = None,
     parts: options.Parts = None,
+    executor: options.Executor = options.ExecutorName.processes,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
@@ -75,6 +76,7 @@ def pack(
     from launch.display import show
     from launch.progress import progress
 
+    options.check_executor(executor, parts)
     if coco is not None and label_maps is not None:
         raise UserError("--coco and --label-maps: a set has one of them; pack two sets")
     given = Columns(image_column, caption_column, label_column, url_column, hash_column)
@@ -123,7 +125,7 @@ def pack(
                 notice=options.say,
             )
             if parts is not None:
-                tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+                tell(in_parts(output, parts, options.part_run(run, executor), executor=executor.value), output, json)
                 return
             summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)

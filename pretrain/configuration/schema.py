@@ -1,6 +1,7 @@
 """The typed schema of a run's YAML file, all but what each task brings itself. No `task:` means M3I-style pretraining.
 
-Sections: `model`, `task`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (passed through).
+Sections: `model`, `task`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `evaluation`, `deepspeed` (passed
+through).
 """
 
 from collections.abc import Mapping
@@ -146,6 +147,22 @@ class CheckpointConfig(Section):
     asynchronous: bool = True
 
 
+class EvaluationConfig(Section):
+    """Scores while the run trains: of the EMA weights, on all ranks; `best` names the checkpoint that was best."""
+
+    every_steps: int | None = Field(None, ge=1, description="steps between two, and after the last; null: none")
+    data: str | None = Field(None, description="folder of the held-out set")
+    name: str | None = Field(None, description="evaluation of the task, as zero-shot; null: that of its main score")
+    score: str | None = Field(None, description="of the evaluation, that chooses the best; null: its main one")
+    batch_size: int = Field(64, ge=1, description="pictures at once on a rank")
+
+    @model_validator(mode="after")
+    def _on_a_set(self) -> Self:
+        if self.every_steps is not None and self.data is None:
+            raise ValueError("evaluation.every_steps needs a set: give evaluation.data")
+        return self
+
+
 class RunConfig(Section):
     """A whole run. `deepspeed` is merged last into the derived DeepSpeed JSON.
 
@@ -159,6 +176,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed keys that have no name here")
     initialize_from: str | None = Field(None, description="checkpoint, run or weights file to start the model from")
 

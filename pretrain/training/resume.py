@@ -19,6 +19,7 @@ from pretrain.training.logging.record import CONFIG, CONFIG_HISTORY
 FREE = (
     "checkpoint",
     "deepspeed",
+    "evaluation",
     "initialize_from",
     "model.recompute",
     "model.compile",

@@ -202,6 +202,28 @@ def test_transformer_multiply_adds_are_what_torch_counts() -> None:
     assert costs.transformer_multiply_adds(50, 64, 3) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("size", [{"name": "RN50"}, {"width": 64, "layers": 3, "heads": 2}])
+def test_the_text_tower_counts_as_torch_counts_it(
+    tiny_run: Callable[..., Path], size: dict[str, Any], frozen: bool
+) -> None:
+    """Given by sizes or by the name of an open_clip model; trained three times forward, frozen once."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pretrain.tasks.task import module_of
+
+    text = json.dumps({**size, "frozen": frozen, "weights": "tower.pt" if frozen else None})
+    path = str(tiny_run())
+    config = load_config(path, [f"task.text={text}", "data.context_length=20"])
+    with torch.device("meta"):
+        tower = module_of(config, classes=0).get_submodule("text")
+        with FlopCounterMode(display=False) as counter:
+            tower(torch.zeros(4, 20, dtype=torch.long))
+    without = count(load_config(path, ["task.weights.text=0", "data.context_length=20"]), classes=0)
+    more = count(config, classes=0).flops_per_sample - without.flops_per_sample
+    assert more == pytest.approx((1 if frozen else 3) * counter.get_total_flops() / 4)
+
+
 def test_checkpointing_keeps_less_and_recomputes_one_block() -> None:
     arguments = {"channels": 64, "depths": (4, 4, 18, 4), "groups": (4, 8, 16, 32)}
     whole = image_activations(arguments, 224, checkpointing=False)

@@ -81,7 +81,8 @@ def test_every_kind_of_request_saves_and_exits_75_and_the_end_is_the_unbroken_on
 def test_a_stop_that_takes_longer_than_its_grace_ends_in_143_and_the_checkpoint_before_holds(tmp_path: Path) -> None:
     output = tmp_path / "run"
     short = configuration(training__policy={"grace_seconds": 2.0}, checkpoint__every_steps=2)
-    ranks = start_ranks(short, output, 2, FAKE_STALL="5")  # in the step, so that no boundary comes
+    # In the step that follows the save: it is completed though no boundary comes any more.
+    ranks = start_ranks(short, output, 2, FAKE_STALL="4")
     wait_until(lambda: (output / "checkpoints" / "step-00000004").is_dir(), ranks)
     time.sleep(0.5)
     for rank in ranks:

@@ -1,11 +1,11 @@
 """Writing and restoring checkpoints from a running engine, all ranks together.
 
-save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread
-             that writes them
+save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread that writes
+             them (saving.py); once all ranks have written, rank 0's completes the checkpoint (index, state, manifest;
+             fsync; rename; `latest`; rotation), whether or not another step ends
 progress()   how far this rank's part is, for the agreement of each step
-advance()    once all ranks have written, rank 0 completes the checkpoint (index, state, manifest; fsync; rename;
-             `latest`; rotation). Where a rank failed, the save is dropped
-wait()       at the end: advance until nothing is pending
+advance()    what all ranks have agreed on becomes of the save: complete, or dropped where a rank failed
+wait()       at the end: until nothing is pending
 restore()    load the newest intact checkpoint that the leader sees; set damaged ones aside, with an event
 """
 
@@ -13,10 +13,8 @@ import contextlib
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,8 @@ from pretrain import __version__
 from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
-from pretrain.training.checkpoint.rank_file import write_rank_file
 from pretrain.training.checkpoint.retention import Kept, to_delete
+from pretrain.training.checkpoint.saving import Save, shard_name
 from pretrain.training.checkpoint.second_tier import SecondTier
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
@@ -42,15 +40,6 @@ from pretrain.training.zero.engine import Engine
 
 FAILURES_ALLOWED = 3
 STALE_SECONDS = 90.0  # attributes and names are cached by NFS for 60 s by default
-
-
-@dataclass
-class _Pending:
-    """A save under way: first every rank writes its shard, then the leader commits."""
-
-    step: int
-    state: dict[str, Any]
-    committing: bool = False
 
 
 class Checkpointer:
@@ -85,9 +74,8 @@ class Checkpointer:
             )
         self._staging: list[Tensor] | None = None
         self._index = json.dumps(self._build_index())
-        self._thread: threading.Thread | None = None
-        self._pending: _Pending | None = None
-        self._error: Exception | None = None
+        self._save: Save | None = None
+        self._error: Exception | None = None  # of this rank's last save
         self._failures = 0
         self._saved_at = clock()
         self.last_step = -1
@@ -119,8 +107,8 @@ class Checkpointer:
                 entry = parameters.setdefault(
                     name, {"shape": list(shape), "ema": trainable and self.ema is not None, "fragments": []}
                 )
-                entry["fragments"].append([_shard(rank), start, length])
-        return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self.engine.buffers()}}
+                entry["fragments"].append([shard_name(rank), start, length])
+        return {"parameters": parameters, "buffers": {name: shard_name(0) for name, _ in self.engine.buffers()}}
 
     # --- saving
     def due(self, step: int) -> bool:
@@ -145,9 +133,9 @@ class Checkpointer:
             "world_size": self._context.world_size,
             "zero_stage": self.engine.stage,
         }
-        self._pending = _Pending(step, {"data": self._trained_on.as_json()} | state | counters)
+        state = {"data": self._trained_on.as_json()} | state | counters
         entries = self._stage() if self._asynchronous else self._entries
-        self._start(partial(self._write, step, entries))
+        self._save = Save(self._temporary(step), entries, self._context, partial(self._commit, step, state))
         if not self._asynchronous:
             self.wait()
 
@@ -163,42 +151,30 @@ class Checkpointer:
     def _temporary(self, step: int) -> Path:
         return self._folder / f"{disk.WRITING}{disk.step_name(step)}"
 
-    def _start(self, work: Callable[[], None]) -> None:
-        def guarded() -> None:
-            try:
-                work()
-            except Exception as error:  # whatever it is, every rank must hear of it at the next boundary
-                self._error = error
-
-        self._error = None
-        self._thread = threading.Thread(target=guarded, name="checkpoint")
-        self._thread.start()
-
-    def _write(self, step: int, entries: list[tuple[str, Tensor]]) -> None:
-        rank, folder = self._context.rank, self._temporary(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = write_rank_file(folder / _shard(rank), entries)
-        (folder / _note(rank)).write_text(json.dumps(written))
-
     def progress(self) -> tuple[bool, bool]:
         """(this rank is done with its part of the save under way, the part failed); (False, False) without one."""
-        if self._pending is None:
+        if self._save is None or not self._save.done:
             return False, False
-        done = self._thread is None or not self._thread.is_alive()
-        return done, done and self._error is not None
+        return True, self._save.error is not None
 
     def advance(self, *, written: bool, failed: bool) -> None:
-        """Move a save on. written, failed: of all ranks' `progress`, as they have agreed."""
-        if self._pending is not None and written:
-            self._advance(failed)
+        """End a save. written, failed: of all ranks' `progress`, as they have agreed."""
+        if self._save is not None and written:
+            self._end_save(failed)
 
     def wait(self) -> bool:
         """Until nothing is pending. Collective. Was the last save good?"""
-        while self._pending is not None:
-            if self._thread is not None:
-                self._thread.join()
-            self._advance(self._context.sum([float(self._error is not None)])[0] > 0)
+        if self._save is not None:
+            self._save.wait_for_shard()
+            self._context.barrier()  # now every rank has said how it went: the leader waits for none that is gone
+            self._save.wait()
+            self._end_save(self._context.sum([float(self._save.error is not None)])[0] > 0)
         return self._failures == 0
+
+    def abandon(self) -> None:
+        """The run ends by an error. Not collective: a checkpoint whose shards are all there is completed, no more."""
+        if self._save is not None:
+            self._save.abandon()
 
     def wait_or_raise(self) -> bool:
         """At the end of the work: raises GaveUpError where the last save failed, for then work would be lost unsaid.
@@ -218,21 +194,14 @@ class Checkpointer:
         if self._second is not None:
             self._second.finish()
 
-    def _advance(self, failed: bool) -> None:
-        """All ranks are done with their part: drop the save, have the leader commit it, or call it complete."""
-        assert self._pending is not None
-        if failed:
-            self._drop(self._pending.step)
-        elif not self._pending.committing:
-            self._pending.committing = True
-            self._thread = None
-            if self._context.leader:
-                self._start(partial(self._commit, self._pending.step, self._pending.state))
-        else:
-            self._pending, self._failures = None, 0
-
-    def _drop(self, step: int) -> None:
-        self._pending, self._failures, self.last_step = None, self._failures + 1, -1
+    def _end_save(self, failed: bool) -> None:
+        assert self._save is not None
+        self._error, self._save = self._save.error, None
+        if not failed:
+            self._failures = 0
+            return
+        step, self.last_step = self.last_step, -1
+        self._failures += 1
         if self._error is not None:
             self._report(EventKind.CHECKPOINT_FAILED, step=step, message=f"{self._temporary(step)}: {self._error}")
         if self._context.leader:
@@ -244,13 +213,9 @@ class Checkpointer:
                 "and run the same command again"
             )
 
-    def _commit(self, step: int, state: dict[str, Any]) -> None:
+    def _commit(self, step: int, state: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+        """The leader's, in the thread of the save. files: size and digest of every shard."""
         temporary, final = self._temporary(step), self._folder / disk.step_name(step)
-        files: dict[str, Any] = {}
-        for rank in range(self._context.world_size):
-            note = temporary / _note(rank)
-            files[_shard(rank)] = json.loads(note.read_text())
-            note.unlink()
         for name, text in (
             (disk.INDEX, self._index),
             (disk.STATE, json.dumps(state)),
@@ -395,7 +360,7 @@ class Checkpointer:
             for kind, tensor in fragment.kinds():
                 checkpoint.read_into(tensor, kind, fragment.name, fragment.start, files)
         for name, buffer in self.engine.buffers():
-            buffer.copy_(files.get(checkpoint.path / _shard(0)).get_tensor(f"buffer/{name}"))
+            buffer.copy_(files.get(checkpoint.path / shard_name(0)).get_tensor(f"buffer/{name}"))
         self.engine.publish()
         if self.ema is not None:
             for fragment, value in zip(self.ema.fragments, self.ema.values, strict=True):
@@ -407,12 +372,3 @@ class Checkpointer:
 
 def _state_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return checkpoint.state
-
-
-def _shard(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
-
-
-def _note(rank: int) -> str:
-    """Size and digest of a rank's shard, for the leader; not part of the finished checkpoint."""
-    return f"rank-{rank:05d}.json"

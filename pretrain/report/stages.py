@@ -34,11 +34,9 @@ def write_stages(folders: Sequence[Path], output: Path | None = None) -> Path:
         for name, run in zip(names, runs, strict=True)
         for result in run.results
     ]
-    told = "".join(
-        _stage(number, name, run, runs[:number]) for number, (name, run) in enumerate(zip(names, runs, strict=True))
-    )
-    body = "\n".join((f'<ol class="stages">{told}</ol>', scores.scores(results), _together(names, runs)))
-    body += "\n".join(_details(number, name, run) for number, (name, run) in enumerate(zip(names, runs, strict=True)))
+    told = "".join(_stage(place, name, runs) for place, name in enumerate(names))
+    body = [f'<ol class="stages">{told}</ol>', scores.scores(results), _together(names, runs)]
+    body += [_details(place, name, runs[place]) for place, name in enumerate(names)]
     target = output if output is not None else runs[-1].folder / PAGE
     subtitle = " → ".join(names)
     footer = "Written by internimage report from the files of these runs"

@@ -6,7 +6,7 @@ try:
     from transformers.backbone_utils import BackboneConfigMixin
 except ImportError:  # transformers before 5, where the folder has no AutoBackbone
 
-    class BackboneConfigMixin:
+    class BackboneConfigMixin:  # type: ignore[no-redef]
         def set_output_features_output_indices(self, out_features, out_indices):
             pass
 

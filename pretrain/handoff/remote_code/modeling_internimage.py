@@ -17,7 +17,7 @@ try:
     from transformers.backbone_utils import BackboneMixin
 except ImportError:  # transformers before 5, where the folder has no AutoBackbone
 
-    class BackboneMixin:
+    class BackboneMixin:  # type: ignore[no-redef]
         pass
 
 

@@ -119,7 +119,7 @@ def test_every_section_of_a_whole_run_is_there(page):
 @pytest.mark.parametrize("kind", EventKind)
 def test_an_event_has_the_colour_of_what_it_tells(tmp_path: Path, kind: EventKind) -> None:
     news = {
-        "good": {"checkpoint", "done"},
+        "good": {"checkpoint", "validated", "done"},
         "stopped": {"stopped"},
         "resumed": {"resume"},
         "plain": {

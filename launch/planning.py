@@ -69,6 +69,7 @@ def count(config: RunConfig, classes: int) -> Counts:
     from pretrain.models.counting import multiply_adds
     from pretrain.tasks.module import image_of
     from pretrain.tasks.task import module_of, task_of
+    from pretrain.training.parameter_groups import is_map
 
     with torch.device("meta"):
         module = module_of(config, classes=classes)
@@ -78,6 +79,11 @@ def count(config: RunConfig, classes: int) -> Counts:
         trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         frozen=sum(p.numel() for p in parameters.values() if not p.requires_grad),
         teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
+        muon=sum(
+            p.numel()
+            for name, p in parameters.items()
+            if config.optimizer.name == "muon" and p.requires_grad and is_map(name, p.shape)
+        ),
     )
     modules = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
     arguments, size = image_of(module).arguments, task_of(config).planned_side(config.data)
@@ -129,6 +135,9 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
     device = machine.memory * plan.GIGABYTE if machine.memory is not None else None
     share, said = machine.likely(counts.modules.get("image", counts.sizes.trainable))
     flops, executed = counts.flops_per_sample, counts.executed_flops(config.model.recompute)
+    secondary = training.secondary_partition
+    if secondary is not None and gpus % secondary:
+        raise UserError(f"training.secondary_partition {secondary} does not divide {gpus} ranks")
     reduction = 4.0 if training.reduce_gradients == "fp32" else float(width)
 
     def per_sample(ranks: int = gpus, accumulation: int = training.accumulation) -> float:
@@ -152,6 +161,7 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
             offload_folder=training.offload_folder is not None,
             asynchronous=config.checkpoint.asynchronous,
             reduction_bytes=reduction,
+            secondary_ranks=secondary,
             activations=per_sample(ranks, accumulation) * rows + similarities,
         )
 
@@ -164,6 +174,7 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
             precision=training.precision,
             reduction_bytes=reduction,
             accumulation=accumulation,
+            secondary_ranks=secondary,
         )
         timed: dict[str, Any] = {
             "sent": traffic.total,
@@ -173,7 +184,9 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
             return {**timed, "step_seconds": None, "exposed_seconds": None}
         compute = [flops * training.batch_size / (ranks * machine.peak * 1e12 * one) for one in share[::-1]]
         exposed = [
-            exposed_seconds(traffic, seconds, machine.network, stage=stage, ranks=ranks) if machine.network else 0.0
+            exposed_seconds(traffic, seconds, machine.network, stage=stage, ranks=ranks, secondary_ranks=secondary)
+            if machine.network
+            else 0.0
             for seconds in compute
         ]
         both = [a + b for a, b in zip(compute, exposed, strict=True)]

@@ -253,15 +253,21 @@ def configuration(**changes: Any) -> RunConfig:
     return parse_config(raw)
 
 
+Work = RunConfig | dict[Path, RunConfig] | list[tuple[Path, RunConfig]]
+
+
 def start_ranks(
-    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, script: str = __file__, **environment: str
+    config: Work, output: Path, ranks: int, script: str = __file__, **environment: str
 ) -> list[subprocess.Popen[str]]:
-    """One process a rank, running `script` (by default this file). Several configurations run one after the other."""
+    """One process a rank, running `script` (by default this file). Several configurations run one after the other, also
+    after one that stops.
+    """
     from pretrain.configuration import dump_config
 
     output.parent.mkdir(parents=True, exist_ok=True)
     work: list[str] = []
-    for number, (where, what) in enumerate((config if isinstance(config, dict) else {output: config}).items()):
+    parts = [(output, config)] if isinstance(config, RunConfig) else config
+    for number, (where, what) in enumerate(parts.items() if isinstance(parts, dict) else parts):
         described = output.parent / f"{output.name}-{time.monotonic_ns()}-{number}.yaml"
         described.write_text(dump_config(what))
         work += [str(described), str(where)]
@@ -318,9 +324,7 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 150) -> list
     return [process.wait() for process in processes]
 
 
-def run_ranks(
-    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, timeout: float = 150, **settings: str
-) -> list[int]:
+def run_ranks(config: Work, output: Path, ranks: int, timeout: float = 150, **settings: str) -> list[int]:
     return finish(start_ranks(config, output, ranks, **settings), timeout)
 
 
@@ -368,7 +372,8 @@ if __name__ == "__main__":
         code = 0
         for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
             chosen = parse_config(yaml.safe_load(Path(described).read_text()))
-            code = code or run(chosen, where)
+            if (code := run(chosen, where)) not in (0, 75):
+                break
         leave(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

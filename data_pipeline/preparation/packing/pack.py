@@ -157,7 +157,10 @@ def run_plan(
     """Makes the content of `plan.json`. source: what tells this input from another."""
     names = None if classes is None else list(classes)
     made = {"what": what, "input": source, "rows": rows, "rows_per_shard": rows_per_shard, "classes": names}
-    return made | {"rules": asdict(rules)}
+    said = asdict(rules)
+    if not rules.pdq:  # plans of former versions do not have it
+        del said["pdq"]
+    return made | {"rules": said}
 
 
 def finish(

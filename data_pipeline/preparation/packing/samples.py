@@ -36,8 +36,9 @@ class Sample:
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
     `annotation` is a member of its own, called KEY.`annotation_member` (objects.json, labels.png).
     `dropped`: curation has left it out, for `reason`; it keeps its place in the shard.
-    `sha256` is the image's, where it is known. `further`: values of the sidecar's further columns. `empty_text`: a
-    sample without a caption has a text member all the same, with nothing in it.
+    `sha256` is the image's, where it is known; `pdq` its perceptual hash and that one's quality. `further`: values of
+    the sidecar's further columns. `empty_text`: a sample without a caption has a text member all the same, with nothing
+    in it.
     """
 
     row: int
@@ -55,6 +56,7 @@ class Sample:
     annotation_member: str = ""
     dropped: bool = False
     sha256: str | None = None
+    pdq: tuple[str, int] | None = None
     further: Mapping[str, object] = field(default_factory=dict)
     empty_text: bool = False
     place: int | None = None  # in the shard, where it does not follow from the row's number
@@ -219,6 +221,8 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         row["annotation_member"] = sample.annotation_member
     places = shard.add(key, members)
     row |= {"sha256": digest, "image_format": sample.format}
+    if sample.pdq is not None:
+        row |= dict(zip((sidecar.PDQ, sidecar.PDQ_QUALITY), sample.pdq, strict=True))
     for column, extension in columns:
         if extension in places:
             row |= {f"{column}_offset": places[extension].offset, f"{column}_size": places[extension].size}

@@ -21,6 +21,7 @@ from pretrain.tasks.module import TaskModule
 from pretrain.tasks.task import BatchReader, ReaderOptions, module_of, task_of
 from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.checkpoint.disk import complete_checkpoints
+from pretrain.training.checkpoint.fast_folder import bring_over, fast_folder
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext, join, lost_a_partner
 from pretrain.training.folder import open_run
@@ -39,6 +40,7 @@ from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy, read_policy
 from pretrain.training.safeguards.watchdog import START_UP_SECONDS, Watchdog
 from pretrain.training.schedule import resolve_schedule
+from pretrain.training.validation import Validation
 from pretrain.training.zero.building import Built, Initialize, build
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine, compute_dtype, full_shape, settings_for
@@ -87,8 +89,11 @@ def run(
                 watchdog.still_starting,
             )
             reader = stack.enter_context(closing(task_of(config).open_reader(config.data, options)))
+            if (fast := config.checkpoint.fast_folder) is not None:
+                bring_over(fast_folder(fast, output, context), output, context, events)
             parts, start = compose(config, output, initialize, reader, context, events, watchdog, interruption)
             stack.callback(parts.log.progress.close)
+            stack.callback(parts.checkpointer.abandon)
             if changes:
                 events(EventKind.CONFIG_CHANGED, step=start, changes=changes)
                 remember_changes(output, changes, start)
@@ -215,6 +220,21 @@ def compose(
             events(EventKind.NOTICE, step=start, message=notice)
             log.progress.say(f"note: {notice}")
     replaced = context.from_leader(lambda: replaced_before(state, output, start))
+    validation = None
+    if config.evaluation.every_steps is not None:
+        validation = Validation(
+            output,
+            config,
+            reader,
+            engine,
+            ema,
+            context,
+            events,
+            watchdog,
+            interruption,
+            start=start,
+            total_steps=schedule.total_steps,
+        )
     parts = LoopParts(
         settings=training,
         schedule=schedule,
@@ -232,6 +252,7 @@ def compose(
         events=events,
         log=log,
         bad_samples=BadSampleMonitor(reader, context, replaced),
+        validation=validation,
     )
     return parts, start
 

@@ -36,8 +36,9 @@ class Sample:
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
     `annotation` is a member of its own, called KEY.`annotation_member` (objects.json, labels.png).
     `dropped`: curation has left it out, for `reason`; it keeps its place in the shard.
-    `sha256` is the image's, where it is known. `further`: values of the sidecar's further columns. `empty_text`: a
-    sample without a caption has a text member all the same, with nothing in it.
+    `sha256` is the image's, where it is known; `pdq` its perceptual hash and that one's quality. `further`: values of
+    the sidecar's further columns. `empty_text`: a sample without a caption has a text member all the same, with nothing
+    in it.
     """
 
     row: int
@@ -55,6 +56,7 @@ class Sample:
     annotation_member: str = ""
     dropped: bool = False
     sha256: str | None = None
+    pdq: tuple[str, int] | None = None
     further: Mapping[str, object] = field(default_factory=dict)
     empty_text: bool = False
     place: int | None = None  # in the shard, where it does not follow from the row's number
@@ -87,6 +89,24 @@ def pack_shard(
 ) -> ShardEntry:
     """Writes shard `number`, whose input rows begin at `first_row`, its sidecar and its statistics as one act.
 
+    Arguments and result are those of `stage_shard`.
+    """
+    entry = stage_shard(folder, number, first_row, samples, classes=classes, further=further)
+    commit_shard(folder, shard_stem(number))
+    return entry
+
+
+def stage_shard(
+    folder: Path,
+    number: int,
+    first_row: int,
+    samples: Iterable[Sample],
+    *,
+    classes: tuple[str, ...] | None = None,
+    further: pa.Schema | None = None,
+) -> ShardEntry:
+    """Writes the files of a shard under their staging names, for `commit_shard`.
+
     `samples` come in the order of their rows; `further`: columns of the sidecar beyond its own. A sidecar that is
     written anew keeps the columns that were added to it. Returns the entry for the manifest.
     """
@@ -101,7 +121,6 @@ def pack_shard(
     sidecar.write_sidecar(staged(parquet), sidecar.table(rows, columns))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
     write_durably(staged(stats), (json.dumps(statistics(entry, rows), indent=1) + "\n").encode())
-    commit_shard(folder, stem)
     return entry
 
 
@@ -203,6 +222,8 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         row["annotation_sha256"] = hashlib.sha256(sample.annotation).hexdigest()
     places = shard.add(key, members)
     row |= {"sha256": digest, "image_format": sample.format}
+    if sample.pdq is not None:
+        row |= dict(zip((sidecar.PDQ, sidecar.PDQ_QUALITY), sample.pdq, strict=True))
     for column, extension in columns:
         if extension in places:
             row |= {f"{column}_offset": places[extension].offset, f"{column}_size": places[extension].size}

@@ -1,5 +1,6 @@
 """Options that several commands of `internimage shards` have."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,6 +83,7 @@ class ImageFormat(StrEnum):
     webp = "webp"
 
 
+Pdq = Annotated[bool, typer.Option("--pdq", help="Hash images for `dedup --near` now, while their pixels are there.")]
 CaptionChoice = Annotated[Captions, typer.Option(help="Of several captions in a cell: the first, all, or one by row.")]
 CaptionlessRows = Annotated[Captionless, typer.Option(help="Rows without caption: packed, rejected, or an empty .txt.")]
 Format = Annotated[ImageFormat, typer.Option(help="Image format of the set; keep leaves JPEG, PNG and WebP.")]
@@ -103,6 +105,23 @@ def parsed_part(text: str | None) -> "Part | None":
     from data_pipeline.executors.units import Part
 
     return None if text is None else Part.parse(text)
+
+
+def check_executor(executor: ExecutorName, parts: int | None) -> None:
+    """Raises UserError where a cluster has no parts to work on."""
+    from data_pipeline.errors import UserError
+
+    if executor is ExecutorName.ray and parts is None:
+        raise UserError(
+            "--executor ray: give --parts N, a few times the cores of the cluster; each takes a part at a time"
+        )
+
+
+def part_run(run: Callable[..., object], executor: ExecutorName) -> Callable[..., object]:
+    """Returns what makes a part; on a cluster by one core, and without this terminal."""
+    from functools import partial
+
+    return run if executor is ExecutorName.processes else partial(run, workers=1, progress=None, notice=None)
 
 
 def running(

@@ -189,7 +189,7 @@ def _finish(plan: Plan, sources: Sequence[Source], step: Mapping[str, Any]) -> N
 
 
 def _check_annotations(sets: Sequence[Manifest]) -> None:
-    """Annotations have the class numbers of their own set. Raises UserError where the sets number classes differently."""
+    """Annotations keep the class numbers of their own set. Raises UserError where the sets number classes otherwise."""
     kinds = {(one.about.get("annotations"), one.about.get("category_ids"), one.classes) for one in sets}
     if len(kinds) > 1 and any(annotations for annotations, _, _ in kinds):
         raise UserError(

@@ -27,9 +27,7 @@ RECIPES = {"mask-rcnn": ("demo_mask_rcnn", "objects", "objects"), "upernet": ("d
 
 
 def fine_tuning(source: Path, config: str, kind: str, scenes: Path) -> list[str]:
-    """The configuration `config` and its overrides for a fine-tuning on packed scenes of the run `source`'s image model,
-    whatever that run's recipe was.
-    """
+    """`config` and its overrides, to fine-tune the image model of the run `source`, whatever that run's recipe was."""
     model = image_model_of(disk.find_checkpoint(source, disk.AUTO).config)
     return [
         config,

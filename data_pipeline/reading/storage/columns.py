@@ -36,7 +36,9 @@ _LOOKED_AFTER = 64  # files written between two looks at their size
 @dataclass(frozen=True)
 class SlotColumns:
     """The slots of one shard: `table` has key, caption, reason, used, label, image_offset, image_size, digest, and an
-    offset, a size and, where the sidecar has it, a digest of each further member. Numbers are int64, -1 where there is none."""
+    offset, a size and, where the sidecar has it, a digest of each further member. Numbers are int64, -1 where there is
+    none.
+    """
 
     table: pa.Table
 

@@ -1,7 +1,8 @@
 """Reads samples by offset; where a sample cannot be read, names the reason.
 
-The sha256 of image and annotation, which stand in the sidecar, are checked on every read (a few microseconds). Only where
-the image's does not match is the tar looked at, to tell damaged bytes from a replaced shard from an index out of date.
+The sha256 of image and annotation, which stand in the sidecar, are checked on every read (a few microseconds). Only
+where the image's does not match is the tar looked at, to tell damaged bytes from a replaced shard from an index out of
+date.
 """
 
 import hashlib

@@ -99,9 +99,9 @@ def _with_heads(counts: Counts, config: RunConfig, task: Pretraining) -> Counts:
         projection = costs.transformer_multiply_adds(tokens, decoder.dim, decoder.projector_layers)
         teacher = targets * (image + tokens * width * decoder.dim + projection)
     if "text" in counts.modules:
-        length = config.data.context_length
-        trained += costs.transformer_multiply_adds(length, text.width, text.layers)
-        activations += costs.transformer_activations(length, text.width, text.layers, checkpointing=keep)
+        length, layers = config.data.context_length, text.layers if text.kind == "transformer" else 0
+        trained += costs.transformer_multiply_adds(length, text.width, layers)
+        activations += costs.transformer_activations(length, text.width, layers, checkpointing=keep)
         counts = replace(counts, contrastive_images=2 if recipe.image == "mixed" else 1)
     return replace(counts, trained_multiply_adds=trained, teacher_multiply_adds=teacher, transformers=activations)
 

@@ -41,7 +41,9 @@ def words(captions: Sequence[str]) -> Tensor:
     """int64 [n, LENGTH]: a number for each word, 0 where there is none."""
     rows = []
     for caption in captions:
-        found = [1 + sum(ord(c) * 31**i for i, c in enumerate(w)) % (WORDS - 1) for w in re.findall(r"\w+", caption)]
+        found = [
+            1 + sum(ord(c) * 31**i for i, c in enumerate(w)) % (WORDS - 1) for w in re.findall(r"\w+", caption.lower())
+        ]
         rows.append((found + [0] * LENGTH)[:LENGTH])
     return torch.tensor(rows)
 

@@ -26,8 +26,8 @@ PerView = float | tuple[float, float]  # the same for both views, or one for eac
 
 
 class AugmentationConfig(Section):
-    """The random view: crop of the (possibly turned and flipped) image, resized to `data.image_size`; then colour, grey,
-    blur, solarize, RandAugment, erasing. A preset of task `pretraining` brings its paper's values for keys left
+    """The random view: crop of the (turned and flipped) image, resized to `data.image_size`; then colour, grey, blur,
+    solarize, RandAugment, erasing. A preset of task `pretraining` brings its paper's values for keys left
     out.
     """
 

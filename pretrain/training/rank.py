@@ -21,6 +21,7 @@ from pretrain.tasks.module import TaskModule
 from pretrain.tasks.task import BatchReader, ReaderOptions, module_of, task_of
 from pretrain.training.checkpoint.checkpointer import Checkpointer
 from pretrain.training.checkpoint.disk import complete_checkpoints
+from pretrain.training.checkpoint.fast_folder import bring_over, fast_folder
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext, join, lost_a_partner
 from pretrain.training.folder import open_run
@@ -88,6 +89,8 @@ def run(
                 watchdog.still_starting,
             )
             reader = stack.enter_context(closing(task_of(config).open_reader(config.data, options)))
+            if (fast := config.checkpoint.fast_folder) is not None:
+                bring_over(fast_folder(fast, output, context), output, context, events)
             parts, start = compose(config, output, initialize, reader, context, events, watchdog, interruption)
             stack.callback(parts.log.progress.close)
             stack.callback(parts.checkpointer.abandon)

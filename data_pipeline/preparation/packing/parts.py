@@ -17,7 +17,7 @@ from data_pipeline.durable import file_lock, remove_leftovers, sync_folder, writ
 from data_pipeline.errors import UserError, first_ten
 from data_pipeline.executors.units import UNITS_FOLDER, Executor, Part, run_units
 from data_pipeline.format import ShardEntry, read_manifest
-from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.format.manifest import AWAY, SET_MANIFEST
 from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER
 from data_pipeline.preparation.packing.output import PARTS_FOLDER, PLAN, part_folder
 from data_pipeline.preparation.packing.pack import finish
@@ -114,6 +114,6 @@ def _join(output: Path, parts: list[Path]) -> None:
 def _move(part: Path, output: Path, entry: ShardEntry) -> None:
     """Moves the files of a shard; those that an earlier call has moved are there already."""
     stem = Path(entry.name).stem
-    for name in (entry.name, entry.sidecar, f"{stem}_stats.json"):
+    for name in (entry.name, entry.sidecar, f"{stem}_stats.json", stem + AWAY):
         if (part / name).exists():
             os.replace(part / name, output / name)

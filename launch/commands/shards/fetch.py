@@ -54,6 +54,7 @@ def fetch(
     least_packed: options.LeastPacked = 0.0,
     part: options.PartOf = None,
     parts: options.Parts = None,
+    tars_to: options.TarsTo = None,
     executor: options.Executor = options.ExecutorName.processes,
     workers: options.Workers = None,
     json: Json = False,
@@ -92,14 +93,19 @@ def fetch(
             mix=mix,
             retry=tuple(retry or ()),
             rows_per_shard=rows_per_shard,
+            away=options.sent_away(tars_to),
             workers=workers,
             progress=report,
             notice=options.say,
         )
         if parts is not None:
-            tell(in_parts(output, parts, options.part_run(run, executor), executor=executor.value), output, json)
+            done = in_parts(output, parts, options.part_run(run, executor), executor=executor.value)
+            if done is not None:
+                options.complete(output, tars_to)
+            tell(done, output, json)
             return
         summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
     if part is None:
+        options.complete(output, tars_to)
         check_usable(summary, least_packed)

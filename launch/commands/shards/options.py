@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from data_pipeline.curation.resharding import Running
     from data_pipeline.executors.units import Part
     from data_pipeline.preparation import TableFormat
+    from data_pipeline.preparation.packing.away import Away
 
 SetFolder = Annotated[
     Path, typer.Argument(metavar="SET", help="Folder of a shard set, or of foreign WebDataset shards.")
@@ -25,6 +26,14 @@ PartOf = Annotated[str | None, typer.Option("--part", metavar="I/N", help="Do th
 Parts = Annotated[
     int | None,
     typer.Option(metavar="N", help="Cut the work into N parts, and do those that no other such task works on."),
+]
+
+
+TarsTo = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Object storage that takes each shard's tar when it is whole; OUTPUT keeps the rest."
+    ),
 ]
 
 
@@ -105,6 +114,21 @@ def parsed_part(text: str | None) -> "Part | None":
     from data_pipeline.executors.units import Part
 
     return None if text is None else Part.parse(text)
+
+
+def sent_away(tars_to: str | None) -> "Away | None":
+    from data_pipeline.preparation.packing.away import Away
+
+    return None if tars_to is None else Away(tars_to)
+
+
+def complete(output: Path, tars_to: str | None) -> None:
+    """Makes a finished set whole on object storage: what the shards lack, and the manifest, last."""
+    if tars_to is not None:
+        from data_pipeline.curation.decisions import SetPath
+        from data_pipeline.curation.publishing import publish
+
+        publish(SetPath(output), tars_to)
 
 
 def check_executor(executor: ExecutorName, parts: int | None) -> None:

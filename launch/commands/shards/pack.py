@@ -61,6 +61,7 @@ def pack(
     rows_per_shard: options.RowsPerShard = 1000,
     part: options.PartOf = None,
     parts: options.Parts = None,
+    tars_to: options.TarsTo = None,
     executor: options.Executor = options.ExecutorName.processes,
     workers: options.Workers = None,
     json: Json = False,
@@ -85,8 +86,8 @@ def pack(
     tabular = given != Columns() or root is not None or (coco is not None and names is not None)
     if tabular and (coco is not None or label_maps is not None):
         raise UserError("--coco, --label-maps: columns, --root, and beside --coco --classes, have no meaning there")
-    if (part is not None or parts is not None) and (coco is not None or label_maps is not None):
-        raise UserError("--part, --parts: sets with annotations are packed by one task")
+    if (part or parts or tars_to) and (coco is not None or label_maps is not None):
+        raise UserError("--part, --parts, --tars-to: sets with annotations are packed by one task, here")
     summary: PackSummary
     with progress("packing") as report:
         if coco is not None:
@@ -120,14 +121,19 @@ def pack(
                 retry=tuple(retry or ()),
                 shuffle=shuffle,
                 rows_per_shard=rows_per_shard,
+                away=options.sent_away(tars_to),
                 workers=workers,
                 progress=report,
                 notice=options.say,
             )
             if parts is not None:
-                tell(in_parts(output, parts, options.part_run(run, executor), executor=executor.value), output, json)
+                done = in_parts(output, parts, options.part_run(run, executor), executor=executor.value)
+                if done is not None:
+                    options.complete(output, tars_to)
+                tell(done, output, json)
                 return
             summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
     if part is None:
+        options.complete(output, tars_to)
         check_usable(summary, least_packed)

@@ -29,7 +29,8 @@ def write_open_clip(backbone: Backbone, out: Path) -> Path:
     code = out / CODE
     code.mkdir(parents=True, exist_ok=True)
     arguments = {name: value for name, value in model.arguments.items() if name != "backend"} | {"num_classes": 0}
-    name = f"internimage_clip_{hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]}"
+    # Not "internimage_...": who asks timm for InternImages gets those that classify, not this folder's tower.
+    name = f"clip_internimage_{hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]}"
     for file, content in model_code().items():
         write_durably(code / file, content)
     write_durably(code / "__init__.py", own_code("registration_open_clip"))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from data_pipeline.reading import Batch, Targets, TargetSpec
     from data_pipeline.reading.faults import FaultLog
+    from data_pipeline.reading.order.course import Segment
     from data_pipeline.reading.storage.sources import SourceRecord
     from pretrain.tasks.module import TaskModule
 
@@ -47,7 +48,7 @@ class BatchReader(Protocol):
     @property
     def faults(self) -> "FaultLog": ...
     def has_labels(self) -> bool: ...
-    def batches(self, start_step: int) -> "Iterator[Batch[Targets]]": ...
+    def batches(self, start_step: int, segments: "Sequence[Segment]" = ()) -> "Iterator[Batch[Targets]]": ...
     def progress(self, step: int) -> dict[str, dict[str, float]]: ...
     def close(self) -> None: ...
 
@@ -197,5 +198,7 @@ def module_of(run: RunConfig, *, classes: int) -> "TaskModule":
 def main_score_of(task: Task) -> MainScore:
     """Raises UserError where the task has none, so that one checkpoint cannot be called better than another."""
     if task.main_score is None:
-        raise UserError(f"task {task.name} has no main score, so training cannot follow it to a plateau")
+        raise UserError(
+            f"task {task.name} has no main score by which one checkpoint could be called better than another"
+        )
     return task.main_score

@@ -11,10 +11,8 @@ import os
 import random
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import numpy
@@ -94,9 +92,30 @@ class DistributedContext:
         dist.all_gather_object(everything, value, group=self.group)
         return everything
 
+    def say(self, key: str, text: str) -> None:
+        """Tell whoever asks by `heard`. Not collective, and good in any thread: it goes by the store, not the group."""
+        _store().set(key, text)
+
+    def heard(self, keys: Sequence[str]) -> list[str] | None:
+        """What other ranks have said under `keys`, and forget it; None until all of them have. Waits for nothing."""
+        if not keys:
+            return []
+        store = _store()
+        if not store.check(list(keys)):
+            return None
+        said = [store.get(key).decode() for key in keys]
+        for key in keys:
+            store.delete_key(key)
+        return said
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier(group=self.group)
+
+
+def _store() -> dist.Store:
+    """What the ranks met by: a small key-value service, the leader's where no other launcher brings one."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def lost_a_partner(error: BaseException) -> bool:
@@ -137,11 +156,10 @@ def join(timeout_seconds: float) -> DistributedContext:
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if world_size == 1:
-            # A file to meet at needs no port; DeepSpeed reads the variables all the same.
+            # A store in memory needs neither a port nor a file; DeepSpeed reads the variables all the same.
             for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
                 os.environ.setdefault(name, value)
-            place = Path(tempfile.mkdtemp(prefix="internimage-")) / "meet"
-            dist.init_process_group(backend, init_method=f"file://{place}", rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
     group = dist.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None

@@ -1,26 +1,16 @@
 """Requests to stop, at every moment: saved at the step boundary, exit 75 on all ranks, and the same command goes on."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from training_fakes import configuration, events, finish, logs, metrics, run_ranks, start_ranks
+from training_fakes import Ranks, configuration, events, finish, logs, metrics, run_ranks, start_ranks, wait_until
 
 from pretrain.training import run
 from pretrain.training.checkpoint.disk import complete_checkpoints, load_weights
 from pretrain.training.safeguards.interruption import Interruption
-
-Ranks = list[subprocess.Popen[str]]
-
-
-def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks), "ended before its moment"
-        time.sleep(0.002)
 
 
 def test_every_kind_of_request_saves_and_exits_75_and_the_end_is_the_unbroken_one(tmp_path: Path) -> None:
@@ -81,7 +71,8 @@ def test_every_kind_of_request_saves_and_exits_75_and_the_end_is_the_unbroken_on
 def test_a_stop_that_takes_longer_than_its_grace_ends_in_143_and_the_checkpoint_before_holds(tmp_path: Path) -> None:
     output = tmp_path / "run"
     short = configuration(training__policy={"grace_seconds": 2.0}, checkpoint__every_steps=2)
-    ranks = start_ranks(short, output, 2, FAKE_STALL="5")  # in the step, so that no boundary comes
+    # In the step that follows the save: it is completed though no boundary comes any more.
+    ranks = start_ranks(short, output, 2, FAKE_STALL="4")
     wait_until(lambda: (output / "checkpoints" / "step-00000004").is_dir(), ranks)
     time.sleep(0.5)
     for rank in ranks:

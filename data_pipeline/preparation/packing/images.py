@@ -1,6 +1,7 @@
 """Prepares one image for packing: upright, opaque, 8 bits, within bounds; or gives the reason why not.
 
-JPEG            simplejpeg into NumPy; halved in its DCT, once to thrice, as long as it stays large enough
+JPEG            kept as it is where its markers tell that every decoder goes through it; else
+                simplejpeg into NumPy; halved in its DCT, once to thrice, as long as it stays large enough
 anything else   Pillow
 shrink (area average)  ->  turn upright  ->  encode
 """
@@ -20,7 +21,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import ImageHeader, read_image_header, too_many_scans
 from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
+from data_pipeline.format.jpeg_markers import is_sound_jpeg
 from data_pipeline.format.opaque import opaque
+from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, Pdq, pdq
 from data_pipeline.format.sidecar import END_MARKER_ADDED
 from data_pipeline.format.upright import UPRIGHT, orientation, turned_by_pillow, upright
 
@@ -51,6 +54,7 @@ class ImageRules:
     max_pixels: images above it are refused before they are decoded (decompression bombs)
     max_bytes: files above it are refused; no more of a file is read
     quality: of the JPEG or WebP that an image becomes where it cannot stay as it is
+    pdq: also makes each image's perceptual hash, from the pixels that are encoded, or of a file that stays as it is
     format: keep leaves JPEG, PNG and WebP as they are where nothing else changes; jpg, png, webp bring all to one
     """
 
@@ -60,6 +64,7 @@ class ImageRules:
     max_bytes: int = 100_000_000
     quality: int = 95
     format: ImageFormat = "keep"
+    pdq: bool = False
 
     def __post_init__(self) -> None:
         if self.shorter_side is not None and self.shorter_side < 1:
@@ -84,6 +89,7 @@ class Prepared(NamedTuple):
     width: int
     height: int
     note: str = ""
+    pdq: Pdq | None = None
 
 
 class Refused(NamedTuple):
@@ -99,7 +105,8 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
 
     A sound JPEG, PNG or WebP that needs none of this keeps its bytes, unless the rules ask for another format; all else
     becomes JPEG. Of animations the first frame is taken. Every image is decoded once, so that what is packed can be
-    read. A JPEG that lacks only its end marker gets one, and a note.
+    read; but for a sequential JPEG that stays as it is, whose markers tell as much. A JPEG that lacks only its end
+    marker gets one, and a note.
     """
     if not data:
         return Refused(EMPTY_IMAGE)
@@ -108,12 +115,14 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
         return Refused(TRUNCATED if data[:3] == b"\xff\xd8\xff" else no_image_reason(data))
     if (refused := size_refused(header, rules)) is not None:
         return refused
-    if too_many_scans(data, header):
-        return Refused(TOO_MANY_SCANS, header.width, header.height)
     try:
+        if _stays_jpeg(header, rules) and is_sound_jpeg(data) and orientation(data, "jpeg") == UPRIGHT:
+            return _hashed(Prepared(data, "jpg", "jpeg", header.width, header.height), rules)
+        if too_many_scans(data, header):
+            return Refused(TOO_MANY_SCANS, header.width, header.height)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # size_refused() has the say
-            return _converted(data, header, rules)
+            return _hashed(_converted(data, header, rules), rules)
     except Image.DecompressionBombError:
         return Refused(TOO_MANY_PIXELS, header.width, header.height)
     except UnidentifiedImageError:
@@ -125,6 +134,12 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
             return Refused(UNSUPPORTED, header.width, header.height)
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower() or "incomplete" in str(error).lower()
         return Refused(TRUNCATED if cut else UNDECODABLE, header.width, header.height)
+
+
+def _stays_jpeg(header: ImageHeader, rules: ImageRules) -> bool:
+    """Tells whether an upright JPEG of this size keeps its bytes."""
+    shrinks = rules.shorter_side is not None and rules.shorter_side < min(header.width, header.height)
+    return header.format == "jpeg" and not shrinks and rules.format in ("keep", "jpg")
 
 
 def size_refused(header: ImageHeader, rules: ImageRules) -> Refused | None:
@@ -175,7 +190,20 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
         pixels = upright(pixels, turn)
     extension = "jpg" if rules.format == "keep" else rules.format
     encoded = _encode(pixels, extension, rules.quality)
-    return Prepared(encoded, extension, _FORMATS[extension], pixels.shape[1], pixels.shape[0], note)
+    hashed = pdq(pixels) if rules.pdq else None
+    return Prepared(encoded, extension, _FORMATS[extension], pixels.shape[1], pixels.shape[0], note, hashed)
+
+
+def _hashed(made: Prepared, rules: ImageRules) -> Prepared:
+    """Adds the perceptual hash of an image that stayed as it is, decoded no larger than needed."""
+    if not rules.pdq or made.pdq is not None:
+        return made
+    side = MOST_PIXELS_A_SIDE
+    pixels = _jpeg(made.data, (side, side))[1] if made.format == "jpeg" else None
+    if pixels is None:
+        with Image.open(io.BytesIO(made.data), formats=[made.format.upper()]) as image:
+            pixels = np.array(opaque(image))
+    return made._replace(pdq=pdq(pixels))
 
 
 def _jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, Pixels | None, str]:

@@ -1,11 +1,11 @@
 """Writing and restoring checkpoints from a running engine, all ranks together.
 
-save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread
-             that writes them
+save(step)   copy this rank's fragments aside (memory to memory: all that a step waits for), start a thread that writes
+             them (saving.py); once all ranks have written, rank 0's completes the checkpoint (index, state, manifest;
+             fsync; rename; `latest`; rotation), whether or not another step ends
 progress()   how far this rank's part is, for the agreement of each step
-advance()    once all ranks have written, rank 0 completes the checkpoint (index, state, manifest; fsync; rename;
-             `latest`; rotation). Where a rank failed, the save is dropped
-wait()       at the end: advance until nothing is pending
+advance()    what all ranks have agreed on becomes of the save: complete, or dropped where a rank failed
+wait()       at the end: until nothing is pending
 restore()    load the newest intact checkpoint that the leader sees; set damaged ones aside, with an event
 """
 
@@ -13,10 +13,8 @@ import contextlib
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,33 +22,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.durable import file_sha256, remove_leftovers, sync_folder, write_durably
+from data_pipeline.durable import remove_leftovers, write_durably
 from data_pipeline.errors import GaveUpError, UserError
-from pretrain import __version__
+from data_pipeline.reading.order.course import Segment
 from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
-from pretrain.training.checkpoint.rank_file import write_rank_file
+from pretrain.training.checkpoint.fast_folder import fast_folder
 from pretrain.training.checkpoint.retention import Kept, to_delete
+from pretrain.training.checkpoint.saving import Files, Save, commit, set_aside, shard_name
 from pretrain.training.checkpoint.second_tier import SecondTier
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.record import EventLog
+from pretrain.training.segments import as_json
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 
 FAILURES_ALLOWED = 3
 STALE_SECONDS = 90.0  # attributes and names are cached by NFS for 60 s by default
-
-
-@dataclass
-class _Pending:
-    """A save under way: first every rank writes its shard, then the leader commits."""
-
-    step: int
-    state: dict[str, Any]
-    committing: bool = False
 
 
 class Checkpointer:
@@ -85,14 +76,15 @@ class Checkpointer:
             )
         self._staging: list[Tensor] | None = None
         self._index = json.dumps(self._build_index())
-        self._thread: threading.Thread | None = None
-        self._pending: _Pending | None = None
-        self._error: Exception | None = None
+        self._save: Save | None = None
+        self._error: Exception | None = None  # of this rank's last save
         self._failures = 0
         self._saved_at = clock()
         self.last_step = -1
+        self._fetched: set[str] = set()  # names of copies that were asked for in place of damaged checkpoints
         copies = settings.copy_to if context.leader else None
-        self._second = SecondTier(copies, report) if copies is not None else None
+        self._second = SecondTier(copies, report, settings.keep_copies) if copies is not None else None
+        self._fast = fast_folder(settings.fast_folder, run, context) if settings.fast_folder is not None else None
         if context.leader:
             self._folder.mkdir(parents=True, exist_ok=True)
             for prefix in (disk.WRITING, disk.DELETING):
@@ -119,8 +111,8 @@ class Checkpointer:
                 entry = parameters.setdefault(
                     name, {"shape": list(shape), "ema": trainable and self.ema is not None, "fragments": []}
                 )
-                entry["fragments"].append([_shard(rank), start, length])
-        return {"parameters": parameters, "buffers": {name: _shard(0) for name, _ in self.engine.buffers()}}
+                entry["fragments"].append([shard_name(rank), start, length])
+        return {"parameters": parameters, "buffers": {name: shard_name(0) for name, _ in self.engine.buffers()}}
 
     # --- saving
     def due(self, step: int) -> bool:
@@ -145,9 +137,17 @@ class Checkpointer:
             "world_size": self._context.world_size,
             "zero_stage": self.engine.stage,
         }
-        self._pending = _Pending(step, {"data": self._trained_on.as_json()} | state | counters)
+        state = {"data": self._trained_on.as_json()} | state | counters
         entries = self._stage() if self._asynchronous else self._entries
-        self._start(partial(self._write, step, entries))
+        texts = {disk.INDEX: self._index, disk.STATE: json.dumps(state), disk.CONFIG: self._config_text}
+        self._save = Save(
+            self._temporary(step),
+            entries,
+            self._context,
+            partial(self._commit, step, texts),
+            fast=None if self._fast is None else self._fast / disk.step_name(step),
+            texts=texts if self._context.leader else {},
+        )
         if not self._asynchronous:
             self.wait()
 
@@ -163,42 +163,30 @@ class Checkpointer:
     def _temporary(self, step: int) -> Path:
         return self._folder / f"{disk.WRITING}{disk.step_name(step)}"
 
-    def _start(self, work: Callable[[], None]) -> None:
-        def guarded() -> None:
-            try:
-                work()
-            except Exception as error:  # whatever it is, every rank must hear of it at the next boundary
-                self._error = error
-
-        self._error = None
-        self._thread = threading.Thread(target=guarded, name="checkpoint")
-        self._thread.start()
-
-    def _write(self, step: int, entries: list[tuple[str, Tensor]]) -> None:
-        rank, folder = self._context.rank, self._temporary(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = write_rank_file(folder / _shard(rank), entries)
-        (folder / _note(rank)).write_text(json.dumps(written))
-
     def progress(self) -> tuple[bool, bool]:
         """(this rank is done with its part of the save under way, the part failed); (False, False) without one."""
-        if self._pending is None:
+        if self._save is None or not self._save.done:
             return False, False
-        done = self._thread is None or not self._thread.is_alive()
-        return done, done and self._error is not None
+        return True, self._save.error is not None
 
     def advance(self, *, written: bool, failed: bool) -> None:
-        """Move a save on. written, failed: of all ranks' `progress`, as they have agreed."""
-        if self._pending is not None and written:
-            self._advance(failed)
+        """End a save. written, failed: of all ranks' `progress`, as they have agreed."""
+        if self._save is not None and written:
+            self._end_save(failed)
 
     def wait(self) -> bool:
         """Until nothing is pending. Collective. Was the last save good?"""
-        while self._pending is not None:
-            if self._thread is not None:
-                self._thread.join()
-            self._advance(self._context.sum([float(self._error is not None)])[0] > 0)
+        if self._save is not None:
+            self._save.wait_for_shard()
+            self._context.barrier()  # now every rank has said how it went: the leader waits for none that is gone
+            self._save.wait()
+            self._end_save(self._context.sum([float(self._save.error is not None)])[0] > 0)
         return self._failures == 0
+
+    def abandon(self) -> None:
+        """The run ends by an error. Not collective: a checkpoint whose shards are all there is completed, no more."""
+        if self._save is not None:
+            self._save.abandon()
 
     def wait_or_raise(self) -> bool:
         """At the end of the work: raises GaveUpError where the last save failed, for then work would be lost unsaid.
@@ -218,21 +206,17 @@ class Checkpointer:
         if self._second is not None:
             self._second.finish()
 
-    def _advance(self, failed: bool) -> None:
-        """All ranks are done with their part: drop the save, have the leader commit it, or call it complete."""
-        assert self._pending is not None
-        if failed:
-            self._drop(self._pending.step)
-        elif not self._pending.committing:
-            self._pending.committing = True
-            self._thread = None
-            if self._context.leader:
-                self._start(partial(self._commit, self._pending.step, self._pending.state))
-        else:
-            self._pending, self._failures = None, 0
-
-    def _drop(self, step: int) -> None:
-        self._pending, self._failures, self.last_step = None, self._failures + 1, -1
+    def _end_save(self, failed: bool) -> None:
+        assert self._save is not None
+        self._error, not_fast, self._save = self._save.error, self._save.not_fast, None
+        if not_fast is not None:
+            self._report(EventKind.FAST_FOLDER_FAILED, step=self.last_step, message=f"{self._fast}: {not_fast}")
+        if not failed:
+            self._failures = 0
+            self._forget_fast()
+            return
+        step, self.last_step = self.last_step, -1
+        self._failures += 1
         if self._error is not None:
             self._report(EventKind.CHECKPOINT_FAILED, step=step, message=f"{self._temporary(step)}: {self._error}")
         if self._context.leader:
@@ -244,31 +228,19 @@ class Checkpointer:
                 "and run the same command again"
             )
 
-    def _commit(self, step: int, state: dict[str, Any]) -> None:
-        temporary, final = self._temporary(step), self._folder / disk.step_name(step)
-        files: dict[str, Any] = {}
-        for rank in range(self._context.world_size):
-            note = temporary / _note(rank)
-            files[_shard(rank)] = json.loads(note.read_text())
-            note.unlink()
-        for name, text in (
-            (disk.INDEX, self._index),
-            (disk.STATE, json.dumps(state)),
-            (disk.CONFIG, self._config_text),
-        ):
-            write_durably(temporary / name, text)
-            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
-        manifest = {"schema": disk.SCHEMA, "version": __version__, "step": step, "files": files}
-        write_durably(temporary / disk.MANIFEST, disk.sealed(manifest))
-        if final.exists():
-            self._set_aside(final)
-        os.rename(temporary, final)
-        sync_folder(self._folder)
-        write_durably(self._folder / disk.LATEST, final.name)
+    def _commit(self, step: int, texts: dict[str, str], files: Files) -> None:
+        """The leader's, in the thread of the save. files: size and digest of every shard."""
+        final = commit(self._folder, step, files, texts)
         self._report(EventKind.CHECKPOINT, step=step, bytes=sum(entry["bytes"] for entry in files.values()))
         if self._second is not None:
             self._second.offer(Checkpoint(final))
         self._rotate(step)
+
+    def _forget_fast(self) -> None:
+        """What the run's folder holds, or what it has gone back from, is not wanted there any more."""
+        if self._fast is not None:
+            for place in self._fast.glob("step-*"):
+                shutil.rmtree(place, ignore_errors=True)
 
     def _rotate(self, newest: int) -> None:
         best = self._folder / disk.BEST
@@ -280,12 +252,6 @@ class Checkpointer:
         for step in to_delete(kept, self._settings, chosen):
             self._delete(there[step])
 
-    def _set_aside(self, path: Path) -> None:
-        number = 0
-        while (target := path.with_name(f"damaged-{path.name}-{number}")).exists():
-            number += 1
-        os.rename(path, target)
-
     # --- restoring
     def restore(self, before: int | None = None) -> dict[str, Any] | None:
         """Load the newest intact checkpoint; its state.json, or None where there is none at all. Collective.
@@ -295,7 +261,9 @@ class Checkpointer:
         but none is intact: starting afresh over them would lose the run; and where the run was trained on other data.
         """
         refused = []
-        for name, complete in self._context.from_leader(lambda: self._candidates(before)):
+        candidates = self._context.from_leader(lambda: self._candidates(before))
+        while candidates:
+            name, complete = candidates.pop(0)
             checkpoint = Checkpoint(self._folder / name)
             if complete:
                 self._await(checkpoint)
@@ -305,16 +273,19 @@ class Checkpointer:
                 self._check_data(TrainedOn.from_json(state["data"]))
                 self._load(checkpoint)
                 self.last_step = checkpoint.step
-                if before is not None and self._context.leader:
-                    self._drop_beyond(checkpoint)
+                if before is not None:
+                    self._forget_fast()
+                    if self._context.leader:
+                        self._drop_beyond(checkpoint)
                 self._context.barrier()
                 return state
             refused.append(problem)
             if self._context.leader:
                 self._report(EventKind.CHECKPOINT_REFUSED, step=checkpoint.step, message=problem)
                 with contextlib.suppress(OSError):  # a read-only folder: it is refused again next time
-                    self._set_aside(checkpoint.path)
-            self._context.barrier()
+                    set_aside(checkpoint.path)
+            if self._context.from_leader(partial(self._fetched_again, name)):
+                candidates.insert(0, (name, True))
         if refused:
             raise UserError(
                 f"none of the checkpoints under {self._folder} is intact:\n  " + "\n  ".join(refused) + "\n"
@@ -334,7 +305,8 @@ class Checkpointer:
         """
         there = disk.resumable_checkpoints(self.run)
         if self._second is not None and before is None:
-            if not there and not any(self._folder.glob("damaged-*")) and self._second.fetch_newest(self.run):
+            newest = max((checkpoint.step for checkpoint in disk.complete_checkpoints(self.run)), default=-1)
+            if self._second.fetch_newest(self.run, beyond=newest):
                 there = disk.resumable_checkpoints(self.run)
             if complete := disk.complete_checkpoints(self.run):
                 self._second.offer(complete[0])  # where the run ended before its copy was made
@@ -342,6 +314,12 @@ class Checkpointer:
             early = [checkpoint for checkpoint in there if checkpoint.step <= before]
             there = early + [checkpoint for checkpoint in reversed(there) if checkpoint.step > before]
         return [(checkpoint.path.name, (checkpoint.path / disk.MANIFEST).is_file()) for checkpoint in there]
+
+    def _fetched_again(self, name: str) -> bool:
+        """Of a checkpoint that was set aside as damaged: has its copy elsewhere taken its place? The leader's."""
+        fetched = self._second is not None and name not in self._fetched and self._second.fetch(self.run, name)
+        self._fetched.add(name)
+        return fetched
 
     def _await(self, checkpoint: Checkpoint) -> None:
         """Until this rank sees what the leader sees: a client of a network file system may be a minute behind."""
@@ -357,6 +335,8 @@ class Checkpointer:
         for newer in disk.complete_checkpoints(self.run):
             if newer.step > checkpoint.step:
                 self._delete(newer)
+        if self._second is not None:
+            self._second.drop_beyond(checkpoint.step)
 
     def _delete(self, old: Checkpoint) -> None:
         """Without its name first: a crash inside the deletion must not leave half a checkpoint."""
@@ -395,7 +375,7 @@ class Checkpointer:
             for kind, tensor in fragment.kinds():
                 checkpoint.read_into(tensor, kind, fragment.name, fragment.start, files)
         for name, buffer in self.engine.buffers():
-            buffer.copy_(files.get(checkpoint.path / _shard(0)).get_tensor(f"buffer/{name}"))
+            buffer.copy_(files.get(checkpoint.path / shard_name(0)).get_tensor(f"buffer/{name}"))
         self.engine.publish()
         if self.ema is not None:
             for fragment, value in zip(self.ema.fragments, self.ema.values, strict=True):
@@ -406,13 +386,8 @@ class Checkpointer:
 
 
 def _state_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    return checkpoint.state
-
-
-def _shard(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
-
-
-def _note(rank: int) -> str:
-    """Size and digest of a rank's shard, for the leader; not part of the finished checkpoint."""
-    return f"rank-{rank:05d}.json"
+    """Where it names no segments, an earlier build wrote it, which had one a run."""
+    if "segments" in checkpoint.state:
+        return checkpoint.state
+    weights = tuple(source.weight for source in checkpoint.config.data.sources)
+    return checkpoint.state | {"segments": as_json([Segment(0, checkpoint.config.training.batch_size, weights)])}

@@ -48,11 +48,14 @@ SIDECAR_SCHEMA = pa.schema(
     ]
 )
 
+PARTS = ("image", "text", "json", "annotation")  # members of a sample that have a place in the sidecar
+
 # Of annotated pictures (objects, label maps): columns that only their sidecars have.
 ANNOTATION_COLUMNS = [
     pa.field("annotation_member", pa.string()),  # the member's name after the key: objects.json | labels.png
     pa.field("annotation_offset", pa.int64()),
     pa.field("annotation_size", pa.int64()),
+    pa.field("annotation_sha256", pa.string()),  # sets of an earlier version do not have it
 ]
 
 # The perceptual hash (64 hexadecimal digits) and its quality (0 to 100): written by packing on request, or by curation.

@@ -229,6 +229,7 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         members[sample.annotation_member] = sample.annotation
         columns.append(("annotation", sample.annotation_member))
         row["annotation_member"] = sample.annotation_member
+        row["annotation_sha256"] = hashlib.sha256(sample.annotation).hexdigest()
     places = shard.add(key, members)
     row |= {"sha256": digest, "image_format": sample.format}
     if sample.pdq is not None:

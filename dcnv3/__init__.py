@@ -3,7 +3,8 @@
 geometry    sizes, point order, checks          reference   the definition, in plain PyTorch
 operator    `dcnv3`, the function               module      `DCNv3`, the layer
 backends    what is available, and why not      csrc/       the CPU and CUDA kernels
-fused       LayerNorm with GELU                 triton_kernels   for GPUs where those were not built
+fused       LayerNorm with GELU                 composed    the same in PyTorch's own operators
+                                                triton_kernels   for GPUs where the CUDA kernels were not built
 """
 
 from dcnv3.backends import available_backends, default_backend

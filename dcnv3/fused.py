@@ -10,8 +10,8 @@
     dcnv3::gelu_backward(grad_output, x) -> grad_x
 
 Where there is no kernel (another device, an extension built before these operators were, mixed dtypes), under autocast,
-`torch.func` and forward mode, and while a model is compiled or exported, the functions below are PyTorch's own
-operators, which compilers fuse themselves. Second derivatives are those of PyTorch's operators too.
+`torch.func` and forward mode, and while a model is compiled or exported, the functions below are those of `composed`,
+PyTorch's own operators, which compilers fuse themselves. Second derivatives are those of PyTorch's operators too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.nn import functional as F
+
+from dcnv3 import composed
 
 _LIBRARY = torch.library.Library("dcnv3", "FRAGMENT")
 _LIBRARY.define(
@@ -103,7 +104,7 @@ def split_norm(
     if _served("norm_backward_add", x, weight, bias) and _fits(x):
         normal, same = _SplitNorm.apply(x, weight, bias, eps)
         return normal, same
-    return _composed(x, weight, bias, eps, False), x
+    return composed.split_norm(x, weight, bias, eps)
 
 
 def residual_norm(
@@ -127,7 +128,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
     # PyTorch's own is the faster one in float64
     if x.dtype != torch.float64 and _served("gelu", x):
         return _Gelu.apply(x)
-    return F.gelu(x)
+    return composed.gelu(x)
 
 
 def gelu_(x: torch.Tensor) -> torch.Tensor:
@@ -135,14 +136,11 @@ def gelu_(x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float64 and x.is_contiguous() and _served("gelu_", x):
         torch.ops.dcnv3.gelu_(x)
         return x
-    return x.copy_(F.gelu(x))
+    return composed.gelu_(x)
 
 
-class NormGelu(torch.nn.LayerNorm):
+class NormGelu(composed.NormGelu):
     """LayerNorm over the last dimension, then GELU: [..., C] -> [..., C]."""
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__(channels, eps=eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return norm_gelu(x, self.weight, self.bias, self.eps)
@@ -195,8 +193,7 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float,
 
 
 def _composed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, then_gelu: bool) -> torch.Tensor:
-    normal = F.layer_norm(x, weight.shape, weight, bias, eps)
-    return F.gelu(normal) if then_gelu else normal
+    return (composed.norm_gelu if then_gelu else composed.layer_norm)(x, weight, bias, eps)
 
 
 class _Norm(torch.autograd.Function):

@@ -17,8 +17,9 @@ GATE_SECONDS = 180  # for all nodes together; a healthy one answers within a min
 
 # srun ends the other ranks when one fails and returns the highest code, so that a rank's 3 would read as a neighbour's
 # 143. Each rank therefore leaves a word, `code node rank`: bad data, giving up or a configuration error in any case, a
-# hang in a file of its own, another failure if no rank failed before. Signals go to the whole process group; the traps
-# are the shell's own and reach no child.
+# hang under a name of its own, another failure if no rank failed before. A word is a symbolic link that points at what
+# is said: one rank alone makes it, and a full disk takes it, too. Signals go to the whole process group; the traps are
+# the shell's own and reach no child.
 _RANK = """\
 trap : USR1 TERM INT
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$PER_NODE
@@ -36,9 +37,9 @@ code=$?
 said="$code $node $RANK"
 case $code in
   0 | 75) ;;
-  2 | 3 | 4) echo "$said" > "$WORD.told" ;;
-  5) echo "$said" > "$WORD.hang" ;;
-  *) (set -C; echo "$said" > "$WORD.first") ;;
+  2 | 3 | 4) ln -sT "$said" "$WORD.told" ;;
+  5) ln -sT "$said" "$WORD.hang" ;;
+  *) ln -sT "$said" "$WORD.first" ;;
 esac 2> /dev/null
 exit "$code\""""
 

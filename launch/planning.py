@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
 from launch.machines import Machine
@@ -18,19 +18,23 @@ from pretrain.models.recomputation import values_within
 from pretrain.tasks.pretraining.recipes import RECIPES
 from pretrain.tasks.pretraining.task import Pretraining
 
+if TYPE_CHECKING:
+    from torch import nn
+
 _AS_FAST = 1.05  # times the fastest step: less is nothing that a model of communication can tell
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one run computes, per sample: multiply-adds of passes with and without gradient. arguments: of its
-    InternImage. transformers: activations of what stands beside it (text tower, decoder, heads), in values.
+    """What one run computes, per sample: multiply-adds of passes with gradient, and without, as the teacher's.
+    arguments: of its InternImage. transformers: activations of what stands beside it (text tower, decoder, heads), in
+    values.
     """
 
     sizes: plan.Sizes
     modules: dict[str, int]
     trained_multiply_adds: float
-    teacher_multiply_adds: float
+    untrained_multiply_adds: float
     arguments: dict[str, Any]
     image_size: int
     transformers: Activations
@@ -47,8 +51,10 @@ class Counts:
 
     @property
     def flops_per_sample(self) -> float:
-        """The model's, of a training step: forward, twice that backward; the teacher only forward. No recomputation."""
-        return 2.0 * (3.0 * self.trained_multiply_adds + self.teacher_multiply_adds)
+        """The model's, of a training step: forward, twice that backward; what is not trained only forward. Without
+        recomputation.
+        """
+        return 2.0 * (3.0 * self.trained_multiply_adds + self.untrained_multiply_adds)
 
     def executed_flops(self, recompute: str | RecomputeBudget) -> float:
         """With what is computed again in the backward pass: every block's forward pass, under a budget at most that."""
@@ -63,6 +69,7 @@ def count(config: RunConfig, classes: int) -> Counts:
     from pretrain.models.counting import multiply_adds
     from pretrain.tasks.module import image_of
     from pretrain.tasks.task import module_of, task_of
+    from pretrain.training.parameter_groups import is_map
 
     with torch.device("meta"):
         module = module_of(config, classes=classes)
@@ -72,6 +79,11 @@ def count(config: RunConfig, classes: int) -> Counts:
         trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         frozen=sum(p.numel() for p in parameters.values() if not p.requires_grad),
         teacher=sum(p.numel() for name, p in parameters.items() if name in averaged),
+        muon=sum(
+            p.numel()
+            for name, p in parameters.items()
+            if config.optimizer.name == "muon" and p.requires_grad and is_map(name, p.shape)
+        ),
     )
     modules = {name: sum(p.numel() for p in part.parameters()) for name, part in module.named_children()}
     arguments, size = image_of(module).arguments, task_of(config).planned_side(config.data)
@@ -80,15 +92,17 @@ def count(config: RunConfig, classes: int) -> Counts:
     width = 4 if config.training.precision == "fp32" else 2
     heads = Activations(values * 4 / width)  # heads compute in fp32
     counts = Counts(sizes, modules, image + head, image if averaged else 0.0, arguments, size, heads)
-    return _with_heads(counts, config, config.task) if isinstance(config.task, Pretraining) else counts
+    if not isinstance(config.task, Pretraining):
+        return counts
+    return _with_heads(counts, config, config.task, dict(module.named_children()).get("text"))
 
 
-def _with_heads(counts: Counts, config: RunConfig, task: Pretraining) -> Counts:
+def _with_heads(counts: Counts, config: RunConfig, task: Pretraining, tower: "nn.Module | None") -> Counts:
     """`counts` of the image models, with the decoder and the text tower."""
-    recipe, decoder, text, keep = RECIPES[task.preset], task.decoder, task.text, config.model.recompute != "none"
+    recipe, decoder, keep = RECIPES[task.preset], task.decoder, config.model.recompute != "none"
     width = int(counts.arguments.get("clip_embed_dim", 1024))  # of the fused map
     image, tokens = counts.trained_multiply_adds, (counts.image_size // 16) ** 2
-    trained, teacher, activations = image, counts.teacher_multiply_adds, counts.transformers
+    trained, untrained, activations = image, counts.untrained_multiply_adds, counts.transformers
     weight = {"intra": task.weights.intra, "inter": task.weights.inter}
     if targets := sum(weight[target.name] > 0 for target in recipe.dense):
         seen = tokens * (task.mask_ratio if recipe.image == "mixed" else 1 - task.mask_ratio)
@@ -97,13 +111,18 @@ def _with_heads(counts: Counts, config: RunConfig, task: Pretraining) -> Counts:
             activations += costs.transformer_activations(targets * length, decoder.dim, layers, checkpointing=keep)
         trained += targets * (seen * width * decoder.dim + tokens * 3.0 * decoder.dim**2)
         projection = costs.transformer_multiply_adds(tokens, decoder.dim, decoder.projector_layers)
-        teacher = targets * (image + tokens * width * decoder.dim + projection)
-    if "text" in counts.modules:
+        untrained = targets * (image + tokens * width * decoder.dim + projection)
+    if tower is not None:
         length = config.data.context_length
-        trained += costs.transformer_multiply_adds(length, text.width, text.layers)
-        activations += costs.transformer_activations(length, text.width, text.layers, checkpointing=keep)
+        text = costs.text_tower_multiply_adds(tower, length)
+        if task.text.frozen:
+            untrained += text
+        else:
+            trained += text
+            width, layers = costs.text_tower_shape(tower)
+            activations += costs.transformer_activations(length, width, layers, checkpointing=keep)
         counts = replace(counts, contrastive_images=2 if recipe.image == "mixed" else 1)
-    return replace(counts, trained_multiply_adds=trained, teacher_multiply_adds=teacher, transformers=activations)
+    return replace(counts, trained_multiply_adds=trained, untrained_multiply_adds=untrained, transformers=activations)
 
 
 def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: int | None = None) -> dict[str, Any]:
@@ -116,6 +135,9 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
     device = machine.memory * plan.GIGABYTE if machine.memory is not None else None
     share, said = machine.likely(counts.modules.get("image", counts.sizes.trainable))
     flops, executed = counts.flops_per_sample, counts.executed_flops(config.model.recompute)
+    secondary = training.secondary_partition
+    if secondary is not None and gpus % secondary:
+        raise UserError(f"training.secondary_partition {secondary} does not divide {gpus} ranks")
     reduction = 4.0 if training.reduce_gradients == "fp32" else float(width)
 
     def per_sample(ranks: int = gpus, accumulation: int = training.accumulation) -> float:
@@ -139,6 +161,7 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
             offload_folder=training.offload_folder is not None,
             asynchronous=config.checkpoint.asynchronous,
             reduction_bytes=reduction,
+            secondary_ranks=secondary,
             activations=per_sample(ranks, accumulation) * rows + similarities,
         )
 
@@ -151,6 +174,7 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
             precision=training.precision,
             reduction_bytes=reduction,
             accumulation=accumulation,
+            secondary_ranks=secondary,
         )
         timed: dict[str, Any] = {
             "sent": traffic.total,
@@ -160,7 +184,9 @@ def plan_run(config: RunConfig, *, gpus: int, machine: Machine, epoch_samples: i
             return {**timed, "step_seconds": None, "exposed_seconds": None}
         compute = [flops * training.batch_size / (ranks * machine.peak * 1e12 * one) for one in share[::-1]]
         exposed = [
-            exposed_seconds(traffic, seconds, machine.network, stage=stage, ranks=ranks) if machine.network else 0.0
+            exposed_seconds(traffic, seconds, machine.network, stage=stage, ranks=ranks, secondary_ranks=secondary)
+            if machine.network
+            else 0.0
             for seconds in compute
         ]
         both = [a + b for a, b in zip(compute, exposed, strict=True)]

@@ -19,6 +19,8 @@ def check_run(config: RunConfig, world_size: int, coming: Sequence[str] = ()) ->
     check_batch(config, world_size)
     for source in config.data.sources:
         check_source(source.path)
+    if config.evaluation.data is not None and not Path(config.evaluation.data).is_dir():
+        raise UserError(f"evaluation.data: {config.evaluation.data!r} is not a folder (looked from {os.getcwd()})")
     weights = config.initialize_from
     if weights is not None and weights not in coming and not Path(weights).exists():
         raise UserError(

@@ -246,11 +246,12 @@ def keep_running(
 def said_by_ranks(word: str, code: int) -> tuple[int, str | None, int | None]:
     """(exit code, node, rank) of the rank whose word counts; `code` alone where no rank left one.
 
-    word: `WORD.told` is of a rank with 2, 3 or 4, `WORD.hang` of one with 5, `WORD.first` of the first with any other.
+    word: the link `WORD.told` is of a rank with 2, 3 or 4, `WORD.hang` of one with 5, `WORD.first` of the first that
+    ended with another code.
     """
     for name in ("told", "hang", "first"):
         try:
-            words = Path(f"{word}.{name}").read_text(encoding="utf-8").split()
+            words = os.readlink(f"{word}.{name}").split()
             told = int(words[0]), words[1], int(words[2])
         except (OSError, ValueError, IndexError):
             continue

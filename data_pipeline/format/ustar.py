@@ -15,6 +15,13 @@ END = bytes(2 * BLOCK_BYTES)
 _MAX_OCTAL_SIZE = 8**11 - 1
 _LENGTH_DIGITS = 20  # of a pax record's length, and the blank behind it
 _NO_BLOCK = bytes(BLOCK_BYTES)
+# The fields of a regular member's header behind its name, its size and its checksum: all but these are the same always.
+_OWNERS, _TIME, _KIND = (
+    b"0000644\0" + 2 * b"0000000\0",
+    b"00000000000\0",
+    (b"0" + bytes(100) + b"ustar\x0000").ljust(356, b"\0"),
+)
+_FIXED_SUM = sum(_OWNERS + _TIME + _KIND) + 8 * 32  # the checksum counts itself as blanks
 
 # Reasons of damage, as they stand in the sidecar.
 CORRUPT_HEADER = "corrupt_header"  # checksum or a field is wrong; what the header stood for is lost
@@ -50,17 +57,9 @@ def encode_header(name: str, size: int) -> bytes:
         raise ValueError(f"member name {name!r}: ustar holds 1 to 100 ASCII characters")
     if not 0 <= size <= _MAX_OCTAL_SIZE:
         raise ValueError(f"member {name}: {size} bytes do not fit ustar's 8 GiB")
-    block = bytearray(BLOCK_BYTES)
-    block[0 : len(name)] = name.encode("ascii")
-    block[100:108] = b"0000644\0"
-    block[108:116] = block[116:124] = b"0000000\0"
-    block[124:136] = b"%011o\0" % size
-    block[136:148] = b"00000000000\0"
-    block[156:157] = b"0"
-    block[257:265] = b"ustar\x0000"
-    block[148:156] = b"        "
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    named, sized = name.encode("ascii"), b"%011o\0" % size
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(named) + sum(sized))
+    return named.ljust(100, b"\0") + _OWNERS + sized + _TIME + checksum + _KIND
 
 
 def padding(size: int) -> bytes:

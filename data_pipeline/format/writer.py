@@ -42,11 +42,14 @@ class ShardWriter:
         if "." in key:
             raise ValueError(f"sample key {key!r} holds a dot, where readers split the key from the extension")
         places = {}
+        before = b""  # the small pieces between the members' data are written together
         for extension, data in members.items():
-            self._write(ustar.encode_header(f"{key}.{extension}", len(data)))
-            places[extension] = Place(self.bytes, len(data))
+            before += ustar.encode_header(f"{key}.{extension}", len(data))
+            places[extension] = Place(self.bytes + len(before), len(data))
+            self._write(before)
             self._write(data)
-            self._write(ustar.padding(len(data)))
+            before = ustar.padding(len(data))
+        self._write(before)
         self.samples += 1
         return places
 

@@ -4,10 +4,13 @@ Activations are the values that autograd keeps for the backward pass (pretrain.m
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.models.activations import Activations, image_activations
 from pretrain.models.counting import parameters
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TRANSFORMER = 16.0  # values per token and channel of a pre-norm block with fused attention
 
@@ -31,3 +34,16 @@ def transformer_activations(tokens: float, dim: int, layers: int, *, checkpointi
 def transformer_multiply_adds(tokens: float, dim: int, layers: int) -> float:
     """Projections and MLP (12 d^2 a token and layer) and the two products of attention."""
     return layers * tokens * (12.0 * dim**2 + 2.0 * tokens * dim)
+
+
+def text_tower_shape(tower: "nn.Module") -> tuple[int, int]:
+    """(width, layers) of open_clip's text tower, whether it was given by sizes or by a model's name."""
+    layers = len(list(tower.get_submodule("transformer.resblocks").children()))
+    return int(tower.get_parameter("ln_final.weight").numel()), layers
+
+
+def text_tower_multiply_adds(tower: "nn.Module", tokens: int) -> float:
+    """Of one text: the blocks' matrices once a token, the two products of attention, the projection of one token."""
+    width, layers = text_tower_shape(tower)
+    matrices = sum(p.numel() for p in tower.get_submodule("transformer").parameters() if p.ndim == 2)
+    return float(tokens * matrices + layers * 2 * tokens**2 * width + tower.get_parameter("text_projection").numel())

@@ -4,10 +4,10 @@ Bytes a parameter of DeepSpeed's training states, n ranks, p = 2 in bf16 and fp1
 Memory Optimizations Toward Training Trillion Parameter Models", SC 2020, section 3), and of what this project adds:
 
                  stage 0     stage 1     stage 2     stage 3
-    parameters   p           p           p           p / n
+    parameters   p           p           p           p / n          and p / s with a secondary partition over s ranks
     gradients    p           p           p / n       p / n          4 where half precision accumulates
     fp32 copy    4 (half)    4 / n       4 / n       4 / n
-    Adam         8           8 / n       8 / n       8 / n
+    Adam         8           8 / n       8 / n       8 / n          4 of what Muon trains
     average      4 / n       4 / n       4 / n       4 / n          fp32, each rank its share
     teacher      p           p           p           p / n          of the parameters that the teacher has
 
@@ -34,11 +34,19 @@ _CONTRASTIVE_KEPT = 9.0  # bytes a similarity: the product (its scale is trained
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a task: those that are trained, those that only lie there, those of the teacher's copy."""
+    """Parameters of a task: those that are trained, those that only lie there, those of the teacher's copy. muon: of
+    those that are trained, the ones whose optimizer keeps one moment.
+    """
 
     trainable: int
     frozen: int = 0
     teacher: int = 0
+    muon: int = 0
+
+    @property
+    def moments(self) -> float:
+        """Bytes of the optimizer's moments, in fp32."""
+        return 8.0 * self.trainable - 4.0 * self.muon
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,11 @@ def rank_memory(
     offload_folder: bool = False,
     asynchronous: bool = False,
     reduction_bytes: float | None = None,
+    secondary_ranks: int | None = None,
     activations: float = 0.0,
 ) -> Memory:
     """Bytes of one of `ranks` ranks. activations: of its micro-batch (`pretrain.analysis.costs`). reduction_bytes: of a
-    gradient's value on its way, `p` by default.
+    gradient's value on its way, `p` by default. secondary_ranks: of training.secondary_partition.
 
     offload_*: as in the configuration: the optimizer's states and the average, or the parameters, go to the host, or
     the former into files. asynchronous: checkpoints are; with files they are not, whatever is asked for.
@@ -101,7 +110,8 @@ def rank_memory(
     fp32_gradients = half and accumulation > 1 and stage > 0
     gradients = (4.0 if fp32_gradients else p) * trainable * cut[1]
     fp32_copy = 4.0 if half or stage in (1, 2, 3) else 0.0
-    optimizer = (8.0 + fp32_copy) * trainable * cut[0]
+    moments = sizes.moments * cut[0]
+    optimizer = moments + fp32_copy * trainable * cut[0]
     average = 4.0 * trainable * share if ema else 0.0
     teacher = p * (sizes.teacher * cut[2] + _refreshed_through(sizes, stage, ranks)) if ema else 0.0
     bucket = min(LARGEST_BUCKET, trainable)
@@ -115,14 +125,16 @@ def rank_memory(
     update = 4.0 * trainable * cut[0] if half or stage > 0 else 0.0
     host = files = 0.0
     if offload_folder:
-        files = 8.0 * trainable * cut[0] + average
-        optimizer, average = optimizer - 8.0 * trainable * cut[0], 0.0
+        files = moments + average
+        optimizer, average = optimizer - moments, 0.0
     elif asynchronous:
-        host = (16.0 if ema else 12.0) * trainable * share
+        host = (sizes.moments + (8.0 if ema else 4.0) * trainable) * share
     if offload_optimizer and stage > 0:
         host, optimizer, average, update = host + optimizer + average, 0.0, 0.0, 0.0
     if offload_parameters and stage == 3:
         host, parameters = host + parameters, 0.0
+    if secondary_ranks is not None and stage == 3:
+        parameters += p * everything / secondary_ranks
     return Memory(
         *(stage, parameters, gradients, optimizer, average, teacher, buckets, activations, host, files, standing),
         update=update,
@@ -164,4 +176,4 @@ def largest_micro_batch(
 
 def checkpoint_bytes(sizes: Sizes, *, ema: bool) -> float:
     """One checkpoint: weights, both moments and the EMA in fp32; what is frozen once."""
-    return (16.0 if ema else 12.0) * sizes.trainable + 4.0 * sizes.frozen
+    return sizes.moments + (8.0 if ema else 4.0) * sizes.trainable + 4.0 * sizes.frozen

@@ -1,6 +1,7 @@
 """The typed schema of a run's YAML file, all but what each task brings itself. No `task:` means M3I-style pretraining.
 
-Sections: `model`, `task`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `deepspeed` (passed through).
+Sections: `model`, `task`, `data`, `optimizer`, `schedule`, `training`, `checkpoint`, `evaluation`, `deepspeed` (passed
+through).
 """
 
 from collections.abc import Mapping
@@ -50,10 +51,14 @@ class TaskSection(Section):
 
 
 class OptimizerConfig(Section):
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: matrices by Muon at AdamW's lr and decay, the rest by AdamW; ZeRO stages 0 to 2"
+    )
     lr: float = Field(1e-3, ge=0, description="peak lr at `lr_batch`; scaled linearly with the global batch")
     lr_batch: int | None = Field(None, ge=1, description="batch that `lr` is stated for; None: no scaling")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1, description="of muon")
     weight_decay: float = Field(0.05, ge=0, description="on matrices only: norms, biases and scales have none")
     layer_decay: float = Field(1.0, gt=0, le=1, description="lr multiplier per block, from the head down")
     offset_lr_scale: float = Field(1.0, gt=0, description="lr multiplier of the projections that offsets come from")
@@ -111,6 +116,12 @@ class TrainingConfig(Section):
     reduce_gradients: Literal["fp32", "compute"] = Field(
         "fp32", description="type in which gradients are summed over ranks; compute: that of forward and backward"
     )
+    secondary_partition: int | None = Field(
+        None,
+        ge=2,
+        description="ranks, as those of a node, that hold the parameters of stage 3 once more among them, so that the "
+        "backward pass gathers there (hpZ, of ZeRO++)",
+    )
     offload_optimizer: bool = False
     offload_parameters: bool = False
     offload_folder: str | None = Field(
@@ -126,6 +137,15 @@ class TrainingConfig(Section):
     profile: str | None = Field(None, pattern=r"^\d+:\d+$", description="steps FIRST:LAST to trace")
     stop_after: int | None = Field(None, ge=1, description="stop (75) after this step, as a signal would")
     allow_changes: list[str] = Field([], description="keys that a resumed run may change: --allow-change")
+
+    @model_validator(mode="after")
+    def _secondary_at_stage_3(self) -> Self:
+        if self.secondary_partition is not None and (self.zero_stage != 3 or self.offload_parameters):
+            raise ValueError(
+                "training.secondary_partition is of training.zero_stage 3, which alone cuts parameters, and keeps them "
+                "on the device: leave training.offload_parameters out"
+            )
+        return self
 
     @field_validator("profile", mode="before")
     @classmethod
@@ -146,6 +166,22 @@ class CheckpointConfig(Section):
     asynchronous: bool = True
 
 
+class EvaluationConfig(Section):
+    """Scores while the run trains: of the EMA weights, on all ranks; `best` names the checkpoint that was best."""
+
+    every_steps: int | None = Field(None, ge=1, description="steps between two, and after the last; null: none")
+    data: str | None = Field(None, description="folder of the held-out set")
+    name: str | None = Field(None, description="evaluation of the task, as zero-shot; null: that of its main score")
+    score: str | None = Field(None, description="of the evaluation, that chooses the best; null: its main one")
+    batch_size: int = Field(64, ge=1, description="pictures at once on a rank")
+
+    @model_validator(mode="after")
+    def _on_a_set(self) -> Self:
+        if self.every_steps is not None and self.data is None:
+            raise ValueError("evaluation.every_steps needs a set: give evaluation.data")
+        return self
+
+
 class RunConfig(Section):
     """A whole run. `deepspeed` is merged last into the derived DeepSpeed JSON.
 
@@ -159,8 +195,25 @@ class RunConfig(Section):
     schedule: ScheduleConfig
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     deepspeed: dict[str, Any] = Field({}, description="raw DeepSpeed keys that have no name here")
     initialize_from: str | None = Field(None, description="checkpoint, run or weights file to start the model from")
+
+    @model_validator(mode="after")
+    def _muon_on_whole_matrices(self) -> Self:
+        training = self.training
+        if self.optimizer.name == "muon":
+            if training.zero_stage == 3:
+                raise ValueError(
+                    "optimizer.name muon needs training.zero_stage 0, 1 or 2: stage 3 cuts every matrix over all "
+                    "ranks, and Muon orthogonalises whole ones"
+                )
+            if training.offload_optimizer or training.offload_folder is not None:
+                raise ValueError(
+                    "optimizer.name muon takes neither training.offload_optimizer nor training.offload_folder: its "
+                    "products of matrices would run on the host"
+                )
+        return self
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:

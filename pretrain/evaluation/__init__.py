@@ -22,7 +22,7 @@ from pretrain.evaluation.loading import load_module, untrained_like
 from pretrain.evaluation.probe import linear_probe
 from pretrain.evaluation.results import put_beside, read_results, summary, value_of, write_result
 from pretrain.evaluation.retrieval import retrieval
-from pretrain.evaluation.sharing import shared_by, shared_by_ranks
+from pretrain.training.sharing import shared_by, shared_by_ranks
 
 __all__ = [
     "embed",

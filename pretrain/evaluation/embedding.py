@@ -25,10 +25,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.reading import SampleRef, normalize
 from pretrain.evaluation.encoding import device_of, inference, set_batches
 from pretrain.evaluation.sets import describe_set
-from pretrain.evaluation.sharing import sharing
 from pretrain.evaluation.subject import Subject, open_subject
 from pretrain.tasks.module import TaskModule, image_of
 from pretrain.training.checkpoint.disk import AUTO
+from pretrain.training.sharing import sharing
 
 SUFFIXES = (".parquet", ".npy")
 FEATURES = ("auto", "text", "mean")

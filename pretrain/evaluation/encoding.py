@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from data_pipeline.reading import Batch, ImageText, ImageTextTargets, SampleRef, evaluation_batches, normalize
 from pretrain.configuration.schema import RunConfig
 from pretrain.evaluation.pictures import is_picture_folder, list_pictures
-from pretrain.evaluation.sharing import sharing
 from pretrain.models import InternImage
+from pretrain.training.sharing import sharing
 
 THUMBNAIL = 112  # pixels; what a report shows
 

@@ -11,11 +11,11 @@ from pretrain.evaluation.knn import knn
 from pretrain.evaluation.loading import untrained_like
 from pretrain.evaluation.probe import linear_probe
 from pretrain.evaluation.results import Result, put_beside, write_result
-from pretrain.evaluation.sharing import sharing
 from pretrain.evaluation.subject import open_subject
 from pretrain.tasks.module import TaskModule, image_of
 from pretrain.tasks.task import Task, task_of
 from pretrain.training.checkpoint.disk import AUTO
+from pretrain.training.sharing import sharing
 
 UNTRAINED = "untrained"
 _log = logging.getLogger(__name__)

@@ -8,18 +8,15 @@ The lr is constant after its warm-up, since a decay would have to know the end b
 the ones evaluated, do what the decay would.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.durable import write_durably
 from data_pipeline.errors import STOPPED, StoppedError, UserError
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.finetuning.finetune import finetune
 from pretrain.tasks.task import main_score_of, task_of
 
-HISTORY = "validation.json"
 EVALUATION_BATCH = 64
 
 Train = Callable[
@@ -49,11 +46,6 @@ def has_plateaued(scores: Sequence[float], patience: int, least_gain: float = 0.
     return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience]) + least_gain
 
 
-def best_index(scores: Sequence[float]) -> int:
-    """The place of the best score; of equal ones the first, which was trained least."""
-    return max(range(len(scores)), key=lambda i: (scores[i], -i))
-
-
 def train_to_plateau(
     config: RunConfig,
     *,
@@ -78,7 +70,8 @@ def train_to_plateau(
     goes on; UserError where one fails or the configuration has no step count.
     """
     from pretrain.evaluation import load_module, value_of
-    from pretrain.training.checkpoint.disk import LATEST, find_checkpoint, mark_best
+    from pretrain.training.checkpoint.disk import LATEST, find_checkpoint
+    from pretrain.training.validation import best_index, mark_best_of, read_history, write_history
 
     output, source = Path(output), None if source is None else Path(source)
     most = config.schedule.steps
@@ -86,7 +79,7 @@ def train_to_plateau(
         raise UserError("training to the plateau needs schedule.steps (not epochs) and segments of at least one step")
     task = task_of(config)
     main = main_score_of(task)
-    history = _read_history(output, main.score)
+    history = read_history(output, main.score)
 
     def ended() -> bool:
         return has_plateaued([s for _, s in history], patience, least_gain) and history[-1][0] >= least_steps
@@ -108,8 +101,8 @@ def train_to_plateau(
             batch_size=EVALUATION_BATCH,
         )
         history.append((end, value_of(result, main.score)))
-        _write_history(output, main.score, history)
-        mark_best(output, history[best_index([s for _, s in history])][0])
+        write_history(output, main.score, history)
+        mark_best_of(output, history)
     step, best = history[best_index([s for _, s in history])]
     return Plateau(output, step, best, ended(), tuple(history))
 
@@ -126,15 +119,3 @@ def segment_config(config: RunConfig, end: int, most: int) -> RunConfig:
 
 def _alone(config: RunConfig, source: Path | None, output: Path) -> int:
     return finetune(config, source=source, output=output)
-
-
-def _read_history(run: Path, score: str) -> list[tuple[int, float]]:
-    path = run / HISTORY
-    if not path.exists():
-        return []
-    return [(int(entry["step"]), float(entry[score])) for entry in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def _write_history(run: Path, score: str, history: Sequence[tuple[int, float]]) -> None:
-    entries = [{"step": step, score: value} for step, value in history]
-    write_durably(run / HISTORY, json.dumps(entries, indent=1) + "\n")

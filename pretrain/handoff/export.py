@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 # What classification/models/intern_image.py of OpenGVLab/InternImage writes out; all else is an option there.
 FIXED = {"in_chans": 3, "kernel_size": 3, "mask_activation": "softmax", "share_weights": True}
 PROJECTOR_FIXED = {"clip_embed_dim": 1024, "head_hidden_size": 768, "clip_heads": 16}
+# What that of their detectors and segmenters writes out; it swallows options that it does not know.
+STAGES_FIXED = {**FIXED, "remove_center": False}
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def notices(backbone: Backbone, to: str) -> list[str]:
     found = []
     if "head.bias" in backbone.state and backbone.classes is None:
         found.append("the classifier's rows have no names: the checkpoint keeps none")
-    if to == "official" and (unlike := unlike_authors(backbone.arguments)):
+    if to in ("official", "mmdet") and (unlike := unlike_authors(backbone.arguments, stages_alone=to == "mmdet")):
         found.append(
             f"the authors' unedited code cannot build this model, since it has no option for {', '.join(unlike)}; "
             "its weights are under their keys all the same"
@@ -96,10 +98,13 @@ def notices(backbone: Backbone, to: str) -> list[str]:
     return found
 
 
-def unlike_authors(arguments: Mapping[str, Any] | None) -> list[str]:
-    """The arguments of a model that the authors' InternImage has fixed at other values, as `name value (theirs)`."""
-    given = {"use_clip_projector": False, **FIXED, **PROJECTOR_FIXED, **(arguments or {})}
-    fixed = FIXED | (PROJECTOR_FIXED if given["use_clip_projector"] else {})
+def unlike_authors(arguments: Mapping[str, Any] | None, stages_alone: bool = False) -> list[str]:
+    """The arguments of a model that the authors' InternImage has fixed at other values, as `name value (theirs)`.
+
+    stages_alone: of their detectors' backbone, which has no head, instead of their classifier.
+    """
+    given = {"use_clip_projector": False, **STAGES_FIXED, **PROJECTOR_FIXED, **(arguments or {})}
+    fixed = STAGES_FIXED if stages_alone else FIXED | (PROJECTOR_FIXED if given["use_clip_projector"] else {})
     return [f"{name} {given[name]} ({value})" for name, value in fixed.items() if given[name] != value]
 
 

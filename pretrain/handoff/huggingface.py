@@ -2,6 +2,7 @@
 
     AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)   # logits, where there are classes
     AutoModel.from_pretrained(folder, trust_remote_code=True)                         # the last map, the pooled vector
+    AutoBackbone.from_pretrained(folder, trust_remote_code=True, out_indices=...)     # maps of the stages
     AutoModel...get_image_features(pixel_values), get_text_features(input_ids)        # with a text tower
     AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
@@ -44,6 +45,7 @@ def write_huggingface(backbone: Backbone, out: Path) -> Path:
         "auto_map": {
             "AutoConfig": "configuration_internimage.InternImageConfig",
             "AutoModel": "modeling_internimage.InternImageModel",
+            "AutoBackbone": "modeling_internimage.InternImageBackbone",
             "AutoModelForImageClassification": f"modeling_internimage.{classifier}",
             "AutoModelForZeroShotImageClassification": "modeling_internimage.InternImageModel",
         },

@@ -1,8 +1,9 @@
 """ONNX graphs of standard operators: deformable convolution becomes gathers of four corners. Needs the extra `onnx`.
 
-model.onnx   images [B, C, H, W] -> logits [B, classes], or without a classifier the vector that one would read
-image.onnx   images -> vectors [B, embed_dim]             with a text tower: their cosines are the similarity,
-text.onnx    tokens int64 [B, context] -> vectors         times exp(log_scale) of the metadata
+model.onnx   images [B, C, H, W] -> logits [B, classes], or without a classifier `features`, the vector it would read;
+             with a text tower also vectors [B, embed_dim]
+text.onnx    tokens int64 [B, context] -> vectors         their cosines are the similarity, times exp(log_scale) of the
+                                                          metadata
 """
 
 import json
@@ -24,20 +25,22 @@ LARGEST_FILE = 2**31 - 2**26  # bytes of weights in one file: protobuf holds 2 G
 
 
 class ImageTower(nn.Module):
-    """Normalised images [B, C, H, W] -> the pooled vectors that meet the text, [B, embed_dim], not normalised."""
+    """Normalised images [B, C, H, W] -> the model's own output, and the pooled vectors that meet the text, [B,
+    embed_dim], not normalised: both of one pass.
+    """
 
     def __init__(self, image: InternImage) -> None:
         super().__init__()
         self.image = image
 
-    def forward(self, x: Tensor) -> Tensor:
-        vectors: Tensor = self.image.clip_projector(self.image.forward_fused(x).flatten(1, 2))
-        return vectors
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = self.image.clip_projector(self.image.forward_fused(x).flatten(1, 2))
+        return self.image.head(self.image.fc_norm(vectors)), vectors
 
 
 def write_onnx(backbone: Backbone, out: Path, *, opset: int = 20, free_size: bool = False) -> Path:
-    """Write `out`, a graph; or where it names a folder (no .onnx at its end) model.onnx in it, both towers too where
-    there is a text tower, and its tokenizer. The batch is free. Weights beyond LARGEST_FILE go to OUT.data beside it.
+    """Write `out`, a graph; or where it names a folder (no .onnx at its end) model.onnx in it, with text.onnx and its
+    tokenizer where there is a text tower. The batch is free. Weights beyond LARGEST_FILE go to OUT.data beside it.
 
     free_size: both sides may be any multiple of 32 pixels from 64 on; the export then takes minutes, and the graph
     computes its sampling grids at each call.
@@ -49,36 +52,45 @@ def write_onnx(backbone: Backbone, out: Path, *, opset: int = 20, free_size: boo
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise UserError(f"export to onnx needs {error.name!r}: pip install 'internimage-pretrain[onnx]'") from None
-    model = backbone.build()
+    model, text = backbone.build(), backbone.text
     use_reference_operator(model)
-    free = free_images()
-    pictures, shapes = example(backbone), {"x": free if free_size else {0: free[0]}}
-    described = json.dumps(backbone.description())
-    if out.suffix == ".onnx":
-        output = "logits" if model.num_classes else "features"
-        return save_graph(_graph(model, pictures, shapes, ("images", output), described, opset), out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_onnx(backbone, out / "model.onnx", opset=opset, free_size=free_size)
-    if backbone.text is not None:
-        tower, tokens = backbone.text.build(), torch.zeros(2, backbone.text.sizes["context_length"], dtype=torch.int64)
-        names = ("images", "vectors")
-        save_graph(_graph(ImageTower(model), pictures, shapes, names, described, opset), out / "image.onnx")
-        texts = {"tokens": {0: torch.export.Dim("batch", min=1)}}
-        save_graph(_graph(tower, tokens, texts, ("tokens", "vectors"), described, opset), out / "text.onnx")
-        write_tokenizer(backbone.text, out)
-    return out
+    free, described = free_images(), json.dumps(backbone.description())
+    shapes = {"x": free if free_size else {0: free[0]}}
+    outputs = ["logits" if model.num_classes else "features"]
+    folder = None if out.suffix == ".onnx" else out
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        out = folder / "model.onnx"
+    if text is None:
+        save_graph(_graph(model, example(backbone), shapes, "images", outputs, described, opset), out)
+        return folder or out
+    outputs.append("vectors")
+    save_graph(_graph(ImageTower(model), example(backbone), shapes, "images", outputs, described, opset), out)
+    if folder is not None:
+        tokens = torch.zeros(2, text.sizes["context_length"], dtype=torch.int64)
+        free_texts = {"tokens": {0: torch.export.Dim("batch", min=1)}}
+        graph = _graph(text.build(), tokens, free_texts, "tokens", ["vectors"], described, opset)
+        save_graph(graph, folder / "text.onnx")
+        write_tokenizer(text, folder)
+    return folder or out
 
 
 def _graph(
-    model: nn.Module, inputs: Tensor, shapes: dict[str, Any], names: tuple[str, str], described: str, opset: int
+    model: nn.Module,
+    example: Tensor,
+    shapes: dict[str, Any],
+    given: str,
+    outputs: list[str],
+    described: str,
+    opset: int,
 ) -> Any:
-    """An onnx.ModelProto. names: of its input and its output."""
+    """An onnx.ModelProto. given, outputs: names of its input and its outputs."""
     try:
         program = torch.onnx.export(
             model.eval(),
-            (inputs,),
-            input_names=[names[0]],
-            output_names=[names[1]],
+            (example,),
+            input_names=[given],
+            output_names=outputs,
             dynamic_shapes=shapes,
             dynamo=True,
             opset_version=opset,

@@ -27,6 +27,8 @@ h3 { font-size: 1rem; margin: 24px 0 8px; }
 .answers div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
 .answers dt { color: var(--soft); font-size: .8125rem; } .answers dd { margin: 2px 0 0; font-size: .875rem;
   line-height: 1.4; overflow-wrap: anywhere; } .answers p { margin: 0 0 4px; }
+.stages { list-style: none; margin: 0; padding: 0; } .stages h2 { margin: 28px 0 0; } .stages .note { margin: 2px 0 0; }
+.stages .answers { margin-top: 8px; } .notice { color: var(--stop); }
 .answers + .tiles { margin-top: 12px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 24px 0 0; }
 .tiles div, figure, details, .wide { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }

@@ -11,8 +11,8 @@ from pretrain.report.record import RunRecord, read_run
 from pretrain.report.summary import summary
 
 
-def write_report(run_dir: Path | str) -> Path:
-    """Write `run_dir/report.html` from what the directory holds now, and return its path.
+def write_report(run_dir: Path | str, output: Path | None = None) -> Path:
+    """Write `output`, by default `run_dir/report.html`, from what the directory holds now, and return its path.
 
     The page is one file without scripts or links outwards; it can be mailed. A young or broken run gives a page with
     the sections that it has records for. Raises UserError where `run_dir` is not a run directory.
@@ -35,7 +35,7 @@ def write_report(run_dir: Path | str) -> Path:
         if part
     )
     text = page(run.folder.resolve().name, _subtitle(run), body, _footer(run))
-    target = run.folder / "report.html"
+    target = output if output is not None else run.folder / "report.html"
     write_durably(target, text)  # whoever reloads the page meanwhile must find the old one or the new one
     return target
 

@@ -197,5 +197,7 @@ def module_of(run: RunConfig, *, classes: int) -> "TaskModule":
 def main_score_of(task: Task) -> MainScore:
     """Raises UserError where the task has none, so that one checkpoint cannot be called better than another."""
     if task.main_score is None:
-        raise UserError(f"task {task.name} has no main score, so training cannot follow it to a plateau")
+        raise UserError(
+            f"task {task.name} has no main score by which one checkpoint could be called better than another"
+        )
     return task.main_score

@@ -1,7 +1,8 @@
 """The training loop. Everything that a step needs is made in `rank.py`; everything about ZeRO is behind `engine`.
 
 for every step:
-    lr -> micro-batches (teacher's targets, loss, gradients) -> agree, decide -> update -> EMA -> log -> save -> stop?
+    lr -> micro-batches (teacher's targets, loss, gradients) -> agree, decide -> update -> EMA -> log -> save
+       -> validate? -> stop?
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pretrain.training.safeguards.interruption import Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy, StepDecision
 from pretrain.training.safeguards.watchdog import Watchdog
 from pretrain.training.schedule import Schedule, ema_decay
+from pretrain.training.validation import Validation
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 from pretrain.training.zero.teacher import PartitionedTeacher, WholeTeacher
@@ -49,6 +51,7 @@ class LoopParts:
     events: EventLog
     log: RunLog
     bad_samples: BadSampleMonitor
+    validation: Validation | None = None
 
 
 def train(parts: LoopParts, step: int) -> bool:
@@ -62,7 +65,7 @@ def train(parts: LoopParts, step: int) -> bool:
         parts.teacher.refresh()
     parts.meter.pause()
     parts.watchdog.heartbeat()
-    stopping = _asked_before(parts, step)
+    stopping = _asked_before(parts, step) or not _validated(parts, step)
     while step < total and not stopping:
         if step in parts.policy.skipped_steps:
             step += 1
@@ -78,14 +81,33 @@ def train(parts: LoopParts, step: int) -> bool:
             continue
         step += 1
         parts.checkpointer.advance(written=agreed.written, failed=agreed.failed)
-        if step < total and agreed.due:
+        validates = parts.validation is not None and parts.validation.due(step)
+        if validates or (step < total and agreed.due):
             parts.checkpointer.save(step, _state(parts))
         parts.watchdog.heartbeat()
+        if validates and not stopping:
+            stopping = not _validated(parts, step)
         parts.log.step_ended(step)
     parts.checkpointer.save(step, _state(parts))
     saved = parts.checkpointer.wait_or_raise()
     parts.bad_samples.check_together()  # the last step's samples
-    return saved and step >= total
+    unscored = parts.validation is not None and parts.validation.due(step)
+    return saved and step >= total and not unscored
+
+
+def _validated(parts: LoopParts, step: int) -> bool:
+    """Score the weights where that is due, of a step whose checkpoint is there or on its way. False: a request to stop
+    came meanwhile, and the next start does it. Collective.
+    """
+    if parts.validation is None or not parts.validation.due(step):
+        return True
+    score = parts.validation.validate(step, parts.checkpointer.wait)
+    if score is None:
+        parts.interruption.request("request on another rank")
+        return False
+    parts.log.validated(step, parts.validation.title, score)
+    parts.meter.pause()
+    return True
 
 
 def _state(parts: LoopParts) -> dict[str, object]:
@@ -176,6 +198,8 @@ def _roll_back(parts: LoopParts, step: int) -> int:
     if state is not None:
         parts.policy.load(state["policy"])
         parts.log.rewind(int(state["step"]))
+        if parts.validation is not None:
+            parts.validation.rewind(int(state["step"]))
         parts.meter.load(state.get("meter"))
         if parts.teacher is not None:
             parts.teacher.refresh()

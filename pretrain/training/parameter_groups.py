@@ -3,11 +3,13 @@
     decay     0 for biases and for parameters with at most one extent above 1 (norms, tokens); else `weight_decay`
     lr scale  layer_decay ** (depth from the top) inside the image backbone, 1 elsewhere;
               times `offset_lr_scale` for the projections that DCNv3's offsets come from
+    muon      under optimizer.name muon: matrices that map features to features. What turns a number into a vector or a
+              vector into classes (embeddings, tokens, classifiers), convolutions and vectors stay with AdamW
 
-There is one group per distinct (lr scale, decay), not one per tensor: a backbone of 40 blocks has about 80 groups,
-not 1,300. Layer-wise decay follows BEiT's rule (Bao et al. 2021): stem at the bottom, block k above block k-1, heads
-at the full lr. A downsampling or a norm at the end of a stage counts with the stage's last block, a norm between blocks
-with the block before it.
+There is one group per distinct (lr scale, decay, muon), not one per tensor: a backbone of 40 blocks has about 80
+groups, not 1,300. Layer-wise decay follows BEiT's rule (Bao et al. 2021): stem at the bottom, block k above block k-1,
+heads at the full lr. A downsampling or a norm at the end of a stage counts with the stage's last block, a norm between
+blocks with the block before it.
 """
 
 import re
@@ -21,6 +23,7 @@ _STAGE = re.compile(r"(?:^|\.)(?:levels|stages)\.(\d+)\.(.*)$")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 _POST_NORM = re.compile(r"^post_norms\.(\d+)\.")
 _STEM = re.compile(r"(?:^|\.)(?:patch_embed|stem)\.")
+_NO_MAP = re.compile(r"embedding|token|(?:^|\.)head\.weight$|query|logit")
 _OFFSET = re.compile(r"(?:^|\.)offset\.(?:weight|bias)$")
 
 
@@ -29,6 +32,7 @@ class ParameterGroup:
     lr_scale: float
     weight_decay: float
     names: tuple[str, ...]
+    muon: bool = False
 
 
 def layer_of(name: str, backbone: BackboneLayout) -> int:
@@ -66,13 +70,19 @@ def rule(
     return scale, decay
 
 
+def is_map(name: str, shape: Sequence[int]) -> bool:
+    """Is it a matrix that Muon orthogonalises?"""
+    return len(shape) == 2 and min(shape) > 1 and not _NO_MAP.search(name)
+
+
 def parameter_groups(
     shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str, Sequence[int]]],
     optimizer: OptimizerConfig,
     backbone: BackboneLayout | None,
 ) -> list[ParameterGroup]:
-    """Names merged by (lr scale, decay), groups and names in the order of first appearance."""
-    merged: dict[tuple[float, float], list[str]] = {}
+    """Names merged by (lr scale, decay, muon), groups and names in the order of first appearance."""
+    merged: dict[tuple[float, float, bool], list[str]] = {}
     for name, shape in dict(shapes).items():
-        merged.setdefault(rule(name, shape, optimizer, backbone), []).append(name)
-    return [ParameterGroup(scale, decay, tuple(names)) for (scale, decay), names in merged.items()]
+        muon = optimizer.name == "muon" and is_map(name, shape)
+        merged.setdefault((*rule(name, shape, optimizer, backbone), muon), []).append(name)
+    return [ParameterGroup(scale, decay, tuple(names), muon) for (scale, decay, muon), names in merged.items()]

@@ -39,6 +39,7 @@ from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy, read_policy
 from pretrain.training.safeguards.watchdog import START_UP_SECONDS, Watchdog
 from pretrain.training.schedule import resolve_schedule
+from pretrain.training.validation import Validation
 from pretrain.training.zero.building import Built, Initialize, build
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine, compute_dtype, full_shape, settings_for
@@ -216,6 +217,21 @@ def compose(
             events(EventKind.NOTICE, step=start, message=notice)
             log.progress.say(f"note: {notice}")
     replaced = context.from_leader(lambda: replaced_before(state, output, start))
+    validation = None
+    if config.evaluation.every_steps is not None:
+        validation = Validation(
+            output,
+            config,
+            reader,
+            engine,
+            ema,
+            context,
+            events,
+            watchdog,
+            interruption,
+            start=start,
+            total_steps=schedule.total_steps,
+        )
     parts = LoopParts(
         settings=training,
         schedule=schedule,
@@ -233,6 +249,7 @@ def compose(
         events=events,
         log=log,
         bad_samples=BadSampleMonitor(reader, context, replaced),
+        validation=validation,
     )
     return parts, start
 

@@ -19,10 +19,12 @@ from pretrain.training.logging.record import CONFIG, CONFIG_HISTORY
 FREE = (
     "checkpoint",
     "deepspeed",
+    "evaluation",
     "initialize_from",
     "model.recompute",
     "model.compile",
     "training.zero_stage",
+    "training.secondary_partition",
     "training.reduce_gradients",
     "training.offload_optimizer",
     "training.offload_parameters",
@@ -52,6 +54,7 @@ CHANGEABLE = (
     "training.ema.teacher_end",
     "task.weights",
 )
+NEVER = ("optimizer.name",)  # its states in the checkpoint are of another kind
 Changes = dict[str, tuple[Any, Any]]  # by key: what it was, what it is now
 
 
@@ -74,11 +77,11 @@ def check_same_run(run: Path, config: RunConfig) -> Changes:
     before = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
     changed = [key for key in sorted(old | new) if _differs(old, new, key) and not _is_free(key)]
-    wanted = [key for key in changed if _below(key, allowed)]
+    wanted = [key for key in changed if _below(key, allowed) and key not in NEVER]
     refused = [key for key in changed if key not in wanted]
     if refused:
         lines = "\n".join(f"  {key}: {_said(old, key)} there, {_said(new, key)} now" for key in refused)
-        may = [key for key in refused if _below(key, CHANGEABLE)]
+        may = [key for key in refused if _below(key, CHANGEABLE) and key not in NEVER]
         change = f", change them on purpose (--allow-change {' --allow-change '.join(may)})" if may else ""
         raise UserError(
             f"{run} holds a run of another configuration:\n{lines}\nSet them back to resume it{change}, "

@@ -1,9 +1,5 @@
 """Vectors of a set: in its order, of any number of ranks, going on after a stop."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -71,34 +67,13 @@ def test_mistakes_are_named(given, tmp_path):
         embed(folder / "run", folder / "set", tmp_path / "v.csv")
 
 
-def test_ranks_take_parts_in_turn(given, tmp_path):
+def test_the_command_prints_the_file(given, tmp_path, capsys):
+    from launch.cli import run as command_line
+
     folder, vectors, _ = given
-    script = (
-        "import sys; from pretrain.evaluation import embed, shared_by_ranks\n"
-        "with shared_by_ranks() as ranks:\n"
-        "    embed(*sys.argv[1:], part_samples=5, say=lambda line: print(ranks.rank, line))"
-    )
-    from launch import local
-
-    command = [sys.executable, "-c", script, str(folder / "run"), str(folder / "set"), str(tmp_path / "v.npy")]
-    assert local.spawn(command, 2, logs=tmp_path / "logs") == 0
-    np.testing.assert_allclose(np.load(tmp_path / "v.npy").astype(np.float32), vectors.numpy(), atol=2e-3)
-    assert "1 part 2 of 3" in (tmp_path / "logs/rank-00001.log").read_text()
-
-
-def test_the_command_prints_the_file(given, tmp_path):
-    folder, vectors, _ = given
-    command = [sys.executable, "-m", "launch", "embed", str(folder / "run"), "--data", str(folder / "set")]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     target = tmp_path / "v.parquet"
-    done = subprocess.run(
-        [*command, "--to", str(target), "--features", "mean"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(target) and pq.read_metadata(target).num_rows == len(vectors)
-    assert "mean features of step 1000" in done.stderr
+    words = ["embed", str(folder / "run"), "--data", str(folder / "set"), "--to", str(target), "--features", "mean"]
+    assert command_line(words) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(target) and pq.read_metadata(target).num_rows == len(vectors)
+    assert "mean features of step 1000" in said.err

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from evaluation_shapes import COLOURS, SIZES, colour_tokens, drawing, write_set
 from PIL import Image
 
 from data_pipeline.errors import UserError
-from pretrain.evaluation import evaluate, linear_probe, retrieval, top1, value_of, zero_shot
+from pretrain.evaluation import embed, evaluate, linear_probe, retrieval, top1, value_of, zero_shot
 from pretrain.evaluation.knn import knn, votes
 from pretrain.evaluation.pictures import list_pictures
 from pretrain.evaluation.words import class_names, templates
@@ -172,13 +173,32 @@ def test_fitted_scores_need_a_training_set_and_no_classifier(animals, tmp_path):
     assert "untrained" in found["linear-probe"]["scores"][0]["beside"]
 
 
-def test_ranks_share_the_work_and_score_as_one(animals, tmp_path):
-    alone = evaluate(animals / "run", animals / "pictures", untrained=False, batch_size=2)["top1"]
-    command = [sys.executable, "-m", "launch", "evaluate", str(animals / "run"), "--data", str(animals / "pictures")]
-    command += ["--no-untrained", "--json", "--batch-size", "2", "--processes", "3", "--output", str(tmp_path)]
+def test_ranks_share_the_work_and_answer_as_one(animals, tmp_path):
+    run, data = animals / "run", animals / "pictures"
+    alone = evaluate(run, data, untrained=False, batch_size=2)["top1"]
+    vectors = np.load(embed(run, data, tmp_path / "alone.npy"))
+    script = Path(__file__).with_name("sharing_ranks.py")
+    command = [sys.executable, str(script), "3", str(run), str(data), str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    logs = [(tmp_path / f"rank-{rank}.log").read_text() for rank in range(3)]
+    assert done.returncode == 0, (done.stderr[-3000:], logs)
     shared = json.loads((tmp_path / "evaluation/top1.json").read_text())
-    assert scores(shared) == scores(alone) and shared["per_class"] == alone["per_class"]
-    assert shared["samples"] == 13 and json.loads(done.stdout)["top1"]["samples"] == 13
+    assert scores(shared) == scores(alone) and shared["per_class"] == alone["per_class"] and shared["samples"] == 13
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), vectors, atol=1e-3)
+    for rank, log in enumerate(logs):
+        assert f"part {rank + 1} of 3" in log, "parts are taken in turn"
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate", "RUN", "--data", "SET"], ["embed", "RUN", "--data", "S", "--to", "F"]]
+)
+def test_the_commands_start_ranks_of_themselves(command, monkeypatch):
+    from launch.cli import run as command_line
+
+    started: list[tuple[list[str], int]] = []
+    monkeypatch.setattr("launch.local.spawn", lambda argv, count: started.append((list(argv), count)) or 7)
+    monkeypatch.setattr(sys, "argv", ["internimage", *command, "--processes", "3"])
+    assert command_line([*command, "--processes", "3"]) == 7
+    ((words, count),) = started
+    assert count == 3 and words[-len(command) - 2 :] == [*command, "--processes", "3"]

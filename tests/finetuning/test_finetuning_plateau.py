@@ -13,8 +13,9 @@ from data_pipeline.errors import StoppedError, UserError
 from pretrain.finetuning import has_plateaued, train_to_plateau
 from pretrain.finetuning.comparison import arms, comparison_result, run_arm, spread, verdict
 from pretrain.finetuning.derive import classifier_config
-from pretrain.finetuning.plateau import best_index
 from pretrain.tasks.classification.task import Classification
+from pretrain.training import validation
+from pretrain.training.validation import best_index
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,12 @@ class Script:
         self.scores, self.trained, self.scored, self.best = scores, [], [], []
         monkeypatch.setattr(pretrain.evaluation, "load_module", self.load)
         monkeypatch.setattr(Classification, "evaluate", self.evaluate)
-        monkeypatch.setattr(pretrain.training.checkpoint.disk, "mark_best", lambda run, step: self.best.append(step))
+        monkeypatch.setattr(validation, "mark_best", lambda run, step: self.best.append(step))
+        monkeypatch.setattr(
+            validation,
+            "complete_checkpoints",
+            lambda run: [SimpleNamespace(step=step) for step in {self.saved, *self.best}],
+        )
         monkeypatch.setattr(
             pretrain.training.checkpoint.disk, "find_checkpoint", lambda run: SimpleNamespace(step=self.saved)
         )

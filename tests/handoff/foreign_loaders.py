@@ -1,12 +1,16 @@
 """Each layout read by its own tool, in a process where this project cannot be imported.
 
-python foreign_loaders.py LAYOUT FOLDER ANSWERS. FOLDER holds the exports, the pictures and pixels.pt; ANSWERS gets what
-the tool makes of them.
+python foreign_loaders.py FOLDER LAYOUT... FOLDER holds the exports, the pictures and pixels.pt. Each layout gets a
+process of its own, a copy of one that has imported torch and nothing else, and leaves LAYOUT-answers.pt, what the tool
+makes of the export, or LAYOUT-error.txt.
 """
 
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -53,6 +57,7 @@ def hf(folder: Path, pixels: torch.Tensor) -> dict:
     found = both(pixels, input_ids=tokens)
     names = [model.config.id2label[row] for row in range(model.config.num_labels)]
     return {
+        **hf_backbone(path, pixels),
         "logits": model(pixels).logits,
         "own": own,
         "own_logits": model(own).logits,
@@ -60,6 +65,31 @@ def hf(folder: Path, pixels: torch.Tensor) -> dict:
         "images": torch.nn.functional.normalize(both.get_image_features(pixels).pooler_output, dim=1),
         "texts": torch.nn.functional.normalize(both.get_text_features(tokens).pooler_output, dim=1),
         "similarity": found.logits_per_image,
+    }
+
+
+def hf_backbone(path: str, pixels: torch.Tensor) -> dict:
+    """Maps of the stages: by the folder's class, by AutoBackbone, and by a configuration, as detectors build it."""
+    from transformers import AutoBackbone, AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto import auto_factory
+
+    own = get_class_from_dynamic_module("modeling_internimage.InternImageBackbone", path)
+    stages = own.from_pretrained(path, out_indices=[0, 1, 2, 3]).eval()(pixels)
+    # AutoBackbone asks the Hub whether it has a repository of the name, before it reads the folder
+    auto_factory.hf_api = lambda: SimpleNamespace(repo_exists=lambda name: True)
+    auto = AutoBackbone.from_pretrained(path, trust_remote_code=True, out_features=["stage2", "stage4"]).eval()
+    auto.gradient_checkpointing_enable()
+    with torch.enable_grad():
+        auto.train()(pixels).feature_maps[1].square().mean().backward()
+    assert all(parameter.grad is not None for name, parameter in auto.named_parameters() if ".blocks." in name)
+    chosen = auto.eval()(pixels, output_hidden_states=True)
+    built = AutoBackbone.from_config(AutoConfig.from_pretrained(path, trust_remote_code=True), trust_remote_code=True)
+    return {
+        "stages": stages.feature_maps,
+        "chosen": chosen.feature_maps,
+        "hidden": chosen.hidden_states,
+        "channels": (auto.channels, built.channels),
     }
 
 
@@ -84,29 +114,32 @@ def open_clip(folder: Path, pixels: torch.Tensor) -> dict:
 
 
 def onnx(folder: Path, pixels: torch.Tensor) -> dict:
+    import onnx as onnx_format
     import onnxruntime
 
     def session(name: str) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(str(folder / "onnx" / name), providers=["CPUExecutionProvider"])
 
-    model = session("model.onnx")
+    model, text = session("model.onnx"), session("text.onnx")
     described = json.loads(model.get_modelmeta().custom_metadata_map["internimage"])
     own = by_description(described, pictures(folder))
+    graphs = [onnx_format.load(folder / "onnx" / name) for name in ("model.onnx", "text.onnx")]
 
-    def run(graph: onnxruntime.InferenceSession, images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(graph.run(None, {graph.get_inputs()[0].name: images.numpy()})[0])
+    def run(graph: onnxruntime.InferenceSession, output: str, given: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(graph.run([output], {graph.get_inputs()[0].name: given.numpy()})[0])
 
-    images = torch.nn.functional.normalize(run(session("image.onnx"), pixels), dim=1)
-    tokens = torch.load(folder / "tokens.pt")
-    texts = torch.nn.functional.normalize(run(session("text.onnx"), tokens), dim=1)
+    images = torch.nn.functional.normalize(run(model, "vectors", pixels), dim=1)
+    texts = torch.nn.functional.normalize(run(text, "vectors", torch.load(folder / "tokens.pt")), dim=1)
     return {
-        "logits": torch.cat([run(model, pixels[:1]), run(model, pixels[1:])]),
+        "logits": torch.cat([run(model, "logits", pixels[:1]), run(model, "logits", pixels[1:])]),
         "own": own,
-        "own_logits": run(model, own),
+        "own_logits": run(model, "logits", own),
         "names": described["classes"],
         "images": images,
         "texts": texts,
         "similarity": float(np.exp(described["text"]["log_scale"])) * images @ texts.T,
+        "domains": {node.domain for graph in graphs for node in graph.graph.node},
+        "opset": max(entry.version for graph in graphs for entry in graph.opset_import),
     }
 
 
@@ -121,9 +154,21 @@ def pt2(folder: Path, pixels: torch.Tensor) -> dict:
     return {"logits": logits, "own": own, "own_logits": model(own), "names": described["classes"]}
 
 
+def answer(layout: str, folder: Path) -> None:
+    """The work of one process: it ends here."""
+    try:
+        os.environ["HF_HOME"] = str(folder / f"{layout}-cache")
+        with torch.no_grad():
+            torch.save(globals()[layout](folder, torch.load(folder / "pixels.pt")), folder / f"{layout}-answers.pt")
+    except BaseException:
+        (folder / f"{layout}-error.txt").write_text(traceback.format_exc())
+    os._exit(0)
+
+
 if __name__ == "__main__":
     for name in ("dcnv3", "pretrain", "data_pipeline", "launch"):
         sys.modules[name] = None  # type: ignore[assignment]  # an import of it is an ImportError
-    layout, where, answers = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    with torch.no_grad():
-        torch.save(globals()[layout](where, torch.load(where / "pixels.pt")), answers)
+    for layout in sys.argv[2:]:
+        if not (child := os.fork()):
+            answer(layout, Path(sys.argv[1]))
+        os.waitpid(child, 0)

@@ -170,7 +170,11 @@ def test_an_official_export_says_where_the_authors_code_cannot_build_the_model(f
     export(run, "safetensors", tmp_path / "small.safetensors", say=others.append)
     assert not any("unedited" in line for line in others), "which only the official layout has to say"
     for name, variant in VARIANTS.items():
-        assert not unlike_authors(variant.arguments), name
+        assert not unlike_authors(variant.arguments) and not unlike_authors(variant.arguments, stages_alone=True), name
+    assert unlike_authors({"mask_activation": "sigmoid"}) == ["mask_activation sigmoid (softmax)"]
+    without_centre = {"remove_center": True, "use_clip_projector": True, "clip_heads": 4}
+    assert unlike_authors(without_centre) == ["clip_heads 4 (16)"]
+    assert unlike_authors(without_centre, stages_alone=True) == ["remove_center True (False)"]
 
 
 def test_a_detectors_checkpoint_gives_its_backbone_and_says_so(fake_run, tmp_path):

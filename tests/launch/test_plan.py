@@ -98,6 +98,28 @@ def test_a_step_sends_what_zero_says() -> None:
     assert twice.gradients == 2 * found[2].gradients and twice.parameters == found[2].parameters
 
 
+def test_a_secondary_partition_costs_memory_and_keeps_traffic_in_the_node() -> None:
+    """A billion parameters in bf16, 64 ranks, a second copy over the 8 of each node."""
+    same = {"stage": 3, "ranks": 64, "precision": "bf16", "reduction_bytes": 4.0}
+    plain, cut = (step_traffic(BILLION, **same, secondary_ranks=ranks) for ranks in (None, 8))
+    assert cut.parameters == plain.parameters / 2 and cut.secondary == pytest.approx(7 / 8 * 2e9)
+    network = Network(link=450, network=50, gpus_per_node=8)
+    at = {"stage": 3, "ranks": 64}
+    gained = exposed_seconds(plain, 0, network, **at) - exposed_seconds(cut, 0, network, **at, secondary_ranks=8)
+    assert gained == pytest.approx(63 / 64 * 2 / 40 - 7 / 8 * 2 / 360)
+    more = gigabytes(3, 64, secondary_ranks=8).parameters - gigabytes(3, 64).parameters
+    assert more / 1e9 == pytest.approx(2 / 8)
+
+
+def test_muon_keeps_one_moment() -> None:
+    sizes = plan.Sizes(trainable=1_000_000_000, muon=750_000_000)
+    of_muon = plan.rank_memory(sizes, stage=1, ranks=8, precision="bf16", asynchronous=True)
+    of_adam = plan.rank_memory(plan.Sizes(1_000_000_000), stage=1, ranks=8, precision="bf16", asynchronous=True)
+    assert (of_adam.optimizer - of_muon.optimizer) / 1e9 == pytest.approx(3 / 8)
+    assert (of_adam.host - of_muon.host) / 1e9 == pytest.approx(3 / 8)
+    assert plan.checkpoint_bytes(sizes, ema=True) / 1e9 == pytest.approx(13)
+
+
 def test_what_the_backward_pass_hides_is_not_exposed() -> None:
     sizes = plan.Sizes(trainable=1_000_000_000)
     network = Network(link=450, network=400, gpus_per_node=8)
@@ -200,6 +222,28 @@ def test_transformer_multiply_adds_are_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         block(torch.randn(1, 50, 64))
     assert costs.transformer_multiply_adds(50, 64, 3) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("size", [{"name": "RN50"}, {"width": 64, "layers": 3, "heads": 2}])
+def test_the_text_tower_counts_as_torch_counts_it(
+    tiny_run: Callable[..., Path], size: dict[str, Any], frozen: bool
+) -> None:
+    """Given by sizes or by the name of an open_clip model; trained three times forward, frozen once."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from pretrain.tasks.task import module_of
+
+    text = json.dumps({**size, "frozen": frozen, "weights": "tower.pt" if frozen else None})
+    path = str(tiny_run())
+    config = load_config(path, [f"task.text={text}", "data.context_length=20"])
+    with torch.device("meta"):
+        tower = module_of(config, classes=0).get_submodule("text")
+        with FlopCounterMode(display=False) as counter:
+            tower(torch.zeros(4, 20, dtype=torch.long))
+    without = count(load_config(path, ["task.weights.text=0", "data.context_length=20"]), classes=0)
+    more = count(config, classes=0).flops_per_sample - without.flops_per_sample
+    assert more == pytest.approx((1 if frozen else 3) * counter.get_total_flops() / 4)
 
 
 def test_checkpointing_keeps_less_and_recomputes_one_block() -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from launch.restarting import HISTORY, Budget
 from launch.slurm import submit
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKES = ROOT / "tests" / "training" / "training_fakes.py"
 
 
 def _load(name: str) -> ModuleType:
@@ -248,33 +250,92 @@ def test_the_jobs_of_an_array_hand_over_and_end_when_the_run_is_done(
     assert sorted(p.name for p in tmp_path.glob("ran-*-0")) == ["ran-1-0", "ran-2-0"]
 
 
-@pytest.mark.parametrize("fault", ["FAKE_DEATH=6", "FAKE_HANG=6"])
-def test_training_through_a_fault_ends_with_the_unbroken_weights(
-    cluster: Any, start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    fakes = ROOT / "tests" / "training" / "training_fakes.py"
-    monkeypatch.syspath_prepend(str(fakes.parent))
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{fakes.parent}")
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run of the fakes, by two processes that nothing disturbs."""
+    whole = tmp_path_factory.mktemp("unbroken") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FAKES.parent))
+        from training_fakes import configuration, logs, run_ranks
+
+        assert run_ranks(configuration(), whole, 2) == [0, 0], logs(whole)[-3000:]
+    return whole
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], list[str]]:
+    """(run, fault) -> the command of a rank. A fault of the first start is not made again, as a node's is not."""
+    monkeypatch.syspath_prepend(str(FAKES.parent))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{FAKES.parent}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    from training_fakes import configuration, events
+    from training_fakes import configuration
 
     from pretrain.configuration import dump_config
+
+    def command(run: Path, fault: str) -> list[str]:
+        (tmp_path / "c.yaml").write_text(dump_config(configuration(training__policy={"hang_seconds": 15.0})))
+        program = [sys.executable, str(FAKES), str(tmp_path / "c.yaml"), str(run)]
+        return ["bash", "-c", f'[ "$START" != 0 ] || export {fault}; exec "$@"', "once", *program]
+
+    return command
+
+
+def assert_ends_like(run: Path, unbroken: Path) -> None:
     from pretrain.training.checkpoint.disk import load_weights
 
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
-    (tmp_path / "c.yaml").write_text(dump_config(configuration(training__policy={"hang_seconds": 15.0})))
-    train = [sys.executable, str(fakes), str(tmp_path / "c.yaml")]
-    # The fault of the first start is not made again, as a node's is not.
-    once = ["bash", "-c", f'[ "$START" != 0 ] || export {fault}; exec "$@"', "once", *train, str(broken)]
-    job = start(once, run=str(broken), logs=str(broken / "logs"), restarts=Budget(pause=0.1))
-    assert cluster.wait(job, 300)["JobState"] == "COMPLETED"
-    ends = [json.loads(line) for line in (broken / HISTORY).read_text().splitlines()]
-    assert [(e["code"], e["action"]) for e in ends] == [(5 if "HANG" in fault else 137, "restart"), (0, "end")]
-    assert [e["step"] for e in events(broken, "resume")] == [4]
-    assert cluster.wait(start([*train, str(whole)]), 300)["JobState"] == "COMPLETED"
     for which in ("model", "ema"):
-        one, other = load_weights(broken, which)[0], load_weights(whole, which)[0]
+        one, other = load_weights(run, which)[0], load_weights(unbroken, which)[0]
         assert all((one[name] == other[name]).all() for name in other)
+
+
+@pytest.mark.parametrize(("fault", "code"), [("FAKE_CRASH=6", 1), ("FAKE_DEATH=6", 137), ("FAKE_HANG=6", 5)])
+def test_training_through_a_fault_ends_with_the_unbroken_weights(
+    cluster: Any,
+    start: Callable[..., str],
+    train: Callable[[Path, str], list[str]],
+    unbroken: Path,
+    tmp_path: Path,
+    fault: str,
+    code: int,
+) -> None:
+    from training_fakes import events
+
+    run = tmp_path / "run"
+    job = start(train(run, fault), run=str(run), logs=str(run / "logs"), restarts=Budget(pause=0.1))
+    assert cluster.wait(job, 300)["JobState"] == "COMPLETED"
+    ends = [json.loads(line) for line in (run / HISTORY).read_text().splitlines()]
+    assert [(e["code"], e["action"]) for e in ends] == [(code, "restart"), (0, "end")]
+    assert [e["step"] for e in events(run, "resume")] == [4]
+    assert_ends_like(run, unbroken)
+
+
+def test_a_full_disk_ends_the_job_with_4_and_room_ends_the_run(
+    cluster: Any,
+    start: Callable[..., str],
+    train: Callable[[Path, str], list[str]],
+    unbroken: Path,
+    tmp_path: Path,
+) -> None:
+    """The run's folder, with its logs, lies on a disk that is filled to its last byte at step 6."""
+    from training_fakes import events
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]).returncode:
+        pytest.skip("no right to mount a tmpfs here")
+    try:
+        run, ballast = disk / "run", disk / "ballast"
+        settings = {"run": str(run), "logs": str(run / "logs"), "restarts": Budget(pause=0.1)}
+        job = start(train(run, f"FAKE_FILL=6 FAKE_BALLAST={ballast}"), **settings)
+        state = cluster.wait(job, 300)
+        assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "4:0")
+        assert ballast.stat().st_size > 500_000
+        ballast.unlink()
+        assert cluster.wait(start(train(run, "SOUND=1"), **settings), 300)["JobState"] == "COMPLETED"
+        assert [e["step"] for e in events(run, "resume")] == [4]
+        assert_ends_like(run, unbroken)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_chain_pretrains_finetunes_and_evaluates(

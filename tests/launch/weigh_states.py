@@ -10,7 +10,8 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pretrain.configuration import load_config
 from pretrain.training import run
-from pretrain.training.zero.engine import Engine, GuardedAdamW
+from pretrain.training.zero.engine import Engine
+from pretrain.training.zero.optimizer import GuardedAdamW
 
 
 def live_bytes() -> int:

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.format import read_manifest, read_sidecar
 from data_pipeline.preparation import FetchSummary, ImageRules, WebRules, fetch, verify
+from data_pipeline.preparation.fetching.mixing import in_keyed_order
+from data_pipeline.preparation.sources.rows import Row
 
 RULES = dict(
     private_networks=("127.0.0.1/32",),
@@ -293,3 +297,30 @@ def test_a_full_disk_is_said_as_it_is(get: Callable, monkeypatch: pytest.MonkeyP
         patch.setattr(os, "fsync", full)
         patch.setattr("data_pipeline.preparation.packing.output.agree_on_plan", lambda *_: None)
         get(["/ok/1"])
+
+
+def test_a_mixed_run_makes_the_same_bytes_in_another_order(site, tmp_path: Path) -> None:
+    lines = [
+        f"{site.url(f'/{what}/{n}')},c {n},{n % 3},{n / 7}" for n, what in enumerate(["ok"] * 37 + ["status/404"] * 3)
+    ]
+    table = tmp_path / "urls.csv"
+    table.write_text("\n".join(["url,caption,label,similarity", *lines, ",no url,1,2"]))
+    web, done = WebRules(**RULES | {"connections": 1}), []
+    for name, mix in (("plain", None), ("mixed", 3), ("other", 4)):
+        site.asked.clear()
+        fetch(table, tmp_path / name / "set", web=web, rows_per_shard=4, mix=mix, workers=1)
+        done.append((contents(tmp_path / name / "set"), [path for path in site.asked if path.startswith("/ok")]))
+    assert done[0][0] == done[1][0] == done[2][0] and read_manifest(tmp_path / "mixed" / "set").samples == 37
+    orders = [asked for _, asked in done]
+    assert len({tuple(order) for order in orders}) == 3 and len({tuple(sorted(order)) for order in orders}) == 1
+
+
+def test_rows_come_out_of_a_mixed_order_as_they_were(tmp_path: Path) -> None:
+    further = pa.schema({"tags": pa.list_(pa.string()), "seen": pa.timestamp("ms"), "url": pa.float64()})
+    values = {"tags": ["a", None], "seen": datetime(2026, 1, 2), "url": 0.5}
+    rows = [
+        Row(n, None, "猫" * (n % 2) or None, n if n % 3 else None, f"http://h/{n}", "", None, values) for n in range(50)
+    ]
+    shards = [(n // 5, rows[n : n + 5]) for n in range(0, 50, 5)]
+    found = [(number, list(mine)) for number, mine in in_keyed_order(iter(shards), 1, further, tmp_path)]
+    assert found != shards and sorted(found, key=lambda one: one[0]) == shards and not list(tmp_path.iterdir())

@@ -170,29 +170,38 @@ def test_the_plan_says_which_columns_were_taken(table: Callable, tmp_path: Path)
     assert "image from 'image', caption from 'caption'" in said[0] and "NSFW" in said[0]
 
 
-KILLER = """
+DECODER = """
 import os, signal, sys
-from data_pipeline.preparation.packing.workers import surviving_map
+from pathlib import Path
+from data_pipeline.preparation import pack
+from data_pipeline.preparation.packing import rows, images
 
-def work(number):
-    if number in (7, 33):
-        os.kill(os.getpid(), signal.SIGSEGV if number == 7 else signal.SIGKILL)  # a decoder's crash; its memory
-    return number
+def prepare(data, rules):
+    if data.endswith((b"crash", b"memory")):
+        os.kill(os.getpid(), signal.SIGSEGV if data.endswith(b"crash") else signal.SIGKILL)
+    return images.prepare(data, rules)
 
-def given_up(number):
-    return -number
-
+rows.prepare = prepare  # in every process: each imports this file
 if __name__ == "__main__":
-    print(list(surviving_map(work, range(70), 2, given_up)))
+    for name, rows_per_shard in (("whole", 3), ("rows", 12)):
+        print(pack(Path(sys.argv[1]), Path(sys.argv[2]) / name, workers=2, rows_per_shard=rows_per_shard).rejected)
 """
 
 
-def test_an_image_that_kills_its_worker_is_given_up_alone(tmp_path: Path) -> None:
-    (tmp_path / "killer.py").write_text(KILLER)
+def test_a_picture_that_kills_costs_only_its_row(tmp_path: Path, picture: Callable, encode: Callable) -> None:
+    """Whether processes make whole shards, as here of three rows, or prepare the rows of one."""
+    (tmp_path / "images").mkdir()
+    for number in range(12):
+        data = encode(picture(number)) + {4: b"crash", 10: b"memory"}.get(number, b"")
+        (tmp_path / "images" / f"{number:02d}.jpg").write_bytes(data)
+    (tmp_path / "decoder.py").write_text(DECODER)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(tmp_path / "killer.py")]
+    command = [sys.executable, str(tmp_path / "decoder.py"), str(tmp_path / "images"), str(tmp_path)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
-    assert json.loads(run.stdout) == [-n if n in (7, 33) else n for n in range(70)]
+    assert run.stdout.splitlines() == ["{'decoder_died': 2}"] * 2
+    found = [sidecar(tmp_path / name) for name in ("whole", "rows")]
+    assert [[row["row"] for row in one if row["reason"]] for one in found] == [[4, 10]] * 2
+    assert [row["sha256"] for row in found[0]] == [row["sha256"] for row in found[1]]
 
 
 def test_work_that_no_process_knows_is_an_error_not_a_loss() -> None:

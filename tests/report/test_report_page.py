@@ -3,8 +3,10 @@
 import json
 import math
 import re
+import shutil
 import xml.etree.ElementTree as xml
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from checkpoints import run_config, write_checkpoint
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import events as reader_events
-from pretrain.report import write_report
+from pretrain.report import write_report, write_stages
 from pretrain.report.charts import MOST_POINTS, Mark, Series, line_chart, number, stacked_chart
 from pretrain.report.record import read_run
 from pretrain.report.summary import how_good, trend
@@ -66,6 +68,46 @@ def page(run_dir: Path) -> Page:
     return Page(write_report(run_dir).read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def chain(run_dir: Path, tmp_path: Path) -> list[Path]:
+    """Three runs, each but the first with the weights of the one before: by a checkpoint of it, and by an export."""
+    folders = [tmp_path / name for name in ("pairs", "in22k", "in1k")]
+    starts = (None, folders[0] / "checkpoints/step-00000400", "exports/in22k/model.safetensors")
+    for folder, start in zip(folders, starts, strict=True):
+        shutil.copytree(run_dir, folder)
+        with open(folder / "config.yaml", "a") as file:
+            file.write("" if start is None else f"initialize_from: {start}\n")
+    return folders
+
+
+def test_stages_stand_on_one_page_with_what_each_started_from(chain):
+    written = write_stages(chain)
+    assert written == chain[-1] / "stages.html"
+    page = Page(written.read_text(encoding="utf-8"))
+    test_nothing_is_fetched_and_nothing_is_run(page)
+    assert len(page.sections) == len([1 for tag, _ in page.tags if tag == "section"]), "each anchor once"
+    assert {"scores", "together", "curves-1", "curves-3", "settings-2"} <= set(page.sections)
+    for name in ("pairs", "in22k", "in1k"):
+        assert f"{name}: Fine-tuned classification" in page.sections["scores"]
+        assert name in page.sections["together"]
+    text = written.read_text(encoding="utf-8")
+    head = text[text.index('<ol class="stages">') : text.index('<section id="scores">')]
+    assert head.count('<dl class="answers">') == 3 and "starts from random weights" in head
+    assert "starts from step-00000400, of the stage before" in head
+    assert "starts from model.safetensors, of the stage before" in head and "Note:" not in head
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (0, 2)])
+def test_a_stage_that_did_not_start_from_the_one_before_is_said_so(order, chain):
+    text = write_stages([chain[place] for place in order], chain[0] / "out.html").read_text(encoding="utf-8")
+    assert text.count("Note: it starts from") == sum(b != a + 1 for a, b in pairwise(order))
+
+
+def test_a_stage_named_twice_is_refused(chain):
+    with pytest.raises(UserError, match="named twice"):
+        write_stages([chain[0], chain[1], chain[0] / "."])
+
+
 def test_every_section_of_a_whole_run_is_there(page):
     assert list(page.sections) == ["scores", "samples", "curves", "inner-runs", "events", "settings"]
     assert "CC BY-SA 4.0" in page.sections["samples"]
@@ -77,7 +119,7 @@ def test_every_section_of_a_whole_run_is_there(page):
 @pytest.mark.parametrize("kind", EventKind)
 def test_an_event_has_the_colour_of_what_it_tells(tmp_path: Path, kind: EventKind) -> None:
     news = {
-        "good": {"checkpoint", "done"},
+        "good": {"checkpoint", "validated", "done"},
         "stopped": {"stopped"},
         "resumed": {"resume"},
         "plain": {

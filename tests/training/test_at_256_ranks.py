@@ -21,7 +21,7 @@ from pretrain.training.agreement import Said, begin_agreement
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.retention import Kept, to_delete
 from pretrain.training.distributed import DistributedContext
-from pretrain.training.zero import teacher as teachers
+from pretrain.training.zero import gathered
 from pretrain.training.zero.teacher import WholeTeacher
 
 RANKS = 256
@@ -85,7 +85,7 @@ def test_the_teacher_is_refreshed_in_few_calls_and_bounded_memory(
     )
     engine = SimpleNamespace(compute_dtype=torch.bfloat16, module=module)
     monkeypatch.setattr(DistributedContext, "gather", lambda self, value: layouts)
-    monkeypatch.setattr(teachers, "LARGEST_RECEIVED", total // 3)
+    monkeypatch.setattr(gathered, "LARGEST_RECEIVED", total // 3)
     copies = 0
     original = torch._foreach_copy_
 

@@ -5,6 +5,7 @@ biases, a scalar, a frozen parameter, a buffer that changes (batch statistics), 
 randomness keyed by position.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,10 @@ from data_pipeline.reading.faults import FaultLog
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.configuration.schema import ModelConfig
 from pretrain.tasks.module import LossOutput, StepKeys, TaskModule
-from pretrain.tasks.task import ReaderOptions, Task
+from pretrain.tasks.task import MainScore, ReaderOptions, Task
+from pretrain.training.sharing import sharing
 
-PIXELS, CLASSES, EPOCH = 24, 5, 160
+PIXELS, CLASSES, EPOCH, HELD_OUT = 24, 5, 160, 37
 HERE = Path(__file__).parent
 
 
@@ -178,18 +180,58 @@ def _misbehave(batch: FakeBatch, keys: StepKeys) -> None:
         time.sleep(1000)
     if rank == 1 and _happens("hang", keys.step):
         time.sleep(1000)
+    if rank == 1 and _happens("crash", keys.step):
+        raise RuntimeError("a kernel failed")
+    if rank == 0 and _happens("fill", keys.step):
+        _fill_the_disk(Path(os.environ["FAKE_BALLAST"]))
     if rank == 1 and _happens("death", keys.step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _fill_the_disk(ballast: Path) -> None:
+    """To the last byte."""
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 512)
+
+
 class Fake(Task):
     """The section of the configuration; FAKE_WIDTH makes another model of the same configuration."""
+
+    evaluations: ClassVar[tuple[str, ...]] = ("nearest",)
+    main_score: ClassVar[MainScore | None] = MainScore("nearest", "top1", "top-1 accuracy")
 
     def build(self, model: ModelConfig, data: DataConfig, *, classes: int) -> FakeTask:
         return FakeTask(int(os.environ.get("FAKE_WIDTH", 33)), checkpointing=model.recompute == "blocks")
 
     def open_reader(self, data: DataConfig, options: ReaderOptions) -> FakeReader:
         return FakeReader(options)
+
+    def evaluate(
+        self,
+        name: str,
+        module: TaskModule,
+        data: Path | str,
+        run: RunConfig,
+        *,
+        classes: Any,
+        batch_size: int,
+    ) -> dict[str, Any]:
+        """Ranks share the samples. Of a set called "asked", rank 1 is asked to stop while it evaluates."""
+        if str(data) == "asked" and os.environ.get("RANK") == "1" and os.environ.get("FAKE_ASKED"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        ranks = sharing()
+        hits = hits_of(module, range(ranks.rank, HELD_OUT, ranks.world_size))
+        every = [hit for part in ranks.gather(hits) for hit in part]
+        value = sum(every) / len(every)
+        return {"scores": [{"name": "other", "value": 0.0}, {"name": "top1", "value": value}]}
+
+
+@torch.no_grad()
+def hits_of(module: Any, positions: Iterable[int]) -> list[bool]:
+    pairs = [sample(position) for position in positions]
+    logits = module.head(module.body(torch.stack([image for image, _ in pairs])))
+    return [int(row.argmax()) == label for row, (_, label) in zip(logits, pairs, strict=True)]
 
 
 def configuration(**changes: Any) -> RunConfig:
@@ -211,15 +253,21 @@ def configuration(**changes: Any) -> RunConfig:
     return parse_config(raw)
 
 
+Work = RunConfig | dict[Path, RunConfig] | list[tuple[Path, RunConfig]]
+
+
 def start_ranks(
-    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, script: str = __file__, **environment: str
+    config: Work, output: Path, ranks: int, script: str = __file__, **environment: str
 ) -> list[subprocess.Popen[str]]:
-    """One process a rank, running `script` (by default this file). Several configurations run one after the other."""
+    """One process a rank, running `script` (by default this file). Several configurations run one after the other, also
+    after one that stops.
+    """
     from pretrain.configuration import dump_config
 
     output.parent.mkdir(parents=True, exist_ok=True)
     work: list[str] = []
-    for number, (where, what) in enumerate((config if isinstance(config, dict) else {output: config}).items()):
+    parts = [(output, config)] if isinstance(config, RunConfig) else config
+    for number, (where, what) in enumerate(parts.items() if isinstance(parts, dict) else parts):
         described = output.parent / f"{output.name}-{time.monotonic_ns()}-{number}.yaml"
         described.write_text(dump_config(what))
         work += [str(described), str(where)]
@@ -276,9 +324,7 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 150) -> list
     return [process.wait() for process in processes]
 
 
-def run_ranks(
-    config: RunConfig | dict[Path, RunConfig], output: Path, ranks: int, timeout: float = 150, **settings: str
-) -> list[int]:
+def run_ranks(config: Work, output: Path, ranks: int, timeout: float = 150, **settings: str) -> list[int]:
     return finish(start_ranks(config, output, ranks, **settings), timeout)
 
 
@@ -326,7 +372,8 @@ if __name__ == "__main__":
         code = 0
         for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
             chosen = parse_config(yaml.safe_load(Path(described).read_text()))
-            code = code or run(chosen, where)
+            if (code := run(chosen, where)) not in (0, 75):
+                break
         leave(code)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

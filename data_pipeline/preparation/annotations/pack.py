@@ -26,16 +26,10 @@ from data_pipeline.preparation.annotations.coco import CocoIndex, LeftOut, Pictu
 from data_pipeline.preparation.annotations.label_maps import NO_MAP, Pair, convert_label_map, pairs
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import folder_digest, hold_output
-from data_pipeline.preparation.packing.pack import (
-    DECODER_DIED,
-    PackSummary,
-    count_rows,
-    finish,
-    read_image,
-    run_plan,
-    with_data,
-)
+from data_pipeline.preparation.packing.pack import PackSummary, count_rows, finish, run_plan
+from data_pipeline.preparation.packing.rows import read_image, with_data
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
+from data_pipeline.preparation.packing.staging import DECODER_DIED
 from data_pipeline.preparation.packing.workers import surviving_map
 
 LEFT_OUT = "left_out.jsonl"

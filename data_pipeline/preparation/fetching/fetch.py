@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,22 +20,17 @@ from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry
+from data_pipeline.preparation.fetching.mixing import Shard, in_keyed_order
+from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER, NoLocksError, SharedHosts
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
-from data_pipeline.preparation.packing.pack import (
-    DECODER_DIED,
-    Captionless,
-    count_rows,
-    finish,
-    run_plan,
-    sample_of,
-    shard_numbers,
-    with_data,
-)
+from data_pipeline.preparation.packing.pack import count_rows, finish, run_plan, shard_numbers
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
+from data_pipeline.preparation.packing.rows import Captionless, sample_of, with_data
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry, shard_stem
+from data_pipeline.preparation.packing.staging import DECODER_DIED
 from data_pipeline.preparation.packing.workers import decoders
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
 from data_pipeline.preparation.sources.labels import numbered, survey
@@ -88,6 +84,7 @@ def fetch(
     retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
     part: Part | None = None,
+    mix: int | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
     notice: Notice | None = None,
@@ -97,7 +94,8 @@ def fetch(
     table: one file, a folder of parts, or the URL of one; columns, format: as in `pack`, and so are classes, rules,
     captionless and notice
     web: how the network is used; may change from run to run
-    part: as in `pack`; the parts share the requests at a time to one host evenly
+    part: as in `pack`; parts that run at a time share the requests to one host and what its robots.txt says
+    mix: fetches the shards in an order drawn from this number, for a list sorted by host; may change from run to run
     retry: reasons (`timeout`, `http_5*`, ...) whose rows are asked for again in shards that are finished
     workers: processes that decode; default: one a core; with one, a thread of this process does
     Raises UserError for what cannot be fetched at all; a row that cannot is recorded in its sidecar, never raised.
@@ -113,17 +111,34 @@ def fetch(
         notice(source.describe())
     plan = run_plan("fetch", source.identity(), number_of_rows, rows_per_shard, names, rules)
     plan = part_plan(plan | {"captionless": captionless}, part)
-    output = part_folder(output, part)
+    whole, output = output, part_folder(output, part)
     numbers = shard_numbers(number_of_rows, rows_per_shard, part)
     tally = _Tally(min(number_of_rows, numbers.stop * rows_per_shard) - numbers.start * rows_per_shard)
-    if part is not None:
-        web = replace(web, per_host=max(1, web.per_host // part.count))
-    with hold_output(output, plan), stop_requests() as stopping:
+    with ExitStack() as held:
+        held.enter_context(hold_output(output, plan))
+        stopping = held.enter_context(stop_requests())
+        shared = None
+        if part is not None:
+            try:
+                shared = held.enter_context(closing(SharedHosts(whole / HOSTS_FOLDER, web.per_host, web.token)))
+            except NoLocksError:  # then each part has its share, whether or not the others run
+                web = replace(web, per_host=max(1, web.per_host // part.count))
         run = _Run(
-            output, source, names, rules, captionless, tuple(retry), rows_per_shard, tally, progress, numbers, stopping
+            output,
+            source,
+            names,
+            rules,
+            captionless,
+            tuple(retry),
+            rows_per_shard,
+            tally,
+            progress,
+            numbers,
+            stopping,
+            mix,
         )
         try:
-            asyncio.run(run.all(Web(web, rules), available() if workers is None else workers))
+            asyncio.run(run.all(Web(web, rules, shared), available() if workers is None else workers))
         except* (OSError, UserError) as group:  # a full disk, a damaged sidecar: the first error names the cause
             raise group.exceptions[0] from None
         if len(tally.entries) < len(numbers):
@@ -157,8 +172,9 @@ class _Run:
         progress: ProgressCallback | None,
         numbers: range,
         stopping: Callable[[], bool],
+        mix: int | None,
     ) -> None:
-        self._numbers, self._stopping = numbers, stopping
+        self._numbers, self._stopping, self._mix = numbers, stopping, mix
         self._output, self._source, self._classes, self._retry = output, source, classes, retry
         self._rules, self._captionless, self._rows_per_shard = rules, captionless, rows_per_shard
         self._tally, self._progress = tally, progress
@@ -168,7 +184,9 @@ class _Run:
         turns = asyncio.Semaphore(max(2, _ROWS_UNDER_WAY // self._rows_per_shard))
         first, end = (number * self._rows_per_shard for number in (self._numbers.start, self._numbers.stop))
         rows = numbered(itertools.islice(self._source.rows(), first, end), self._classes)
-        shards = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
+        shards: Iterator[Shard] = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
+        if self._mix is not None:
+            shards = in_keyed_order(shards, self._mix, self._source.further, self._output)
         async with web, decoders(_made, workers) as self._decoders, asyncio.TaskGroup() as tasks:
             while not self._stopping() and (shard := await asyncio.to_thread(_next, shards)) is not None:
                 await turns.acquire()
@@ -260,10 +278,10 @@ async def _all_or_none(tasks: list[asyncio.Task[None]]) -> None:
         raise
 
 
-def _next(shards: Iterator[tuple[int, Iterator[Row]]]) -> tuple[int, list[Row]] | None:
+def _next(shards: Iterator[Shard]) -> tuple[int, list[Row]] | None:
     """Reads the rows of the next shard."""
-    number, rows = next(shards, (0, None))
-    return None if rows is None else (number, list(rows))
+    found = next(shards, None)
+    return None if found is None else (found[0], list(found[1]))
 
 
 def _made(work: tuple[Sample, bytes, str | None, ImageRules]) -> Sample:

@@ -1,20 +1,25 @@
 """What a run knows of the hosts it asks: running requests, pauses they asked for, servers that have gone silent, and
 robots.txt. Every table is bounded: what is idle and was used least recently is forgotten first.
+
+A run of several tasks shares turns at a host and robots.txt through `shared`.
 """
 
 import asyncio
 import itertools
+import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from data_pipeline.preparation.fetching.robots import Robots
+from data_pipeline.preparation.fetching.shared import SharedHosts
 
 _KEPT = 50_000  # hosts, and servers
 _KEPT_RULES = 64_000_000  # characters of robots.txt rules
+_LOOK_AGAIN = (0.02, 0.2)  # seconds until a host whose turns other tasks have is looked at again: by chance, between
 _LOOKED_AT = 8  # idle ones are sought among so many of the oldest
 
 _Value = TypeVar("_Value")
@@ -84,10 +89,13 @@ class Table(Generic[_Value]):
 
 class Hosts:
     """per_host: requests to one host at a time; failures, rest: after so many failures in a row a server is not asked
-    for so many seconds; max_wait: the longest pause that a host may ask for and is still waited for."""
+    for so many seconds; max_wait: the longest pause that a host may ask for and is still waited for; shared: what other
+    tasks of the run know."""
 
-    def __init__(self, per_host: int, failures: int, rest: float, max_wait: float) -> None:
-        self._failures, self._rest, self._max_wait = failures, rest, max_wait
+    def __init__(
+        self, per_host: int, failures: int, rest: float, max_wait: float, shared: SharedHosts | None = None
+    ) -> None:
+        self._failures, self._rest, self._max_wait, self._shared = failures, rest, max_wait, shared
         self._hosts: Table[Host] = Table(lambda: Host(asyncio.Semaphore(per_host)), Host.is_idle)
         self._servers: Table[Server] = Table(Server, Server.is_idle, forget=self._forget_rules)
         self._rules = 0
@@ -109,13 +117,36 @@ class Hosts:
         host = self.host(name)
         host.users += 1
         try:
-            async with host.slots:
+            async with host.slots, self._shared_turn(name):
                 pause = host.not_before - time.monotonic()
                 if 0 < pause <= self._max_wait:
                     await asyncio.sleep(pause)
                 yield host
         finally:
             host.users -= 1
+
+    @asynccontextmanager
+    async def _shared_turn(self, name: str) -> AsyncIterator[None]:
+        """Waits until other tasks leave a turn at the host."""
+        if self._shared is None:
+            yield
+            return
+        while (taken := await asyncio.to_thread(self._shared.take, name)) is None:
+            await asyncio.sleep(random.uniform(*_LOOK_AGAIN))
+        try:
+            yield
+        finally:
+            self._shared.give(taken)
+
+    async def robots_of(self, origin: str, read: Callable[[], Awaitable[Robots]]) -> Robots:
+        """Returns what another task has read of a server's robots.txt, else what `read` does."""
+        if self._shared is None:
+            return await read()
+        found = await asyncio.to_thread(self._shared.robots, origin)
+        if found is None:
+            found = await read()
+            await asyncio.to_thread(self._shared.keep_robots, origin, found)
+        return found
 
     def given_up(self, origin: str) -> str:
         """Returns the failure for which a server is not asked for now, "" where it is."""

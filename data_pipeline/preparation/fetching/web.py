@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import aiohttp
 from yarl import URL
@@ -20,6 +21,7 @@ from data_pipeline.preparation.fetching.addresses import AddressRule, PrivateAdd
 from data_pipeline.preparation.fetching.hosts import Host, Hosts, Server
 from data_pipeline.preparation.fetching.names import Names, NoAddressError
 from data_pipeline.preparation.fetching.robots import Robots, opted_out, retry_after
+from data_pipeline.preparation.fetching.shared import SharedHosts
 from data_pipeline.preparation.fetching.turns import ByteBudget, Turns
 from data_pipeline.preparation.fetching.urls import join_url, parse_url
 from data_pipeline.preparation.packing.images import ImageRules, no_image_reason, size_refused
@@ -107,13 +109,15 @@ class Fetched:
 
 
 class Web:
-    """A session: connections, hosts, robots.txt files. `async with Web(rules, images) as web: await web.fetch(url)`."""
+    """A session: connections, hosts, robots.txt files. `async with Web(rules, images) as web: await web.fetch(url)`.
 
-    def __init__(self, rules: WebRules, images: ImageRules) -> None:
+    shared: what the tasks of a run know together."""
+
+    def __init__(self, rules: WebRules, images: ImageRules, shared: SharedHosts | None = None) -> None:
         self.rules = rules
         self._images = images
         self._addresses = AddressRule(rules.private_networks)
-        self._hosts = Hosts(rules.per_host, rules.host_failures, rules.host_rest, rules.max_wait)
+        self._hosts = Hosts(rules.per_host, rules.host_failures, rules.host_rest, rules.max_wait, shared)
         self._turns = Turns(rules.connections, rules.patience)
         self._held = ByteBudget(rules.memory)
         self._chance = random.Random()  # only moves retries in time; no result depends on it
@@ -281,7 +285,8 @@ class Web:
         if reading is None:
             if reason := self._hosts.given_up(origin):
                 return reason
-            reading = server.robots = asyncio.create_task(self._read_robots(url.origin() / "robots.txt"))
+            read = partial(self._read_robots, url.origin() / "robots.txt")
+            reading = server.robots = asyncio.create_task(self._hosts.robots_of(origin, read))
             reading.add_done_callback(lambda task: self._weigh(server, task))
         try:
             found = await asyncio.shield(reading)

@@ -1,6 +1,7 @@
 """Prepares one image for packing: upright, opaque, 8 bits, within bounds; or gives the reason why not.
 
-JPEG            simplejpeg into NumPy; halved in its DCT, once to thrice, as long as it stays large enough
+JPEG            kept as it is where its markers tell that every decoder goes through it; else
+                simplejpeg into NumPy; halved in its DCT, once to thrice, as long as it stays large enough
 anything else   Pillow
 shrink (area average)  ->  turn upright  ->  encode
 """
@@ -20,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import ImageHeader, read_image_header, too_many_scans
 from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
+from data_pipeline.format.jpeg_markers import is_sound_jpeg
 from data_pipeline.format.opaque import opaque
 from data_pipeline.format.sidecar import END_MARKER_ADDED
 from data_pipeline.format.upright import UPRIGHT, orientation, turned_by_pillow, upright
@@ -99,7 +101,8 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
 
     A sound JPEG, PNG or WebP that needs none of this keeps its bytes, unless the rules ask for another format; all else
     becomes JPEG. Of animations the first frame is taken. Every image is decoded once, so that what is packed can be
-    read. A JPEG that lacks only its end marker gets one, and a note.
+    read; but for a sequential JPEG that stays as it is, whose markers tell as much. A JPEG that lacks only its end
+    marker gets one, and a note.
     """
     if not data:
         return Refused(EMPTY_IMAGE)
@@ -108,6 +111,8 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
         return Refused(TRUNCATED if data[:3] == b"\xff\xd8\xff" else no_image_reason(data))
     if (refused := size_refused(header, rules)) is not None:
         return refused
+    if _stays_jpeg(header, rules) and is_sound_jpeg(data) and orientation(data, "jpeg") == UPRIGHT:
+        return Prepared(data, "jpg", "jpeg", header.width, header.height)
     if too_many_scans(data, header):
         return Refused(TOO_MANY_SCANS, header.width, header.height)
     try:
@@ -125,6 +130,12 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
             return Refused(UNSUPPORTED, header.width, header.height)
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower() or "incomplete" in str(error).lower()
         return Refused(TRUNCATED if cut else UNDECODABLE, header.width, header.height)
+
+
+def _stays_jpeg(header: ImageHeader, rules: ImageRules) -> bool:
+    """Tells whether an upright JPEG of this size keeps its bytes."""
+    shrinks = rules.shorter_side is not None and rules.shorter_side < min(header.width, header.height)
+    return header.format == "jpeg" and not shrinks and rules.format in ("keep", "jpg")
 
 
 def size_refused(header: ImageHeader, rules: ImageRules) -> Refused | None:

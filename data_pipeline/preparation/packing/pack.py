@@ -5,18 +5,14 @@ that was killed, or run again, changes no byte of what is there. A run with `ret
 for these reasons, and writes a shard anew only where that changed a row.
 """
 
-import hashlib
-import itertools
 import json
-import os
-import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline.callbacks import Notice, ProgressCallback
 from data_pipeline.durable import write_durably
@@ -24,28 +20,19 @@ from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
-from data_pipeline.format.index import NO_IMAGE
 from data_pipeline.format.manifest import SET_MANIFEST
-from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
+from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
-from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
-from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
+from data_pipeline.preparation.packing.retries import wanted_again
+from data_pipeline.preparation.packing.rows import Captionless
+from data_pipeline.preparation.packing.samples import check_rows_per_shard, commit_shard, read_entry, shard_stem
 from data_pipeline.preparation.packing.shuffling import Places, in_places, shuffled_places
-from data_pipeline.preparation.packing.workers import surviving_map
+from data_pipeline.preparation.packing.staging import Due, Shards, staged_shards
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
 from data_pipeline.preparation.sources.folders import FolderLabels
 from data_pipeline.preparation.sources.labels import numbered, survey
 from data_pipeline.preparation.sources.opening import open_images
 from data_pipeline.preparation.sources.rows import Row
-
-UNREADABLE = "image_unreadable"
-NO_PLAIN_FILE = "not_a_file"
-TOO_LARGE = "too_large"
-HASH_MISMATCH = "hash_mismatch"
-NO_CAPTION = "caption_missing"
-DECODER_DIED = "decoder_died"  # the image killed the process that decoded it
-
-Captionless = Literal["keep", "reject", "empty"]
 
 
 @dataclass(frozen=True)
@@ -124,25 +111,27 @@ def pack(
         if len(untouched) < len(numbers):
             done = sum(min(rows_per_shard, number_of_rows - number * rows_per_shard) for number in entries) - retried
             shard_of = partial(_shard_of, rows_per_shard=rows_per_shard, places=places)
+            due = {
+                number: Due(number, entries.get(number), again.get(number, {}))
+                for number in numbers
+                if number not in untouched
+            }
             rows: Iterator[Row] = (
                 row
                 for row in numbered(found.rows(), names)
-                if _is_due(row.number, shard_of(row.number), numbers, entries, again)
+                if (shard := due.get(shard_of(row.number))) and (shard.former is None or row.number in shard.again)
             )
             if places is not None:
                 rows = in_places(rows, places, rows_per_shard)
-            work = partial(pack_row, rules=rules, captionless=captionless)
-            made = surviving_map(work, rows, available() if workers is None else workers, _given_up)
-            samples = _counted(made, done, number_of_rows, progress)
-            for number, group in itertools.groupby(samples, key=lambda sample: shard_of(sample.row)):
-                first = number * rows_per_shard
-                if number in again:
-                    fresh = {sample.row: sample for sample in group}
-                    if unchanged(again[number], fresh):
-                        untouched.add(number)
-                        continue
-                    group = merged(output, entries[number], fresh)
-                entries[number] = pack_shard(output, number, first, group, classes=names, further=found.further)
+            shards = Shards(output, rules, captionless, rows_per_shard, names, found.further)
+            step = _Steps(done, number_of_rows, progress).step
+            processes = available() if workers is None else workers
+            for number, entry in staged_shards(shards, due, rows, shard_of, processes, step):
+                if entry is None:
+                    untouched.add(number)
+                    continue
+                commit_shard(output, shard_stem(number))
+                entries[number] = entry
                 if stopping():
                     raise StoppedError(f"stopped behind shard {number}, as asked; the same command goes on in {output}")
         finish(output, [entries[number] for number in numbers], names)
@@ -169,80 +158,6 @@ def run_plan(
     names = None if classes is None else list(classes)
     made = {"what": what, "input": source, "rows": rows, "rows_per_shard": rows_per_shard, "classes": names}
     return made | {"rules": asdict(rules)}
-
-
-def pack_row(row: Row, rules: ImageRules, captionless: Captionless = "keep") -> Sample:
-    """Prepares one input row, whose label is a class number by now."""
-    sample = sample_of(row, captionless)
-    if sample.reason:
-        return sample
-    if row.image is None:
-        return replace(sample, reason=NO_IMAGE)
-    found = row.image if isinstance(row.image, bytes) else read_image(row.image, rules.max_bytes)
-    if isinstance(found, str):
-        return replace(sample, reason=found)
-    return with_data(sample, found, row.expected, rules)
-
-
-def read_image(path: Path, max_bytes: int) -> bytes | str:
-    """Reads a file, no more of it than `max_bytes`; returns the reason where there is nothing to read. What is no plain
-    file (a pipe, a device) is not waited for."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return NO_IMAGE
-    except (OSError, ValueError):  # permissions, a name with a NUL, too many links
-        return UNREADABLE
-    try:
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return NO_PLAIN_FILE
-            data = file.read(max_bytes + 1)
-    except IsADirectoryError:
-        return NO_PLAIN_FILE
-    except OSError:
-        return UNREADABLE
-    return data if len(data) <= max_bytes else TOO_LARGE
-
-
-def sample_of(row: Row, captionless: Captionless = "keep") -> Sample:
-    """Makes the sample of a row, without its image."""
-    label = row.label if isinstance(row.label, int) else None
-    reason = row.reason or (NO_CAPTION if captionless == "reject" and row.caption is None else "")
-    return Sample(
-        row=row.number,
-        caption=row.caption,
-        label=label,
-        url=row.url,
-        reason=reason,
-        further=row.further,
-        empty_text=captionless == "empty" and row.caption is None,
-        place=row.place,
-    )
-
-
-def with_data(sample: Sample, data: bytes, expected: str | None, rules: ImageRules) -> Sample:
-    """Adds an image from a file's bytes, or the reason why there is none. expected: the digest that they must have."""
-    digest = None
-    if expected is not None:
-        digest = hashlib.new({32: "md5", 40: "sha1", 64: "sha256"}[len(expected)], data).hexdigest()
-        if digest != expected:
-            return replace(sample, reason=HASH_MISMATCH)
-    made = with_image(sample, prepare(data, rules))
-    if made.image is None:
-        return made
-    same = made.image is data and digest is not None and len(digest) == 64
-    return replace(made, sha256=digest if same else hashlib.sha256(made.image).hexdigest())
-
-
-def with_image(sample: Sample, image: Prepared | Refused) -> Sample:
-    """Adds the image to a sample, or the reason why it has none."""
-    if isinstance(image, Refused):
-        return replace(sample, reason=image.reason, width=image.width, height=image.height)
-    data, extension, format, width, height, note = image
-    return replace(
-        sample, image=data, extension=extension, format=format, width=width, height=height, reason=sample.reason or note
-    )
 
 
 def finish(
@@ -291,24 +206,13 @@ def _shard_of(row: int, rows_per_shard: int, places: Places | None) -> int:
     return (row if places is None else int(places[row])) // rows_per_shard
 
 
-def _is_due(
-    row: int,
-    number: int,
-    numbers: range,
-    entries: Mapping[int, ShardEntry],
-    again: Mapping[int, Mapping[int, str]],
-) -> bool:
-    """Tells whether a row has to be made: its shard is wanted and not there, or the row is to be made anew."""
-    return row in again.get(number, ()) or (number in numbers and number not in entries)
+class _Steps:
+    """Counts rows for a progress display."""
 
+    def __init__(self, done: int, total: int, progress: ProgressCallback | None) -> None:
+        self._done, self._total, self._progress = done, total, progress
 
-def _given_up(row: Row) -> Sample:
-    return replace(sample_of(row), reason=DECODER_DIED)
-
-
-def _counted(samples: Iterator[Sample], done: int, total: int, progress: ProgressCallback | None) -> Iterator[Sample]:
-    for sample in samples:
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        yield sample
+    def step(self, rows: int) -> None:
+        self._done += rows
+        if self._progress is not None:
+            self._progress(self._done, self._total)

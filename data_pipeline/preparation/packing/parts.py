@@ -2,6 +2,7 @@
 
 OUTPUT/.parts/00003-of-00032/   shards 12 to 15 with the numbers they will have, plan, lock, manifest
       .units/                   who works on which part
+      .hosts/                   what the parts of a fetching run know of hosts together
 OUTPUT/00000.tar ...            moved here by `finish_parts`; the manifest comes last, then `.parts` goes
 """
 
@@ -17,6 +18,7 @@ from data_pipeline.errors import UserError, first_ten
 from data_pipeline.executors.units import UNITS_FOLDER, Part, run_units
 from data_pipeline.format import ShardEntry, read_manifest
 from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER
 from data_pipeline.preparation.packing.output import PARTS_FOLDER, PLAN, part_folder
 from data_pipeline.preparation.packing.pack import finish
 
@@ -61,7 +63,7 @@ def finish_parts(output: Path) -> FinishSummary:
                 raise UserError(f"{output} holds no parts of a run; check the path")
             parts = int(found[0].name.rpartition("-of-")[2])
             _join(output, [folder / f"{n + 1:05d}-of-{parts:05d}" for n in range(parts)])
-        for used_up in (PARTS_FOLDER, UNITS_FOLDER):
+        for used_up in (PARTS_FOLDER, UNITS_FOLDER, HOSTS_FOLDER):
             shutil.rmtree(output / used_up, ignore_errors=True)
     made = read_manifest(output)
     return FinishSummary(output, parts, len(made.shards), made.samples)

@@ -87,6 +87,24 @@ def pack_shard(
 ) -> ShardEntry:
     """Writes shard `number`, whose input rows begin at `first_row`, its sidecar and its statistics as one act.
 
+    Arguments and result are those of `stage_shard`.
+    """
+    entry = stage_shard(folder, number, first_row, samples, classes=classes, further=further)
+    commit_shard(folder, shard_stem(number))
+    return entry
+
+
+def stage_shard(
+    folder: Path,
+    number: int,
+    first_row: int,
+    samples: Iterable[Sample],
+    *,
+    classes: tuple[str, ...] | None = None,
+    further: pa.Schema | None = None,
+) -> ShardEntry:
+    """Writes the files of a shard under their staging names, for `commit_shard`.
+
     `samples` come in the order of their rows; `further`: columns of the sidecar beyond its own. A sidecar that is
     written anew keeps the columns that were added to it. Returns the entry for the manifest.
     """
@@ -101,7 +119,6 @@ def pack_shard(
     sidecar.write_sidecar(staged(parquet), sidecar.table(rows, columns))
     entry = ShardEntry(tar.name, parquet.name, shard.samples, shard.bytes, shard.sha256)
     write_durably(staged(stats), (json.dumps(statistics(entry, rows), indent=1) + "\n").encode())
-    commit_shard(folder, stem)
     return entry
 
 

@@ -27,7 +27,12 @@ _CHUNK = 16  # items a message: enough to hide the pipe, few enough to share the
 
 
 def surviving_map(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], workers: int, given_up: Callable[[_Item], _Result]
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    workers: int,
+    given_up: Callable[[_Item], _Result],
+    *,
+    chunk_size: int = _CHUNK,
 ) -> Iterator[_Result]:
     """Maps over `workers` processes, in the order of the items, at most 4 chunks a process under way.
 
@@ -42,7 +47,7 @@ def surviving_map(
     waiting: deque[tuple[list[_Item], Future[list[_Result]]]] = deque()
     try:
         while True:
-            while len(waiting) < 4 * workers and (chunk := list(itertools.islice(source, _CHUNK))):
+            while len(waiting) < 4 * workers and (chunk := list(itertools.islice(source, chunk_size))):
                 waiting.append((chunk, _submit(pool, partial(_each, work), chunk)))
             if not waiting:
                 return

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -56,6 +56,18 @@ class _Image:
         return "/".join(self.parts)
 
 
+@dataclass(frozen=True)
+class _Survey:
+    """What one walk tells. folders: whether they are classes. labelled: whether an image may have a label at all.
+    digest: of names, sizes and times."""
+
+    images: int
+    folders: bool
+    labelled: bool
+    digest: str
+    passed_over: Counter[str]
+
+
 class Folder:
     """A `Source` of rows from the images below `folder`, in the order of their relative paths; links are followed.
 
@@ -69,41 +81,42 @@ class Folder:
         self._folder, self._labels, self._max_caption = folder, labels, max_caption
 
     @cached_property
-    def _survey(self) -> tuple[int, bool, str, Counter[str]]:
-        """Number of images, whether folders are classes, digest of names, sizes and times, files passed over."""
+    def _survey(self) -> "_Survey":
         passed: Counter[str] = Counter()
         digest = hashlib.sha256()
-        count, nested, captioned = 0, True, False
+        count, nested, captioned, described = 0, True, False, False
         for image in _walk(self._folder, passed):
             count += 1
             nested &= len(image.parts) > 1
             captioned |= image.text is not None or image.described is not None
+            described |= image.described is not None
             digest.update(f"{image.name}\0{image.state}\0".encode(errors="replace"))
         folders = self._labels == "folders" or (self._labels == "auto" and nested and not captioned)
-        return count, folders, digest.hexdigest(), passed
+        return _Survey(count, folders, folders or described, digest.hexdigest(), passed)
 
     def rows(self) -> Iterator[Row]:
-        folders = self._survey[1]
+        folders = self._survey.folders
         for number, image in enumerate(_walk(self._folder, Counter())):
             label = image.parts[0].encode(errors="replace").decode() if folders and len(image.parts) > 1 else None
             yield self._row(number, image, label)
 
     def count(self) -> int:
-        return self._survey[0]
+        return self._survey.images
 
-    def labels(self) -> Iterator[object]:
-        return (row.label for row in self.rows())
+    def labels(self) -> Iterator[object] | None:
+        return (row.label for row in self.rows()) if self._survey.labelled else None
 
     def passed_over(self) -> Mapping[str, int]:
-        return dict(self._survey[3].most_common())
+        return dict(self._survey.passed_over.most_common())
 
     def identity(self) -> dict[str, Any]:
-        return {"sha256": self._survey[2], "labels": self._labels, "max_caption": self._max_caption}
+        return {"sha256": self._survey.digest, "labels": self._labels, "max_caption": self._max_caption}
 
     def describe(self) -> str:
-        count, folders, _, passed = self._survey
-        left = ", ".join(f"{number} {reason}" for reason, number in passed.most_common())
-        said = f"{self._folder}: {count:,} images, labels from {'the folders' if folders else 'none or .json'}"
+        found = self._survey
+        left = ", ".join(f"{number} {reason}" for reason, number in found.passed_over.most_common())
+        labels = "the folders" if found.folders else "none or .json"
+        said = f"{self._folder}: {found.images:,} images, labels from {labels}"
         return said + (f"; passed over: {left}" if left else "")
 
     def _row(self, number: int, image: _Image, label: str | None) -> Row:
@@ -165,42 +178,40 @@ def _descend(
     except OSError:
         passed[UNREADABLE_FOLDER] += 1
         return
-    folders: list[tuple[str, str]] = []
-    states: dict[str, os.stat_result] = {}
+    folders: dict[str, os.stat_result] = {}
+    files: dict[str, os.stat_result] = {}
     for name in names:
         if name.startswith("."):
             passed[HIDDEN] += 1
             continue
         try:
-            state = os.stat(folder / name)
+            state = os.stat(f"{folder}/{name}")
         except OSError:
             passed[BROKEN_LINK] += 1
             continue
-        if stat.S_ISDIR(state.st_mode):
-            if (state.st_dev, state.st_ino) in above:
-                passed[LINK_LOOP] += 1
-            else:
-                folders.append((name + "/", name))  # so that relative paths come in their order
-                states[name] = state
-        elif stat.S_ISREG(state.st_mode):
-            states[name] = state
-        else:
+        if stat.S_ISREG(state.st_mode):
+            files[name] = state
+        elif not stat.S_ISDIR(state.st_mode):
             passed[NO_FILE] += 1
-    files = {name for name in states if (name + "/", name) not in set(folders)}
-    images = {name for name in files if _is_picture(folder / name, name, passed)}
-    texts = {name for name in files - images if PurePosixPath(name).suffix.lower() in _TEXTS}
+        elif (state.st_dev, state.st_ino) in above:
+            passed[LINK_LOOP] += 1
+        else:
+            folders[name] = state
+    images = {name for name in files if _is_picture(folder, name, passed)}
+    texts = {name for name in files.keys() - images if os.path.splitext(name)[1].lower() in _TEXTS}
     by_name = {name.lower(): name for name in sorted(texts, reverse=True)}
-    beside = {name: [by_name.get(_match(name, ending, by_name)) for ending in _TEXTS] for name in images}
+    beside = {name: [by_name.get(_match(name, ending, by_name)) for ending in _TEXTS] for name in images if texts}
     passed[TEXT_ALONE] += len(texts - {text for found in beside.values() for text in found if text is not None})
     if passed[TEXT_ALONE] == 0:
         del passed[TEXT_ALONE]
-    for _, name in sorted([*folders, *((name, name) for name in images)]):
-        if name not in images:
-            state = states[name]
+    in_order = [(name + "/", name) for name in folders]  # so that relative paths come in their order
+    for _, name in sorted([*in_order, *((name, name) for name in images)]):
+        if name in folders:
+            state = folders[name]
             yield from _descend(folder / name, (*parts, name), passed, (*above, (state.st_dev, state.st_ino)))
             continue
-        text, described = beside[name]
-        kept = [states[one] for one in (name, text, described) if one is not None]
+        text, described = beside.get(name, (None, None))
+        kept = [files[one] for one in (name, text, described) if one is not None]
         yield _Image(
             folder / name,
             (*parts, name),
@@ -217,7 +228,7 @@ def _match(image: str, ending: str, texts: Mapping[str, str]) -> str:
     return whole if whole in texts else (image.partition(".")[0] + ending).lower()
 
 
-def _is_picture(path: Path, name: str, passed: Counter[str]) -> bool:
+def _is_picture(folder: Path, name: str, passed: Counter[str]) -> bool:
     """Tells whether a file is an image by its name, else by its first bytes; counts it where it is neither that nor a
     text."""
     ending = os.path.splitext(name)[1].lower()
@@ -226,7 +237,7 @@ def _is_picture(path: Path, name: str, passed: Counter[str]) -> bool:
     if ending in _TEXTS:
         return False
     try:
-        with open(path, "rb") as file:
+        with open(folder / name, "rb") as file:
             head = file.read(64)
     except OSError:
         head = b""

@@ -46,6 +46,9 @@ def fetch(
     nameserver: Annotated[
         list[str] | None, typer.Option(help="Name server (address, :port) in place of the system's. Repeatable.")
     ] = None,
+    mix: Annotated[
+        int | None, typer.Option(help="Fetch shards in an order drawn from this number: hosts of a sorted list mix.")
+    ] = None,
     retry: options.Retry = None,
     least_packed: options.LeastPacked = 0.0,
     part: options.PartOf = None,
@@ -83,6 +86,7 @@ def fetch(
             rules=ImageRules(shorter_side, min_side, max_pixels, quality=quality, format=image_format.value),
             captionless=captionless.value,
             web=web,
+            mix=mix,
             retry=tuple(retry or ()),
             rows_per_shard=rows_per_shard,
             workers=workers,

@@ -2,13 +2,22 @@
 
 from transformers import PretrainedConfig
 
+try:
+    from transformers.backbone_utils import BackboneConfigMixin
+except ImportError:  # transformers before 5, where the folder has no AutoBackbone
 
-class InternImageConfig(PretrainedConfig):
+    class BackboneConfigMixin:  # type: ignore[no-redef]
+        def set_output_features_output_indices(self, out_features, out_indices):
+            pass
+
+
+class InternImageConfig(BackboneConfigMixin, PretrainedConfig):
     """arguments: of InternImage, as internimage_internimage.py defines them; its classifier has `num_labels` rows.
 
     image_mean, image_std: what images are normalised by. text: sizes of the text tower, None where there is none.
     sigmoid: whether it was trained with the sigmoid loss, whose logits have a bias.
-    origin: which training the weights are of.
+    origin: which training the weights are of. out_features or out_indices: stages whose maps AutoBackbone gives, by
+    default the last; the other classes read neither.
     """
 
     model_type = "internimage"
@@ -23,6 +32,8 @@ class InternImageConfig(PretrainedConfig):
         text=None,
         sigmoid=False,
         origin=None,
+        out_features=None,
+        out_indices=None,
         **options,
     ):
         arguments = arguments or {}
@@ -35,3 +46,5 @@ class InternImageConfig(PretrainedConfig):
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.text, self.sigmoid = text, sigmoid
         self.origin = origin or {}
+        self.stage_names = ["stage1", "stage2", "stage3", "stage4"]
+        self.set_output_features_output_indices(out_features, out_indices)

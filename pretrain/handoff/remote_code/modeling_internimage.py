@@ -7,10 +7,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, __version__
 from transformers.modeling_outputs import (
+    BackboneOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutputWithNoAttention,
 )
 from transformers.utils import ModelOutput
+
+try:
+    from transformers.backbone_utils import BackboneMixin
+except ImportError:  # transformers before 5, where the folder has no AutoBackbone
+
+    class BackboneMixin:  # type: ignore[no-redef]
+        pass
+
 
 from .configuration_internimage import InternImageConfig
 from .internimage_internimage import InternImage
@@ -147,3 +156,22 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         output = ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=stages)
         return output if return_dict else output.to_tuple()
+
+
+class InternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
+    """pixel_values [B, C, H, W] -> feature_maps of the stages in config.out_features, [B, C, H', W'], strides 4 to 32;
+    where asked for, hidden_states of all four. For detectors and segmenters, by AutoBackbone; transformers 5 or newer.
+    """
+
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [r"^text\.", r"^logit_scale$", r"^logit_bias$"]  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_features = [self.model.channels * 2**stage for stage in range(4)]
+
+    def forward(self, pixel_values, output_hidden_states=None, return_dict=None, **ignored):
+        stages = tuple(stage.permute(0, 3, 1, 2) for stage in self.model.forward_stages(pixel_values))
+        chosen = tuple(stages[self.stage_names.index(name)] for name in self.out_features)
+        output = BackboneOutput(feature_maps=chosen, hidden_states=stages if output_hidden_states else None)
+        return output.to_tuple() if return_dict is False else output

@@ -23,6 +23,7 @@ class EventKind(StrEnum):
     CHECKPOINT_REFUSED = "checkpoint_refused"
     COPIED = "checkpoint_copied"
     COPY_FAILED = "checkpoint_copy_failed"
+    VALIDATED = "validated"
     SYNCHRONOUS_CHECKPOINTS = "synchronous_checkpoints"
     STEP_NOT_APPLIED = "step_not_applied"
     ROLLBACK = "rollback"
@@ -35,7 +36,7 @@ class EventKind(StrEnum):
     INEXACT_ORDER = events.INEXACT_ORDER
 
 
-GOOD = frozenset((EventKind.CHECKPOINT, EventKind.DONE))
+GOOD = frozenset((EventKind.CHECKPOINT, EventKind.VALIDATED, EventKind.DONE))
 BAD = frozenset(
     (
         *(EventKind.FAILED, EventKind.GAVE_UP, EventKind.ALARM, EventKind.CHECKPOINT_FAILED),

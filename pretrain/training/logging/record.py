@@ -101,10 +101,17 @@ class MetricsLog:
         try:
             self._file.write(json.dumps(_plain({"step": step, "time": time.time(), **values})) + "\n")
             self._file.flush()
+        except OSError as error:
+            print(f"{METRICS}: {error}", file=sys.stderr, flush=True)
+        self.add(step, values)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """To TensorBoard and Weights & Biases alone: what metrics.jsonl, with one line a step, has no place for."""
+        try:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
         except OSError as error:
-            print(f"{METRICS}: {error}", file=sys.stderr, flush=True)
+            print(f"tensorboard: {error}", file=sys.stderr, flush=True)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 

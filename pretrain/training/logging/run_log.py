@@ -41,6 +41,12 @@ class RunLog:
         for alarm in self._alarms(values):
             self._events(EventKind.ALARM, step=step, message=alarm)
 
+    def validated(self, step: int, title: str, score: float) -> None:
+        """A score of the weights after `step` steps."""
+        if self._metrics is not None:
+            self._metrics.add(step, {title: score})
+            self.progress.say(f"step {step}: {title} {score:.4f}")
+
     def step_ended(self, step: int) -> None:
         self._profiler.step(step)
 

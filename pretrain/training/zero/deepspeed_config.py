@@ -24,8 +24,8 @@ def derive(
 ) -> dict[str, Any]:
     """The JSON. The raw keys in `given` are merged last, key by key, so that anything DeepSpeed knows can be said.
 
-    parameters: trainable parameters, which bound the communication buckets. Raises UserError for a batch that does
-    not divide.
+    parameters: trainable parameters, which bound the communication buckets. Raises UserError for a batch or a
+    secondary partition that does not divide.
     """
     micro = rows_per_rank(training.batch_size, training.accumulation, world_size)
     if training.precision == "fp16" and not cuda:
@@ -44,6 +44,12 @@ def derive(
             "stage3_prefetch_bucket_size": bucket,
             "stage3_param_persistence_threshold": min(100_000, max(1, parameters // 100)),
         }
+    if (secondary := training.secondary_partition) is not None:
+        if world_size % secondary:
+            raise UserError(
+                f"training.secondary_partition {secondary} does not divide {world_size} ranks: give the ranks of a node"
+            )
+        zero["zero_hpz_partition_size"] = secondary
     if training.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": cuda}
     if training.offload_parameters:

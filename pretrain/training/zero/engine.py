@@ -25,18 +25,10 @@ from pretrain.training.logging.meter import count_flops
 from pretrain.training.parameter_groups import ParameterGroup
 from pretrain.training.zero.deepspeed_config import derive
 from pretrain.training.zero.fragments import Fragment, held_fragments, owned_fragments, publish
+from pretrain.training.zero.optimizer import build_optimizer
 
 R = TypeVar("R")
 LossScaler = Any  # of DeepSpeed, which has no types
-
-
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW whose step can be vetoed after the gradients are in, under every ZeRO stage alike."""
-
-    veto = False
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        return None if self.veto else super().step(closure)
 
 
 def import_deepspeed() -> ModuleType:
@@ -137,20 +129,11 @@ class Engine:
         self.module, self.stage, self.settings = module, training.zero_stage, settings
         self._clip = optimizer.clip_grad
         self._clips_here = self.stage == 0 and training.precision == "fp32"
-        self._adam = GuardedAdamW(
-            [
-                {"params": [parameters[name] for name in group.names], "weight_decay": group.weight_decay}
-                for group in groups
-            ],
-            lr=0.0,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            fused=True,
-        )
+        self._optimizer = build_optimizer(groups, parameters, optimizer)
         self._lr_scales = [group.lr_scale for group in groups]
-        self._adam.veto = True  # of the dummy step that some stages take while they build
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=settings)
-        self._adam.veto = False
+        self._optimizer.veto = True  # of the dummy step that some stages take while they build
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=settings)
+        self._optimizer.veto = False
         if self.stage == 3 and compiled:
             gather_by_region(module)
         self._buffers_before = [(b, b.clone()) for _, b in self.buffers()]
@@ -161,6 +144,7 @@ class Engine:
         self.offload_folder = Path(folder) if folder is not None else None
         self.held, self._masters = held_fragments(self._engine, module, self.offload_folder)
         self.owned: list[Fragment] = owned_fragments(self.held, rank=context.rank, world_size=context.world_size)
+        self._optimizer.lay_out(self.held, context)
         self.compute_dtype = compute_dtype(training.precision)
 
     def __call__(
@@ -214,7 +198,7 @@ class Engine:
             self._engine.step()
 
     def set_lr(self, lr: float) -> None:
-        for group, scale in zip(self._adam.param_groups, self._lr_scales, strict=True):
+        for group, scale in zip(self._optimizer.param_groups, self._lr_scales, strict=True):
             group["lr"] = lr * scale
 
     def step(self, *, apply: bool) -> tuple[bool, float]:
@@ -228,11 +212,11 @@ class Engine:
             norm = float(torch.nn.utils.clip_grad_norm_(gradients, limit))
             apply = apply and math.isfinite(norm)
         scale = self._loss_scale
-        self._adam.veto = not apply
+        self._optimizer.veto = not apply
         try:
             self._engine.step()
         finally:
-            self._adam.veto = False
+            self._optimizer.veto = False
         if not self._clips_here:
             norm = float(self._engine.get_global_grad_norm() or 0.0)
             # DeepSpeed gives it under the loss scale at stage 0, over the scale that the step has moved to at stage 3.
@@ -255,19 +239,22 @@ class Engine:
                 live.copy_(before)
 
     def publish(self) -> None:
-        """After the masters and the buffers were written from outside (a restored checkpoint)."""
+        """After masters, states and buffers were written from outside (a restored checkpoint). Collective."""
         publish(self._engine, self.module)
+        self._optimizer.settle()
         self._settle_buffers(keep=True)
 
     @property
     def adam_steps(self) -> float:
         """Updates applied so far, as AdamW's bias correction counts them."""
-        return float(self._adam.state[self._masters[0]]["step"]) if self._masters else 0.0
+        counted = [self._optimizer.state[master] for master in self._masters]
+        return next((float(state["step"]) for state in counted if "step" in state), 0.0)
 
     @adam_steps.setter
     def adam_steps(self, value: float) -> None:
         for master in self._masters:
-            self._adam.state[master]["step"].fill_(value)
+            if "step" in (state := self._optimizer.state[master]):  # Muon counts none
+                state["step"].fill_(value)
 
     @property
     def _scaler(self) -> LossScaler | None:

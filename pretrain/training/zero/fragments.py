@@ -1,7 +1,8 @@
 """What a rank holds of each parameter, as flat pieces, whatever the ZeRO stage.
 
     parameter "image.stem.conv1.weight", shape [32, 3, 3, 3], 864 values
-        rank 0: start 0,   length 500      master, exp_avg, exp_avg_sq  (1-D fp32 views of the optimizer's storage)
+        rank 0: start 0,   length 500      master, exp_avg, exp_avg_sq  (1-D fp32 views of the optimizer's storage;
+                                           of Muon: momentum_buffer)
         rank 1: start 500, length 364
 
 Stage 0 keeps everything on every rank: there each rank *holds* all and *owns* one slice (what it saves, and whose EMA
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from pretrain.training.zero.file_memory import zeros
 
 DeepSpeedEngine = Any  # which has no types
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+MOMENTUM = "momentum_buffer"  # of Muon
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,14 @@ def share(numel: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def new_state(optimizer: torch.optim.Optimizer, masters: Iterable[Tensor], folder: Path | None) -> None:
-    """AdamW's state at step 0 for every master tensor, made now. folder: where the moments lie in files."""
-    fused = bool(optimizer.defaults.get("fused"))
+    """The optimizer's state at step 0 for every master tensor, made now. folder: where the moments lie in files."""
+    of_muon = {id(p) for group in optimizer.param_groups if group.get("muon") for p in group["params"]}
     for master in masters:
         state = optimizer.state[master]
-        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device if fused else "cpu")
+        if id(master) in of_muon:
+            state[MOMENTUM] = zeros(master.shape, master, folder)
+            continue
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)  # where a fused step reads it
         for kind in MOMENTS:
             state[kind] = zeros(master.shape, master, folder)
 
@@ -72,7 +77,7 @@ def held_fragments(
 ) -> tuple[list[Fragment], list[Tensor]]:
     """All that this rank holds (ordered by the module's parameters), and the master tensors the optimizer steps.
 
-    engine: a DeepSpeedEngine around `module`, whose base optimizer is an Adam.
+    engine: a DeepSpeedEngine around `module`, whose base optimizer is one of optimizer.py.
     """
     stage = engine.zero_optimization_stage()
     base = engine.basic_optimizer
@@ -84,7 +89,7 @@ def held_fragments(
 
 
 def _moments(base: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
-    return {kind: base.state[master][kind].view(-1) for kind in MOMENTS}
+    return {kind: value.view(-1) for kind, value in base.state[master].items() if kind != "step"}
 
 
 def _stage0(
@@ -174,6 +179,7 @@ def publish(engine: DeepSpeedEngine, module: nn.Module) -> None:
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage == 3:
         zero._partition_all_parameters()
+        zero.invalidate_secondary_tensor()  # copies of a secondary partition are of the weights before
         for group in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         if zero.persistent_parameters:

@@ -40,9 +40,9 @@ code=$?
 said="$code $node $RANK"
 case $code in
   0 | 75) ;;
-  2 | 3 | 4) echo "$said" > "$WORD.told" ;;
-  5) echo "$said" > "$WORD.hang" ;;
-  *) (set -C; echo "$said" > "$WORD.first") ;;
+  2 | 3 | 4) ln -sT "$said" "$WORD.told" ;;
+  5) ln -sT "$said" "$WORD.hang" ;;
+  *) ln -sT "$said" "$WORD.first" ;;
 esac 2> /dev/null
 exit "$code"'
 while true; do

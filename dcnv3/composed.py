@@ -1,0 +1,70 @@
+"""What the kernels compute, composed of PyTorch's own operators: any device, any derivative, and it can be exported.
+
+`fused` falls back on the layers here, and defines no formula of its own. A folder that is handed on carries this file,
+whole, in the place of `fused` and `operator`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from dcnv3.geometry import Geometry, check_tensors, make_geometry
+from dcnv3.reference import dcnv3_reference, packed_reference
+
+LAYERS = ("NormGelu", "gelu", "gelu_", "layer_norm", "norm_gelu", "split_norm")  # those of `fused`
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """LayerNorm over the last dimension. x: [..., C], weight, bias: [C] -> [..., C]."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def norm_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    """gelu(layer_norm(x))."""
+    return F.gelu(layer_norm(x, weight, bias, eps))
+
+
+def split_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """layer_norm(x) and x."""
+    return layer_norm(x, weight, bias, eps), x
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """The exact GELU, by the error function. [...] -> [...]."""
+    return F.gelu(x)
+
+
+def gelu_(x: torch.Tensor) -> torch.Tensor:
+    """`gelu` in x's own memory, where no gradient is wanted. [...] -> x."""
+    return x.copy_(F.gelu(x))
+
+
+class NormGelu(torch.nn.LayerNorm):
+    """LayerNorm over the last dimension, then GELU: [..., C] -> [..., C]."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return norm_gelu(x, self.weight, self.bias, self.eps)
+
+
+def dcnv3(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *, backend: str | None = None, **options: Any
+) -> torch.Tensor:
+    """`dcnv3.dcnv3` by the reference, whatever `backend` says. options: those of `make_geometry`."""
+    geometry = make_geometry(**options)
+    check_tensors(value, offset, mask, geometry)
+    return dcnv3_reference(value, offset, mask, geometry)
+
+
+def packed_dcnv3(
+    value: torch.Tensor, packed: torch.Tensor, geometry: Geometry, *, center: bool, backend: str | None = None
+) -> torch.Tensor:
+    """`dcnv3.operator.packed_dcnv3` by the reference, whatever `backend` says."""
+    return packed_reference(value, packed, geometry, center)

@@ -119,8 +119,7 @@ def residual_norm(
     given = (x, weight, bias, residual) if factor is None else (x, weight, bias, residual, factor)
     if _served("norm_residual", *given) and _fits(x) and x.shape == residual.shape and _is_of_samples(factor, x):
         return _ResidualNorm.apply(x, residual, factor, weight, bias, eps)
-    normal = _composed(x, weight, bias, eps, False)
-    return residual + normal if factor is None else torch.addcmul(residual, normal, factor)
+    return composed.residual_norm(x, residual, factor, weight, bias, eps)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(256) norm_forward_kernel(const NormArguments a
   if (lanes.rank == 0) static_cast<T*>(a.t.mean)[row] = mean, static_cast<T*>(a.t.rstd)[row] = rstd;
   S* output = static_cast<S*>(a.t.output) + row * channels;
   const S* residual = static_cast<const S*>(a.t.residual);
-  const T factor = factor_of<S>(a, row);
+  const T factor = kGelu ? T(1) : factor_of<S>(a, row);  // no branch ends with a GELU
   for (int c = first; c < channels; c += step) {
     T v[N], w[N], b[N];
     load<N>(x + c, v);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(256) norm_forward_kernel(const NormArguments a
       const T y = (v[n] - mean) * rstd * w[n] + b[n];
       v[n] = kGelu ? y * share_below(y) : y;
     }
-    if (residual != nullptr) {
+    if (!kGelu && residual != nullptr) {
       T r[N];
       load<N>(residual + row * channels + c, r);
 #pragma unroll
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
     const S* x = static_cast<const S*>(a.t.x) + row * channels;
     const S* grad = static_cast<const S*>(a.t.grad_output) + row * channels;
     const T mean = static_cast<const T*>(a.t.mean)[row], rstd = static_cast<const T*>(a.t.rstd)[row];
-    const T factor = factor_of<S>(a, row);
+    const T factor = kGelu ? T(1) : factor_of<S>(a, row);  // no branch ends with a GELU
     T sum = 0, products = 0;
     for (int v = lanes.rank; v < vectors; v += lanes.size) {
       T normal[N], w[N], g[N];

@@ -30,10 +30,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.format import Manifest, ShardEntry, open_set, read_sidecar, write_manifest, write_sidecar
 from data_pipeline.format.manifest import parse_manifest
 from data_pipeline.format.sets import PENDING, keep_entry
-from data_pipeline.format.sidecar import ERASED
+from data_pipeline.format.sidecar import ERASED, PARTS
 
 _DECISIONS, _COMMIT = "decisions.parquet", "decisions.json"
-_PARTS = ("image", "text", "json", "annotation")
 
 
 class SetPath(NamedTuple):
@@ -193,7 +192,7 @@ def _zero(tar: Path, rows: pa.Table) -> None:
     file = os.open(tar, os.O_WRONLY)
     try:
         for row in rows.to_pylist():
-            for part in _PARTS:
+            for part in PARTS:
                 if row.get(f"{part}_offset") is not None:
                     os.pwrite(file, bytes(row[f"{part}_size"]), row[f"{part}_offset"])
         os.fsync(file)

@@ -20,11 +20,11 @@ from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.curation.bands import BLOCK_BITS, Band, choose_bands, expected_recall
 from data_pipeline.curation.catalogue import Catalogue, open_catalogue, quoted
 from data_pipeline.curation.decisions import SetPath, decide, held_sets, open_settled
-from data_pipeline.curation.fingerprints import PDQ, PDQ_QUALITY, add_hashes
+from data_pipeline.curation.fingerprints import add_hashes
 from data_pipeline.curation.pictures import Picture, contact_sheet
 from data_pipeline.curation.repacking import name_sources
 from data_pipeline.errors import UserError
-from data_pipeline.format.sidecar import DROPPED, PACKED
+from data_pipeline.format.sidecar import DROPPED, PACKED, PDQ, PDQ_QUALITY
 
 Keep = Literal["first", "largest", "longest_caption"]
 _SCORES: Mapping[Keep, str] = {

@@ -8,11 +8,10 @@ import pyarrow.parquet as pq
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.executors.processes import available, ordered_map
 from data_pipeline.format import Manifest, ShardEntry, read_sidecar, write_sidecar
-from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, pdq
-from data_pipeline.format.sidecar import PACKED
+from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, Pdq, pdq
+from data_pipeline.format.sidecar import PACKED, PDQ, PDQ_COLUMNS
 from data_pipeline.reading.decode.pixels import BadSample, can_reduce, decode, read_header
 
-PDQ, PDQ_QUALITY = "pdq", "pdq_quality"
 _MAX_PIXELS = 178_956_970
 
 
@@ -44,12 +43,12 @@ def _hash_shard(one: Manifest, entry: ShardEntry) -> None:
                 found = hash_image(file.read(size))
             bits.append(found and found[0])
             qualities.append(found and found[1])
-    rows = rows.append_column(PDQ, pa.array(bits, pa.string()))
-    rows = rows.append_column(PDQ_QUALITY, pa.array(qualities, pa.int32()))
+    for field, values in zip(PDQ_COLUMNS, (bits, qualities), strict=True):
+        rows = rows.append_column(field, pa.array(values, field.type))
     write_sidecar(path, rows)
 
 
-def hash_image(data: bytes) -> tuple[str, int] | None:
+def hash_image(data: bytes) -> Pdq | None:
     """Hashes an encoded image, decoded no larger than needed; None for one that cannot be decoded."""
     try:
         header = read_header(data, _MAX_PIXELS)

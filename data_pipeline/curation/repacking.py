@@ -152,7 +152,8 @@ def _add(
         members = _told(members, key, row["label"])
     lie = writer.add(key, members)
     row |= places | {"key": key}
-    for column, extension in (("image", image), ("text", "txt"), ("json", "json")):
+    annotation = row.get("annotation_member") or ""
+    for column, extension in (("image", image), ("text", "txt"), ("json", "json"), ("annotation", annotation)):
         if extension in lie:
             row |= {f"{column}_offset": lie[extension].offset, f"{column}_size": lie[extension].size}
     return row

@@ -20,7 +20,7 @@ from data_pipeline.curation.filters import DERIVED
 from data_pipeline.curation.plans import Plan, make_plan
 from data_pipeline.curation.repacking import Repack, Source, name_sources
 from data_pipeline.durable import file_lock, remove_leftovers, write_durably
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_ten
 from data_pipeline.executors.units import UNITS_FOLDER, Executor, Part, run_units
 from data_pipeline.format import Manifest, read_manifest, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST
@@ -124,6 +124,7 @@ def _repack(
     for one in sets:
         if output.resolve() in (one.folder.resolve(), one.index_folder.resolve()):
             raise UserError(f"output {output} is one of the sources; choose another folder")
+    _check_annotations(sets)
     step: dict[str, Any] = {"what": what, "options": {**options, "samples_per_shard": samples_per_shard}}
     if shuffle is not None:
         step["options"]["shuffle"] = shuffle
@@ -185,6 +186,16 @@ def _finish(plan: Plan, sources: Sequence[Source], step: Mapping[str, Any]) -> N
         name = folder.resolve().name
         write_manifest(folder, name=name, shards=entries, classes=classes, about=_about(sets), history=[step])
     remove_leftovers(plan.folder)
+
+
+def _check_annotations(sets: Sequence[Manifest]) -> None:
+    """Annotations keep the class numbers of their own set. Raises UserError where the sets number classes otherwise."""
+    kinds = {(one.about.get("annotations"), one.about.get("category_ids"), one.classes) for one in sets}
+    if len(kinds) > 1 and any(annotations for annotations, _, _ in kinds):
+        raise UserError(
+            f"{first_ten([one.name for one in sets])}: sets with objects or label maps are joined where they have the "
+            "same kind of annotations and the same classes; train on several sets by naming each in data.sources"
+        )
 
 
 def _about(sets: Sequence[Manifest]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.curation.catalogue import Catalogue, open_catalogue
 from data_pipeline.curation.decisions import SetPath, decide, held_sets
 from data_pipeline.curation.filters import DERIVED
-from data_pipeline.curation.fingerprints import PDQ, add_hashes
+from data_pipeline.curation.fingerprints import add_hashes
 from data_pipeline.durable import file_sha256
 from data_pipeline.errors import UserError
-from data_pipeline.format.sidecar import DROPPED, ERASED, REJECTED, TAKEN_DOWN
+from data_pipeline.format.sidecar import DROPPED, ERASED, PDQ, REJECTED, TAKEN_DOWN
 
 _KINDS = ("url", "sha256", "domain", "pdq")
 _HEX = re.compile(r"[0-9a-f]{64}")

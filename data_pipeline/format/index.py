@@ -168,7 +168,9 @@ def _describe(sample: _Sample, buffer: mmap.mmap) -> dict[str, Any]:
         lacking = lacking or LABEL_INVALID
     annotation = next((name for name in ANNOTATION_MEMBERS if name in sample.members), None)
     if annotation is not None:
-        row["annotation_member"] = annotation
+        lies = sample.members[annotation]
+        digest = hashlib.sha256(buffer[lies.offset : lies.offset + lies.size]).hexdigest()
+        row |= {"annotation_member": annotation, "annotation_sha256": digest}
     known = (("image", image), ("text", text), ("json", metadata), ("annotation", sample.members.get(annotation or "")))
     for name, member in known:
         if member is not None:

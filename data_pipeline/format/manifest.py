@@ -19,6 +19,7 @@ from data_pipeline.durable import write_durably
 from data_pipeline.errors import BadDataError, UserError
 
 SET_MANIFEST = "manifest.json"
+AWAY = ".away"  # in place of `.tar`: the digest of a tar that lies on object storage
 _FORMER = "manifest.former"
 VERSION = 1
 

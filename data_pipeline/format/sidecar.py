@@ -48,13 +48,19 @@ SIDECAR_SCHEMA = pa.schema(
     ]
 )
 
+PARTS = ("image", "text", "json", "annotation")  # members of a sample that have a place in the sidecar
+
 # Of annotated pictures (objects, label maps): columns that only their sidecars have.
 ANNOTATION_COLUMNS = [
     pa.field("annotation_member", pa.string()),  # the member's name after the key: objects.json | labels.png
     pa.field("annotation_offset", pa.int64()),
     pa.field("annotation_size", pa.int64()),
+    pa.field("annotation_sha256", pa.string()),  # sets of an earlier version do not have it
 ]
 
+# The perceptual hash (64 hexadecimal digits) and its quality (0 to 100): written by packing on request, or by curation.
+PDQ, PDQ_QUALITY = "pdq", "pdq_quality"
+PDQ_COLUMNS = [pa.field(PDQ, pa.string()), pa.field(PDQ_QUALITY, pa.int32())]
 
 # What a packed sample's reason says of a sample that is good for training all the same.
 END_MARKER_ADDED = "end_marker_added"  # a JPEG that lacked only its end marker has it now
@@ -62,12 +68,14 @@ HARMLESS_NOTES = frozenset({END_MARKER_ADDED, LABEL_INVALID})
 
 
 def table(rows: Iterable[Mapping[str, Any]], further: pa.Schema | None = None) -> pa.Table:
-    """Makes a table of `SIDECAR_SCHEMA`, of the columns of annotations where a row has one, and of the columns
-    `further`, from dictionaries; missing entries are null.
+    """Makes a table of `SIDECAR_SCHEMA`, of the columns of annotations and of hashes where a row has them, and of the
+    columns `further`, from dictionaries; missing entries are null.
     """
     listed = [dict(row) for row in rows]
     annotated = any("annotation_member" in row for row in listed)
-    schema = joined_columns(SIDECAR_SCHEMA, pa.schema(ANNOTATION_COLUMNS) if annotated else None, further)
+    hashed = any(PDQ in row for row in listed)
+    optional = [*(ANNOTATION_COLUMNS if annotated else ()), *(PDQ_COLUMNS if hashed else ())]
+    schema = joined_columns(SIDECAR_SCHEMA, pa.schema(optional), further)
     return pa.Table.from_pylist(listed, schema=schema)
 
 

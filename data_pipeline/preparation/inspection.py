@@ -28,7 +28,7 @@ from data_pipeline.format import (
     slot_rows,
 )
 from data_pipeline.format.sets import PENDING
-from data_pipeline.format.sidecar import ERASED
+from data_pipeline.format.sidecar import ERASED, PARTS
 from data_pipeline.preparation.statistics import note_counts
 
 
@@ -100,7 +100,8 @@ def verify(
     workers: int | None = 1,
     progress: ProgressCallback | None = None,
 ) -> VerifySummary:
-    """Compares every shard of a set with its manifest (size, digest) and its sidecar (members, places, image digests).
+    """Compares every shard of a set with its manifest (size, digest) and its sidecar (members, places, digests of
+    images and annotations).
 
     `decode` also decodes every image. workers: processes; None takes one a core. Nothing is changed. Raises UserError
     or BadDataError only where the manifest itself cannot be read; all else is a problem in the summary.
@@ -161,8 +162,8 @@ def _not_erased(path: Path, shard: str, erased: pa.Table) -> Iterator[Problem]:
     """Names the erased samples that still have bytes."""
     with open(path, "rb") as file:
         for row in erased.to_pylist():
-            for part in ("image", "text", "json"):
-                if row[f"{part}_offset"] is not None:
+            for part in PARTS:
+                if row.get(f"{part}_offset") is not None:
                     file.seek(row[f"{part}_offset"])
                     if file.read(row[f"{part}_size"]).strip(b"\0"):
                         yield Problem(shard, row["key"], f"is marked as erased, but its {part} still has bytes")
@@ -171,15 +172,17 @@ def _not_erased(path: Path, shard: str, erased: pa.Table) -> Iterator[Problem]:
 def _members(path: Path, shard: str, packed: pa.Table) -> Iterator[Problem]:
     """Compares every packed row with the archive's headers, and every sample of the archive with the rows."""
     there = {row["key"]: row for row in slot_rows(index_shard(path)).to_pylist()}
-    places = [f"{part}_{what}" for part in ("image", "text", "json") for what in ("offset", "size")]
+    places = [f"{part}_{what}" for part in PARTS for what in ("offset", "size")]
     for row in packed.to_pylist():
         member = there.pop(row["key"], None)
         if member is None:
             yield Problem(shard, row["key"], "stands in the sidecar, not in the shard")
-        elif any(row[place] != member[place] for place in places):
+        elif any(row.get(place) != member.get(place) for place in places):
             yield Problem(shard, row["key"], "lies elsewhere in the shard than the sidecar says")
         elif row["sha256"] is not None and row["sha256"] != member["sha256"]:
             yield Problem(shard, row["key"], "image has another sha256 than the sidecar says")
+        elif row.get("annotation_sha256") not in (None, member.get("annotation_sha256")):
+            yield Problem(shard, row["key"], "annotation has another sha256 than the sidecar says")
         elif row["caption"] != member["caption"]:
             yield Problem(shard, row["key"], "caption differs from the sidecar's")
         elif (row["width"], row["height"]) != (member["width"], member["height"]):

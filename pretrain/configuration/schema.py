@@ -163,6 +163,12 @@ class CheckpointConfig(Section):
         None, gt=0, description="of milestones at most: they are thinned, spread over the run; null: no limit"
     )
     copy_to: str | None = Field(None, description="folder or URL (s3://...): every complete checkpoint is copied there")
+    keep_copies: int | None = Field(None, ge=1, description="newest copies that stay there; null: all")
+    fast_folder: str | None = Field(
+        None,
+        description="folder on a disk of each node, as /local/$USER: a save lands there first and is copied into the "
+        "run's folder in the background",
+    )
     asynchronous: bool = True
 
 

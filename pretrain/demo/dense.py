@@ -8,6 +8,7 @@
 OUTPUT is a run of `internimage demo`. Run again, it goes on where it was.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -18,10 +19,22 @@ from pretrain.configuration import load_config
 from pretrain.demo import commands
 from pretrain.demo.commands import Job
 from pretrain.demo.scenes import build_scenes
-from pretrain.training.checkpoint.disk import complete_checkpoints
+from pretrain.finetuning.derive import image_model_of
+from pretrain.training.checkpoint import disk
 
 COUNTS = {"train": 600, "validation": 100, "held-out": 200}
 RECIPES = {"mask-rcnn": ("demo_mask_rcnn", "objects", "objects"), "upernet": ("demo_upernet", "labels", "label_maps")}
+
+
+def fine_tuning(source: Path, config: str, kind: str, scenes: Path) -> list[str]:
+    """`config` and its overrides, to fine-tune the image model of the run `source`, whatever that run's recipe was."""
+    model = image_model_of(disk.find_checkpoint(source, disk.AUTO).config)
+    return [
+        config,
+        f"data.sources.0.path={scenes / kind}",
+        f"model.name={model['name']}",
+        f"model.overrides={json.dumps(model['overrides'])}",
+    ]
 
 
 def walk_dense(output: Path, overrides: tuple[str, ...] = (), counts: dict[str, int] = COUNTS) -> int:
@@ -30,7 +43,7 @@ def walk_dense(output: Path, overrides: tuple[str, ...] = (), counts: dict[str, 
     overrides: of both fine-tunings, as `schedule.steps=20`. Raises UserError where OUTPUT holds no demo.
     """
     began, shards = time.monotonic(), output / "shards"
-    if not complete_checkpoints(output) or not shards.is_dir():
+    if not disk.complete_checkpoints(output) or not shards.is_dir():
         raise UserError(f"{output}: holds no finished pretraining; run `internimage demo --output {output}` first")
     print("[1/4] Scenes of drawings", flush=True)
     for split, folder in build_scenes(shards, output / "scenes", counts=counts).items():
@@ -58,8 +71,8 @@ def walk_dense(output: Path, overrides: tuple[str, ...] = (), counts: dict[str, 
 
 def _job(output: Path, name: str, config: str, kind: str, overrides: tuple[str, ...], *, pretrained: bool) -> Job:
     run = output / (name if pretrained else f"{name}-scratch")
-    source = output / "scenes" / "train" / kind
-    arguments = ["finetune", config, f"data.sources.0.path={source}", *overrides, "--output", str(run)]
+    arguments = ["finetune", *fine_tuning(output, config, kind, output / "scenes" / "train"), *overrides]
+    arguments += ["--output", str(run)]
     arguments += ["--processes", "1", *(["--from", str(output)] if pretrained else [])]
     steps = load_config(config, overrides).schedule.steps or 0
     return Job(f"{name}, {'pretrained' if pretrained else 'random weights'}", tuple(arguments), run, steps)

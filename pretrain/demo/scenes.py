@@ -64,7 +64,7 @@ def build_scenes(
     for number, (split, count) in enumerate(counts.items()):
         folder = folders[split]
         if not (folder / "instances.json").exists():
-            chosen = _drawings_of(shards / SPLITS[split], known)[:drawings_a_split]
+            chosen = _drawings_of(shards / SPLITS[split], known)[: min(drawings_a_split, MOST * count)]
             cut = list(ordered_map(_cut_out, [one.path for one in chosen], min(4, available())))
             pool = [Cutout(pixels, one.label) for pixels, one in zip(cut, chosen, strict=True)]
             _write(folder, [compose(pool, np.random.default_rng((seed, number, scene))) for scene in range(count)])

@@ -8,6 +8,14 @@ from pretrain.configuration import RunConfig, parse_config, set_key
 from pretrain.tasks.pretraining.task import Pretraining
 
 
+def image_model_of(config: RunConfig) -> dict[str, Any]:
+    """The section `model` of a run that starts from the image model of a run of `config`."""
+    overrides = dict(config.model.overrides)
+    if isinstance(config.task, Pretraining):  # which adds these by itself
+        overrides |= {"use_clip_projector": True, "head_hidden_size": config.task.embed_dim}
+    return {"name": config.model.name, "overrides": overrides}
+
+
 def classifier_config(
     pretraining: RunConfig, *, train: Path | str, steps: int, changes: Mapping[str, Any] | None = None
 ) -> RunConfig:
@@ -21,12 +29,9 @@ def classifier_config(
 
     Raises UserError for a key that does not exist.
     """
-    model, data, training = pretraining.model, pretraining.data, pretraining.training
-    overrides = dict(model.overrides)
-    if isinstance(pretraining.task, Pretraining):  # which adds these by itself
-        overrides |= {"use_clip_projector": True, "head_hidden_size": pretraining.task.embed_dim}
+    data, training = pretraining.data, pretraining.training
     raw: dict[str, Any] = {
-        "model": {"name": model.name, "overrides": overrides},
+        "model": image_model_of(pretraining),
         "task": {"name": "classification"},
         "data": data.model_dump(mode="json")
         | {"sources": [{"path": str(train), "captions": False}], "views": 1, "cache": data.cache.model_dump()},

@@ -101,7 +101,7 @@ footer { margin-top: 48px; color: var(--soft); font-size: .8125rem; }
   table.scores thead { display: none; } table.scores tr { display: flex; flex-wrap: wrap; align-items: center;
   gap: 2px 14px; padding: 8px 12px; border-top: 1px solid var(--line); } table.scores :is(th, td) { display: block;
   border: 0; padding: 0; white-space: normal; text-align: left; } table.scores th { flex: 1 0 100%; }
-  table.scores td.drawn { flex: 1 1 120px; } table.scores svg.bar { width: 100%; }
+  table.scores td.drawn { flex: 1 0 60%; } table.scores svg.bar { width: 100%; }
   table.scores td.none { display: none; }
   table.scores td[data-label] { font-size: .8125rem; color: var(--soft); }
   table.scores td[data-label]::before { content: attr(data-label) " "; } }

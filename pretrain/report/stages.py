@@ -60,7 +60,7 @@ def lineage(run: RunRecord, earlier: Sequence[RunRecord]) -> tuple[str, bool]:
         return f"starts from {path.name}", True
     before = earlier[-1].folder.resolve()
     if before == path.resolve() or before in path.resolve().parents or before.name in path.parts:
-        return f"starts from {path.name}, of the stage before", True
+        return f"starts from the stage before ({path.name})", True
     return f"starts from {path}, which is not in the folder of the stage before", False
 
 

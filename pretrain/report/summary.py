@@ -129,7 +129,7 @@ def what_went_wrong(run: RunRecord) -> list[str]:
         return []
     kinds = Counter(str(e.get("kind")) for e in run.events)
     bad = {kind: kinds[kind] for kind in sorted(BAD) if kinds[kind]}
-    lines = [", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in bad.items())] if bad else []
+    lines = [", ".join(f"{kind.replace('_', ' ')}: {count}" for kind, count in bad.items())] if bad else []
     messages = [str(e["message"]) for e in run.events if str(e.get("kind")) in bad and e.get("message")]
     lines += messages[-1:]
     if not bad:

@@ -92,12 +92,16 @@ def test_a_signal_ends_a_task_behind_its_shard(images: Path, whole: dict[str, by
     assert task.wait(200) in (75, 0), task.stderr.read()
     if task.returncode == 75:
         assert not (output / "manifest.json").exists()
-    assert in_parts(output, 1, functools.partial(_pack, images, output)) is not None
+    again = functools.partial(pack, images, output, rows_per_shard=2, workers=1)
+    assert in_parts(output, 1, again) is not None
     assert files(output) == whole
 
 
-def _pack(images: Path, output: Path, part: Part) -> None:
-    pack(images, output, rows_per_shard=2, workers=1, part=part)
+def test_other_processes_can_make_parts(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """What Ray's workers get is what these processes get: the part's work, pickled."""
+    output = tmp_path / "parts/set"
+    made = in_parts(output, 3, functools.partial(pack, images, output, rows_per_shard=2, workers=1), at_a_time=2)
+    assert made is not None and made.parts == 3 and files(output) == whole
 
 
 @pytest.fixture
@@ -119,6 +123,6 @@ def test_fetching_in_parts_gives_the_same_bytes(site: str, tmp_path: Path) -> No
     one = functools.partial(fetch, tmp_path / "urls.txt", web=web, rows_per_shard=3, workers=1)
     one(tmp_path / "whole/set")
     output = tmp_path / "parts/set"
-    done = in_parts(output, 5, lambda part: one(output, part=part))
+    done = in_parts(output, 5, functools.partial(one, output))
     assert done is not None and (done.shards, done.samples) == (8, 21)
     assert files(output) == files(tmp_path / "whole/set")

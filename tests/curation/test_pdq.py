@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pdqhash
 import pytest
-from curation_sets import encoded, photo
+from curation_sets import all_rows, encoded, member, photo
 from PIL import Image
 
 from data_pipeline.curation.bands import choose_bands, expected_recall
-from data_pipeline.curation.fingerprints import hash_image
+from data_pipeline.curation.fingerprints import add_hashes, hash_image
+from data_pipeline.format import open_set
 from data_pipeline.format.pdq import pdq
+from data_pipeline.preparation import ImageRules, pack
+from data_pipeline.preparation.fetching.spill import Spill
+from data_pipeline.preparation.packing.rows import with_data
+from data_pipeline.preparation.packing.samples import Sample
 
 CC12M = Path(__file__).resolve().parents[2].parent / "shared/data/cc12m-sample.tar"
 SIZES = [(300, 217), (96, 80), (512, 512), (511, 3), (64, 64), (130, 129), (1, 1), (40, 512), (4, 90), (5, 5)]
@@ -66,3 +71,29 @@ def test_every_pair_of_15_bits_or_less_shares_a_band() -> None:
     used = np.bincount(np.array(large).ravel(), minlength=16)
     assert used.min() == used.max() == 6
     assert expected_recall(choose_bands(400_000_000, 120), 24) > 0.9
+
+
+def test_packing_hashes_what_it_packs_where_asked(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number, kind in enumerate(("JPEG", "PNG", "GIF", "JPEG")):
+        data = encoded(photo(number, (200, 160)), kind)
+        (tmp_path / f"images/{number}.jpg").write_bytes(data if number < 3 else data[:200])
+    for name, rules in (("kept", ImageRules(pdq=True)), ("shrunk", ImageRules(shorter_side=80, pdq=True))):
+        pack(tmp_path / "images", tmp_path / name, rules=rules, rows_per_shard=3, workers=1)
+        found, rows = open_set(tmp_path / name), all_rows(tmp_path / name)
+        assert "pdq" not in rows[3] and rows[3]["status"] == "rejected"  # the shard of that one has no image to hash
+        for row in rows[:3]:
+            wanted, quality = reference(np.array(Image.open(io.BytesIO(member(found, row))).convert("RGB")))
+            stays = name == "kept" and row["row"] < 2
+            assert distance(row["pdq"], wanted) <= (0 if stays else 16), "encoding flips a few bits"
+            assert abs(row["pdq_quality"] - quality) <= 5
+        assert add_hashes(found, workers=1) == 1, "curation has only the other shard to do"
+
+
+def test_a_hash_outlives_the_way_over_the_disk(tmp_path: Path) -> None:
+    sample = with_data(Sample(row=7), encoded(photo(1)), None, ImageRules(pdq=True))
+    spill = Spill(tmp_path / "s", fresh=True)
+    spill.add(sample)
+    found = spill.result(Sample(row=7))
+    spill.close(done=True)
+    assert sample.pdq is not None and tuple(found.pdq or ()) == sample.pdq and found.image == sample.image

@@ -1,7 +1,10 @@
 """A set on object storage (a local S3 server): whole or not there, read by training as the local one is."""
 
+import functools
+import http.server
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,3 +106,72 @@ def test_a_url_that_cannot_be_written_is_the_users_mistake(folder: Path, server:
     with pytest.raises(UserError, match="cannot be written"):
         publish(SetPath(folder), "nosuch://bucket/web")
     assert os.environ["AWS_ENDPOINT_URL"] == server
+
+
+def stored(url: str) -> dict[str, bytes]:
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    return {name.rpartition("/")[2]: system.cat_file(name) for name in system.find(url)}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for n in range(10):
+        (tmp_path / f"images/{n}.jpg").write_bytes(encoded(photo(n)))
+    return tmp_path / "images"
+
+
+def test_packing_straight_to_storage_leaves_no_tars_here(
+    images: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (images / "7.jpg").rename(tmp_path / "7.jpg")
+    rows = [f"images/{n}.jpg" for n in range(10)]
+    (tmp_path / "t.csv").write_text("\n".join(["image", *rows]))
+    command = ["shards", "pack", str(tmp_path / "t.csv")]
+    options = ["--rows-per-shard", "3", "--workers", "1"]
+    assert run([*command, str(tmp_path / "here/set"), *options]) == 0
+    publish(SetPath(tmp_path / "here/set"), f"{bucket}/published")
+    system, left = fsspec.core.url_to_fs(f"{bucket}/set")[0], [4]
+    put = system.put_file
+
+    def failing(local: str, remote: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("the line is cut")
+        put(local, remote)
+
+    away = [*command, str(tmp_path / "away/set"), *options, "--tars-to", f"{bucket}/set"]
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "put_file", failing)
+        assert run(away) == 2  # in the second shard
+    assert "manifest.json" not in stored(f"{bucket}/set") and (tmp_path / "away/set/00001.tar").exists()
+    assert run(away) == 0
+    assert not list((tmp_path / "away/set").glob("*.tar"))
+    assert stored(f"{bucket}/set") == stored(f"{bucket}/published")
+    (tmp_path / "7.jpg").rename(images / "7.jpg")  # its shard is brought back, written anew, and sent again
+    for retried in ([*command, str(tmp_path / "here/set"), *options], away):
+        assert run([*retried, "--retry", "image_missing"]) == 0
+    publish(SetPath(tmp_path / "here/set"), f"{bucket}/published")
+    assert stored(f"{bucket}/set") == stored(f"{bucket}/published") and not list((tmp_path / "away/set").glob("*.tar"))
+    assert same(batches(f"{bucket}/set", tmp_path / "b"), batches(str(tmp_path / "here/set"), tmp_path / "a"))
+    filter_set(tmp_path / "away/set", FilterRules(expressions=("row <> 4",)))  # sidecars are here
+    assert publish(SetPath(tmp_path / "away/set"), f"{bucket}/set").copied == 1
+
+
+@pytest.mark.slow
+def test_fetching_in_parts_straight_to_storage(images: Path, bucket: str, tmp_path: Path) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(images))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{site.server_port}/{n}.jpg" for n in range(12)]
+        with fsspec.open(f"{bucket}/list.txt", "w") as file:  # the list may lie there, too
+            file.write("\n".join(urls))
+        options = ["--rows-per-shard", "3", "--workers", "1", "--private-network", "127.0.0.0/8", "--attempts", "1"]
+        command = ["shards", "fetch", f"{bucket}/list.txt"]
+        assert run([*command, str(tmp_path / "here/set"), *options]) == 0
+        words = ["--parts", "2", "--tars-to", f"{bucket}/set"]
+        assert run([*command, str(tmp_path / "away/set"), *options, *words]) == 0
+        site.shutdown()
+    publish(SetPath(tmp_path / "here/set"), f"{bucket}/published")
+    assert stored(f"{bucket}/set") == stored(f"{bucket}/published")
+    assert not list((tmp_path / "away").rglob("*.tar"))

@@ -10,7 +10,9 @@ import pytest
 from curation_sets import all_rows, encoded, files, member, photo
 
 from data_pipeline.curation.decisions import SetPath
+from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.curation.takedown import read_list, take_down
+from data_pipeline.curation.undropping import undrop
 from data_pipeline.errors import UserError
 from data_pipeline.format import read_manifest
 from data_pipeline.format.pdq import pdq
@@ -120,3 +122,21 @@ def test_no_retry_asks_again_for_what_was_taken_down(server: tuple[str, list[str
     assert asked == ["open", "/2"], "only the row that nobody objects to is asked for"
     assert after == [("packed", ""), ("rejected", "taken_down: url"), ("packed", ""), ("rejected", "taken_down: url")]
     assert read_manifest(tmp_path / "set").history == history and verify(tmp_path / "set").sound
+
+
+def test_a_drop_is_taken_back_and_a_takedown_is_not(folder: Path, tmp_path: Path) -> None:
+    before = files(folder)
+    filter_set(folder, FilterRules(expressions=("odd=row % 2 = 0",)))
+    filter_set(folder, FilterRules(expressions=("four=row <> 4",)))
+    assert matched(folder, tmp_path, "domain:a.org") == [0, 1, 3, 4, 5]
+    rows = all_rows(folder)
+    assert run(["shards", "undrop", str(folder), "filter: nothing*"]) == 2 and all_rows(folder) == rows
+    told = undrop(SetPath(folder), ["filter: *"], dry_run=True)
+    assert (told.undropped, told.reasons, told.left_out) == (3, {"filter: odd": 2, "filter: four": 1}, 2)
+    assert all_rows(folder) == rows and undrop(SetPath(folder), ["filter: odd"]).undropped == 2
+    assert [row["status"] for row in all_rows(folder)] == ["dropped"] * 2 + ["packed"] * 2 + ["dropped", "packed"]
+    assert run(["shards", "undrop", str(folder), "*"]) == 0 and verify(folder, decode=True).sound
+    assert [row["status"] for row in all_rows(folder)] == ["dropped"] * 2 + ["packed"] * 4
+    assert [step["what"] for step in read_manifest(folder).history] == ["filter"] * 2 + ["takedown"] + ["undrop"] * 2
+    untouched = {name: data for name, data in files(folder).items() if name in before and name.endswith(".tar")}
+    assert untouched == {name: data for name, data in before.items() if name.endswith(".tar")}

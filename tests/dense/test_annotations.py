@@ -1,6 +1,7 @@
 """COCO's JSON and label maps into sets, and out again as targets; what is wrong with them has a reason or an error."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ from dense_sets import CATEGORIES, shapes, write_coco, write_label_maps
 from PIL import Image
 
 from data_pipeline.curation.decisions import SetPath
+from data_pipeline.curation.resharding import Running, merge_sets, reshard_set
 from data_pipeline.curation.takedown import take_down
 from data_pipeline.errors import UserError
 from data_pipeline.format import index_shard, open_set, read_sidecar
 from data_pipeline.preparation import ImageRules, pack_coco, pack_label_maps
 from data_pipeline.preparation.annotations.pack import without_exif
+from data_pipeline.preparation.inspection import verify
 from data_pipeline.preparation.packing.samples import pack_shard, read_samples
 from data_pipeline.reading import DataConfig, Reader
 from data_pipeline.reading.dense import LabelMaps, Objects, parse_annotation, whole_pictures
@@ -49,11 +52,42 @@ def test_packed_objects_are_those_of_the_file(coco_set: Path) -> None:
 def test_a_shard_indexed_anew_or_written_again_keeps_its_annotations(coco_set: Path, tmp_path: Path) -> None:
     manifest = open_set(coco_set)
     entry = manifest.shards[0]
-    columns = ["annotation_member", "annotation_offset", "annotation_size", "sha256"]
+    columns = ["annotation_member", "annotation_offset", "annotation_size", "annotation_sha256", "sha256"]
     packed = read_sidecar(coco_set / entry.sidecar).select(columns)
     assert index_shard(coco_set / entry.name).select(columns).equals(packed)
     again = pack_shard(tmp_path, 0, 0, read_samples(coco_set, entry), classes=manifest.classes)
     assert again.sha256 == entry.sha256
+
+
+def test_a_damaged_annotation_is_found_by_verify_and_reader(coco_set: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(coco_set, tmp_path / "set"))
+    entry = open_set(folder).shards[1]
+    row = read_sidecar(folder / entry.sidecar).to_pylist()[1]
+    with open(folder / entry.name, "r+b") as file:  # still JSON: another category, which no parser would notice
+        file.seek(row["annotation_offset"])
+        content = file.read(row["annotation_size"])
+        file.seek(row["annotation_offset"] + content.index(b'"category":') + len(b'"category":'))
+        file.write(b"2" if content[file.tell() :][:1] != b"2" else b"1")
+    found = verify(folder)
+    assert [(one.key, one.what) for one in found.problems if one.key] == [
+        (row["key"], "annotation has another sha256 than the sidecar says")
+    ]
+    told: list[dict] = []
+    pictures = whole_pictures(folder, events=told.append, max_bad_rate=0.5)
+    assert len(list(pictures)) == 7 and [one["reason"] for one in told] == ["annotation_damaged"]
+
+
+def test_a_set_written_into_other_shards_keeps_its_annotations(coco_set: Path, label_set: Path, tmp_path: Path) -> None:
+    for source in (coco_set, label_set):
+        output = tmp_path / source.parent.name
+        reshard_set(SetPath(source), output, samples_per_shard=5, running=Running(workers=1))
+        assert verify(output).sound and open_set(output).about["annotations"] == open_set(source).about["annotations"]
+        before, after = (
+            [picture.raw.members["annotation"] for picture in whole_pictures(folder)] for folder in (source, output)
+        )
+        assert before == after and len(after) == 8
+    with pytest.raises(UserError, match="same kind of annotations and the same classes"):
+        merge_sets([SetPath(coco_set), SetPath(label_set)], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

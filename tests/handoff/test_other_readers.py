@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
@@ -39,3 +40,14 @@ def test_hugging_face_datasets_streams_every_sample(tmp_path):
     pytest.importorskip("datasets")
     rows = snippet("Hugging Face datasets", write_set(tmp_path / "set"))["rows"]
     assert len(rows) == 12 and rows[0][2] == "red circle"
+
+
+def test_dali_reads_every_sample_on_a_cpu(tmp_path):
+    pytest.importorskip("nvidia.dali")  # over a gigabyte, so that CI does without
+    samples = snippet("webdataset", write_set(tmp_path / "set"))["samples"]
+    pairs = snippet("DALI", tmp_path / "set")["pairs"]
+    assert [caption for _, caption in pairs] == [caption for _, _, caption, _ in samples]
+    for (picture, _), (_, expected, _, _) in zip(pairs, samples, strict=True):
+        assert np.array_equal(picture, np.asarray(expected))
+    bare = snippet("DALI", write_set(tmp_path / "bare", captions=False))["pairs"]
+    assert [caption for _, caption in bare] == [""] * 12

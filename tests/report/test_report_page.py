@@ -93,8 +93,8 @@ def test_stages_stand_on_one_page_with_what_each_started_from(chain):
     text = written.read_text(encoding="utf-8")
     head = text[text.index('<ol class="stages">') : text.index('<section id="scores">')]
     assert head.count('<dl class="answers">') == 3 and "starts from random weights" in head
-    assert "starts from step-00000400, of the stage before" in head
-    assert "starts from model.safetensors, of the stage before" in head and "Note:" not in head
+    assert "starts from the stage before (step-00000400)" in head
+    assert "starts from the stage before (model.safetensors)" in head and "Note:" not in head
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (0, 2)])
@@ -190,7 +190,7 @@ def test_the_head_of_the_page_answers_what_a_reader_asks_first(run_dir):
         "Fine-tuned classification, top-1 accuracy: 63.0 %, above from random weights (55.0 %)",
         "loss falling: ",
         "finetune: best on validation 52.0 % at step 120 of 120",
-        "bad sample 1",
+        "bad sample: 1",
         "stopped and resumed once",
     ):
         assert told in answers, told

@@ -62,3 +62,37 @@ def test_a_copy_that_fails_is_an_event_and_the_run_goes_on(tmp_path: Path, monke
     assert go(tmp_path / "run", checkpoint__copy_to=str(tmp_path / "copies")) == 0
     failed = events(tmp_path / "run", "checkpoint_copy_failed")
     assert failed and "no room there" in failed[0]["message"]
+
+
+def test_the_newest_of_both_is_taken_and_old_copies_go(tmp_path: Path) -> None:
+    """In an object store, which has no folders and no renaming. The run's newest one is damaged, its copy is not."""
+    import fsspec
+
+    url = f"memory://{tmp_path.name}"
+    copying = {"checkpoint__copy_to": url, "checkpoint__keep_copies": 1}
+    output = tmp_path / "run"
+    assert go(output, training__stop_after=8, **copying) == 75
+    files = fsspec.filesystem("memory")
+    tier = SecondTier(url, lambda *_, **__: None, keep=1)  # type: ignore[arg-type]
+    tier.offer(complete_checkpoints(output)[0])
+    tier.finish()
+    assert [path.split("/")[-2] for path in files.glob(f"{url}/step-*/manifest.json")] == ["step-00000008"]
+    shard = output / "checkpoints" / "step-00000008" / "rank-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert go(output, training__stop_after=9, **copying) == 75
+    assert [e["step"] for e in events(output, "resume")] == [8], "from the copy, in place of the damaged one"
+    for place in (output / "checkpoints").glob("step-*"):
+        if place.name != "step-00000004":
+            shutil.rmtree(place)
+    assert go(output, **copying) == 0
+    assert events(output, "resume")[-1]["step"] in (8, 9), "not from step 4, which the run's folder still had"
+    complete_checkpoints(output)[0].verify()
+
+
+def test_a_rollback_drops_copies_of_the_line_it_left(tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    for step in (4, 8):
+        (copies / f"step-{step:08d}").mkdir(parents=True)
+        (copies / f"step-{step:08d}" / "manifest.json").write_text("{}")
+    SecondTier(str(copies), lambda *_, **__: None).drop_beyond(4)  # type: ignore[arg-type]
+    assert [path.name for path in copies.iterdir()] == ["step-00000004"]

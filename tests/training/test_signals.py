@@ -1,26 +1,16 @@
 """Requests to stop, at every moment: saved at the step boundary, exit 75 on all ranks, and the same command goes on."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from training_fakes import configuration, events, finish, logs, metrics, run_ranks, start_ranks
+from training_fakes import Ranks, configuration, events, finish, logs, metrics, run_ranks, start_ranks, wait_until
 
 from pretrain.training import run
 from pretrain.training.checkpoint.disk import complete_checkpoints, load_weights
 from pretrain.training.safeguards.interruption import Interruption
-
-Ranks = list[subprocess.Popen[str]]
-
-
-def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks), "ended before its moment"
-        time.sleep(0.002)
 
 
 def test_every_kind_of_request_saves_and_exits_75_and_the_end_is_the_unbroken_one(tmp_path: Path) -> None:

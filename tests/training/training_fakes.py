@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import FaultLog
+from data_pipeline.reading.order.course import Segment, samples_before
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.configuration.schema import ModelConfig
 from pretrain.tasks.module import LossOutput, StepKeys, TaskModule
@@ -60,13 +61,14 @@ class FakeReader:
     def progress(self, step: int) -> dict[str, dict[str, float]]:
         return {}
 
-    def batches(self, start_step: int) -> Iterator[FakeBatch]:
+    def batches(self, start_step: int, segments: Sequence[Segment] = ()) -> Iterator[FakeBatch]:
+        before = samples_before(segments or [Segment(0, self.batch, (1.0,))], start_step)
         micro_size = self.batch // self.accumulation
         share = micro_size // self.world
         step = start_step
         while True:
             for micro in range(self.accumulation):
-                first = step * self.batch + micro * micro_size + self.rank * share
+                first = before + (step - start_step) * self.batch + micro * micro_size + self.rank * share
                 positions = list(range(first, first + share))
                 pairs = [sample(position) for position in positions]
                 images, labels = torch.stack([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])
@@ -253,6 +255,7 @@ def configuration(**changes: Any) -> RunConfig:
     return parse_config(raw)
 
 
+Ranks = list[subprocess.Popen[str]]
 Work = RunConfig | dict[Path, RunConfig] | list[tuple[Path, RunConfig]]
 
 
@@ -324,6 +327,13 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 150) -> list
     return [process.wait() for process in processes]
 
 
+def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks), "ended before its moment"
+        time.sleep(0.002)
+
+
 def run_ranks(config: Work, output: Path, ranks: int, timeout: float = 150, **settings: str) -> list[int]:
     return finish(start_ranks(config, output, ranks, **settings), timeout)
 
@@ -368,6 +378,17 @@ if __name__ == "__main__":
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    if slow := os.environ.get("FAKE_SLOW_COPY"):  # out of the fast folder, of files of this step
+        from pretrain.training.checkpoint import saving
+
+        copy_durably = saving.copy_durably
+
+        def copying(source: Path, target: Path) -> None:
+            if slow in str(source):
+                time.sleep(1000)
+            copy_durably(source, target)
+
+        saving.copy_durably = copying
     try:
         code = 0
         for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):

@@ -24,6 +24,7 @@ from data_pipeline.preparation.fetching.mixing import Shard, in_keyed_order
 from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER, NoLocksError, SharedHosts
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
+from data_pipeline.preparation.packing.away import Away
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.pack import count_rows, finish, run_plan, shard_numbers
@@ -84,6 +85,7 @@ def fetch(
     retry: Sequence[str] = (),
     rows_per_shard: int = 1000,
     part: Part | None = None,
+    away: Away | None = None,
     mix: int | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
@@ -94,6 +96,7 @@ def fetch(
     table: one file, a folder of parts, or the URL of one; columns, format: as in `pack`, and so are classes, rules,
     captionless and notice
     web: how the network is used; may change from run to run
+    away: as in `pack`
     part: as in `pack`; parts that run at a time share the requests to one host and what its robots.txt says
     mix: fetches the shards in an order drawn from this number, for a list sorted by host; may change from run to run
     retry: reasons (`timeout`, `http_5*`, ...) whose rows are asked for again in shards that are finished
@@ -136,6 +139,7 @@ def fetch(
             numbers,
             stopping,
             mix,
+            away,
         )
         try:
             asyncio.run(run.all(Web(web, rules, shared), available() if workers is None else workers))
@@ -173,8 +177,9 @@ class _Run:
         numbers: range,
         stopping: Callable[[], bool],
         mix: int | None,
+        away: Away | None,
     ) -> None:
-        self._numbers, self._stopping, self._mix = numbers, stopping, mix
+        self._numbers, self._stopping, self._mix, self._away = numbers, stopping, mix, away
         self._output, self._source, self._classes, self._retry = output, source, classes, retry
         self._rules, self._captionless, self._rows_per_shard = rules, captionless, rows_per_shard
         self._tally, self._progress = tally, progress
@@ -200,6 +205,8 @@ class _Run:
             again = None
             due = rows
         else:
+            if self._away is not None:  # where a killed run had written it and not sent it
+                await asyncio.to_thread(self._away.send, self._output, entry)
             again = wanted_again(self._output, entry, self._retry) if self._retry else {}
             due = [row for row in rows if row.number in again]
             self._step(len(rows) - len(due))
@@ -235,9 +242,14 @@ class _Run:
             if unchanged(again, fresh):
                 self._tally.untouched += 1
                 return entry
+            if self._away is not None:
+                self._away.bring_back(self._output, entry)
             samples = merged(self._output, entry, fresh)
-        first = number * self._rows_per_shard
-        return pack_shard(self._output, number, first, samples, classes=self._classes, further=self._source.further)
+        first, further = number * self._rows_per_shard, self._source.further
+        made = pack_shard(self._output, number, first, samples, classes=self._classes, further=further)
+        if self._away is not None:
+            self._away.send(self._output, made)
+        return made
 
     async def _row(self, web: Web, row: Row, spill: Spill) -> None:
         """Fetches and prepares one input row, unless an earlier run has."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from data_pipeline.preparation.packing.samples import Sample
 
 _HEAD = struct.Struct("<IIQ")
-_FIELDS = ("reason", "extension", "format", "width", "height", "sha256", "fields")  # the row knows the others
+_FIELDS = ("reason", "extension", "format", "width", "height", "sha256", "pdq", "fields")  # the row knows the others
 
 
 class _Place(NamedTuple):

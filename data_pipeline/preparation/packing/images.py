@@ -23,6 +23,7 @@ from data_pipeline.format.image_header import ImageHeader, read_image_header, to
 from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
 from data_pipeline.format.jpeg_markers import is_sound_jpeg
 from data_pipeline.format.opaque import opaque
+from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, Pdq, pdq
 from data_pipeline.format.sidecar import END_MARKER_ADDED
 from data_pipeline.format.upright import UPRIGHT, orientation, turned_by_pillow, upright
 
@@ -53,6 +54,7 @@ class ImageRules:
     max_pixels: images above it are refused before they are decoded (decompression bombs)
     max_bytes: files above it are refused; no more of a file is read
     quality: of the JPEG or WebP that an image becomes where it cannot stay as it is
+    pdq: also makes each image's perceptual hash, from the pixels that are encoded, or of a file that stays as it is
     format: keep leaves JPEG, PNG and WebP as they are where nothing else changes; jpg, png, webp bring all to one
     """
 
@@ -62,6 +64,7 @@ class ImageRules:
     max_bytes: int = 100_000_000
     quality: int = 95
     format: ImageFormat = "keep"
+    pdq: bool = False
 
     def __post_init__(self) -> None:
         if self.shorter_side is not None and self.shorter_side < 1:
@@ -86,6 +89,7 @@ class Prepared(NamedTuple):
     width: int
     height: int
     note: str = ""
+    pdq: Pdq | None = None
 
 
 class Refused(NamedTuple):
@@ -111,14 +115,14 @@ def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
         return Refused(TRUNCATED if data[:3] == b"\xff\xd8\xff" else no_image_reason(data))
     if (refused := size_refused(header, rules)) is not None:
         return refused
-    if _stays_jpeg(header, rules) and is_sound_jpeg(data) and orientation(data, "jpeg") == UPRIGHT:
-        return Prepared(data, "jpg", "jpeg", header.width, header.height)
-    if too_many_scans(data, header):
-        return Refused(TOO_MANY_SCANS, header.width, header.height)
     try:
+        if _stays_jpeg(header, rules) and is_sound_jpeg(data) and orientation(data, "jpeg") == UPRIGHT:
+            return _hashed(Prepared(data, "jpg", "jpeg", header.width, header.height), rules)
+        if too_many_scans(data, header):
+            return Refused(TOO_MANY_SCANS, header.width, header.height)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # size_refused() has the say
-            return _converted(data, header, rules)
+            return _hashed(_converted(data, header, rules), rules)
     except Image.DecompressionBombError:
         return Refused(TOO_MANY_PIXELS, header.width, header.height)
     except UnidentifiedImageError:
@@ -186,7 +190,20 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
         pixels = upright(pixels, turn)
     extension = "jpg" if rules.format == "keep" else rules.format
     encoded = _encode(pixels, extension, rules.quality)
-    return Prepared(encoded, extension, _FORMATS[extension], pixels.shape[1], pixels.shape[0], note)
+    hashed = pdq(pixels) if rules.pdq else None
+    return Prepared(encoded, extension, _FORMATS[extension], pixels.shape[1], pixels.shape[0], note, hashed)
+
+
+def _hashed(made: Prepared, rules: ImageRules) -> Prepared:
+    """Adds the perceptual hash of an image that stayed as it is, decoded no larger than needed."""
+    if not rules.pdq or made.pdq is not None:
+        return made
+    side = MOST_PIXELS_A_SIDE
+    pixels = _jpeg(made.data, (side, side))[1] if made.format == "jpeg" else None
+    if pixels is None:
+        with Image.open(io.BytesIO(made.data), formats=[made.format.upper()]) as image:
+            pixels = np.array(opaque(image))
+    return made._replace(pdq=pdq(pixels))
 
 
 def _jpeg(data: bytes, size: tuple[int, int] | None) -> tuple[bytes, Pixels | None, str]:

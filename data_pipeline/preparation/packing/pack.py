@@ -21,6 +21,7 @@ from data_pipeline.executors.processes import available
 from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.preparation.packing.away import Away
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.retries import wanted_again
@@ -67,6 +68,7 @@ def pack(
     shuffle: int | None = None,
     rows_per_shard: int = 1000,
     part: Part | None = None,
+    away: Away | None = None,
     workers: int | None = None,
     progress: ProgressCallback | None = None,
     notice: Notice | None = None,
@@ -81,6 +83,7 @@ def pack(
     captionless: whether a row without a caption is packed without one, rejected, or packed with an empty text
     retry: reasons (`image_missing`, `image_*`, ...) whose rows are made anew in shards that are finished
     part: which shards are made, if not all, in a folder of their own; `parts.finish_parts` joins the parts
+    away: object storage that takes each shard's tar as soon as it is whole; `output` keeps all else
     shuffle: places the rows in an order drawn from this number; None keeps the input's. Rows that are to be packed are
         held in memory then (not their images, which must be files)
     notice: told how the input is read
@@ -104,6 +107,9 @@ def pack(
     with hold_output(output, plan), stop_requests() as stopping:
         numbers = shard_numbers(number_of_rows, rows_per_shard, part)
         entries = {number: entry for number in numbers if (entry := read_entry(output, number)) is not None}
+        if away is not None:
+            for entry in entries.values():
+                away.send(output, entry)
         again = {number: wanted_again(output, entry, retry) for number, entry in entries.items()} if retry else {}
         again = {number: rows for number, rows in again.items() if rows}
         untouched = set(entries) - set(again)
@@ -123,7 +129,7 @@ def pack(
             )
             if places is not None:
                 rows = in_places(rows, places, rows_per_shard)
-            shards = Shards(output, rules, captionless, rows_per_shard, names, found.further)
+            shards = Shards(output, rules, captionless, rows_per_shard, names, found.further, away)
             step = _Steps(done, number_of_rows, progress).step
             processes = available() if workers is None else workers
             for number, entry in staged_shards(shards, due, rows, shard_of, processes, step):
@@ -132,6 +138,8 @@ def pack(
                     continue
                 commit_shard(output, shard_stem(number))
                 entries[number] = entry
+                if away is not None:
+                    away.send(output, entry)
                 if stopping():
                     raise StoppedError(f"stopped behind shard {number}, as asked; the same command goes on in {output}")
         finish(output, [entries[number] for number in numbers], names)
@@ -157,7 +165,10 @@ def run_plan(
     """Makes the content of `plan.json`. source: what tells this input from another."""
     names = None if classes is None else list(classes)
     made = {"what": what, "input": source, "rows": rows, "rows_per_shard": rows_per_shard, "classes": names}
-    return made | {"rules": asdict(rules)}
+    said = asdict(rules)
+    if not rules.pdq:  # plans of former versions do not have it
+        del said["pdq"]
+    return made | {"rules": said}
 
 
 def finish(

@@ -9,15 +9,15 @@ OUTPUT/00000.tar ...            moved here by `finish_parts`; the manifest comes
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from data_pipeline.durable import file_lock, remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import UserError, first_ten
-from data_pipeline.executors.units import UNITS_FOLDER, Part, run_units
+from data_pipeline.executors.units import UNITS_FOLDER, Executor, Part, run_units
 from data_pipeline.format import ShardEntry, read_manifest
-from data_pipeline.format.manifest import SET_MANIFEST
+from data_pipeline.format.manifest import AWAY, SET_MANIFEST
 from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER
 from data_pipeline.preparation.packing.output import PARTS_FOLDER, PLAN, part_folder
 from data_pipeline.preparation.packing.pack import finish
@@ -31,23 +31,41 @@ class FinishSummary:
     samples: int
 
 
-def in_parts(output: Path, count: int, run: Callable[[Part], object]) -> FinishSummary | None:
-    """Runs the parts that no other task works on, one after another, and finishes the set where all are done.
+class PartRun(Protocol):
+    """Makes one part of a run; must be picklable where other processes call it."""
 
-    Returns None where other tasks are still at work; the last of them finishes the set. Raises StoppedError as `run`
-    does.
+    def __call__(self, *, part: Part) -> object: ...
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The unit of work: call it with a part's number."""
+
+    output: Path
+    count: int
+    run: PartRun
+
+    def __call__(self, number: int) -> None:
+        if not self.done(number):
+            self.run(part=Part(number, self.count))
+
+    def done(self, number: int) -> bool:
+        whole = (self.output / SET_MANIFEST).exists()
+        return whole or (part_folder(self.output, Part(number, self.count)) / SET_MANIFEST).exists()
+
+
+def in_parts(
+    output: Path, count: int, run: PartRun, *, executor: Executor = "processes", at_a_time: int = 1
+) -> FinishSummary | None:
+    """Makes the parts that no other task works on and finishes the set where all are done.
+
+    executor, at_a_time: here, so many at a time; or on Ray's cluster, one a core. Returns None where other tasks are
+    still at work; the last of them finishes the set. Raises StoppedError as `run` does.
     """
     output.mkdir(parents=True, exist_ok=True)
-
-    def done(number: int) -> bool:
-        whole = (output / SET_MANIFEST).exists()
-        return whole or (part_folder(output, Part(number, count)) / SET_MANIFEST).exists()
-
-    def work(number: int) -> None:
-        if not done(number):
-            run(Part(number, count))
-
-    return finish_parts(output) if run_units(work, output, count, done, workers=1) else None
+    parts = _Parts(output, count, run)
+    whole = run_units(parts, output, count, parts.done, executor=executor, workers=at_a_time)
+    return finish_parts(output) if whole else None
 
 
 def finish_parts(output: Path) -> FinishSummary:
@@ -96,6 +114,6 @@ def _join(output: Path, parts: list[Path]) -> None:
 def _move(part: Path, output: Path, entry: ShardEntry) -> None:
     """Moves the files of a shard; those that an earlier call has moved are there already."""
     stem = Path(entry.name).stem
-    for name in (entry.name, entry.sidecar, f"{stem}_stats.json"):
+    for name in (entry.name, entry.sidecar, f"{stem}_stats.json", stem + AWAY):
         if (part / name).exists():
             os.replace(part / name, output / name)

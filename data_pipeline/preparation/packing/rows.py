@@ -92,5 +92,6 @@ def with_data(sample: Sample, data: bytes, expected: str | None, rules: ImageRul
         width=made.width,
         height=made.height,
         reason=sample.reason or made.note,
+        pdq=made.pdq,
         sha256=digest if known else hashlib.sha256(made.data).hexdigest(),
     )

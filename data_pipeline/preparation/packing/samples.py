@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow as pa
 from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry, ShardWriter, sidecar
-from data_pipeline.format.manifest import withdraw_manifest
+from data_pipeline.format.manifest import AWAY, withdraw_manifest
 
 STAGING = ".new"
 COMMIT = ".commit"
@@ -36,8 +37,9 @@ class Sample:
     `extension` is the member's (jpg, png, webp), `format` the sidecar's name of it. `fields` go into the JSON member.
     `annotation` is a member of its own, called KEY.`annotation_member` (objects.json, labels.png).
     `dropped`: curation has left it out, for `reason`; it keeps its place in the shard.
-    `sha256` is the image's, where it is known. `further`: values of the sidecar's further columns. `empty_text`: a
-    sample without a caption has a text member all the same, with nothing in it.
+    `sha256` is the image's, where it is known; `pdq` its perceptual hash and that one's quality. `further`: values of
+    the sidecar's further columns. `empty_text`: a sample without a caption has a text member all the same, with nothing
+    in it.
     """
 
     row: int
@@ -55,6 +57,7 @@ class Sample:
     annotation_member: str = ""
     dropped: bool = False
     sha256: str | None = None
+    pdq: tuple[str, int] | None = None
     further: Mapping[str, object] = field(default_factory=dict)
     empty_text: bool = False
     place: int | None = None  # in the shard, where it does not follow from the row's number
@@ -138,15 +141,24 @@ def recover(folder: Path) -> None:
 
 
 def read_entry(folder: Path, number: int) -> ShardEntry | None:
-    """Returns the entry of a whole shard, None where the shard is not whole, or its tar is gone or of another size."""
+    """Returns the entry of a whole shard, None where the shard is not whole, or its tar is gone or of another size and
+    does not lie on object storage."""
     stem = shard_stem(number)
     try:
         stats = json.loads((folder / f"{stem}_stats.json").read_bytes())
         entry = ShardEntry(**stats["shard"])
-        whole = (folder / entry.name).stat().st_size == entry.bytes and (folder / entry.sidecar).is_file()
+        whole = is_away(folder, entry) or (folder / entry.name).stat().st_size == entry.bytes
+        whole = whole and (folder / entry.sidecar).is_file()
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return entry if whole else None
+
+
+def is_away(folder: Path, entry: ShardEntry) -> bool:
+    """Tells whether a shard's tar lies on object storage, as it was written last (`packing.away`)."""
+    with suppress(FileNotFoundError):
+        return (folder / entry.name).with_suffix(AWAY).read_text() == entry.sha256
+    return False
 
 
 def read_samples(folder: Path, entry: ShardEntry) -> Iterator[Sample]:
@@ -217,8 +229,11 @@ def _add(shard: ShardWriter, key: str, sample: Sample, classes: tuple[str, ...] 
         members[sample.annotation_member] = sample.annotation
         columns.append(("annotation", sample.annotation_member))
         row["annotation_member"] = sample.annotation_member
+        row["annotation_sha256"] = hashlib.sha256(sample.annotation).hexdigest()
     places = shard.add(key, members)
     row |= {"sha256": digest, "image_format": sample.format}
+    if sample.pdq is not None:
+        row |= dict(zip((sidecar.PDQ, sidecar.PDQ_QUALITY), sample.pdq, strict=True))
     for column, extension in columns:
         if extension in places:
             row |= {f"{column}_offset": places[extension].offset, f"{column}_size": places[extension].size}

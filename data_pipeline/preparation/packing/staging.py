@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_pipeline.format import ShardEntry
+from data_pipeline.preparation.packing.away import Away
 from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.retries import merged, unchanged
 from data_pipeline.preparation.packing.rows import Captionless, pack_row, sample_of
@@ -37,6 +38,7 @@ class Shards:
     rows_per_shard: int
     classes: tuple[str, ...] | None
     further: pa.Schema
+    away: Away | None = None
 
     def sample(self, row: Row) -> Sample:
         return pack_row(row, self.rules, self.captionless)
@@ -47,6 +49,8 @@ class Shards:
             fresh = {sample.row: sample for sample in samples}
             if unchanged(due.again, fresh):
                 return None
+            if self.away is not None:
+                self.away.bring_back(self.output, due.former)
             samples = merged(self.output, due.former, fresh)
         first = due.number * self.rows_per_shard
         return stage_shard(self.output, due.number, first, samples, classes=self.classes, further=self.further)

@@ -26,7 +26,7 @@ from data_pipeline.durable import TEMPORARY, temporary_path
 from data_pipeline.format import slot_rows
 from data_pipeline.format.sidecar import HARMLESS_NOTES, PACKED
 
-_LAYOUT = 1
+_LAYOUT = 2
 _COLUMNS = ("status", "reason", "key", "sha256", "caption", "label", "image_offset", "image_size")
 _NUMBERS = ("label", "image_offset", "image_size")
 _KEPT_BYTES = 2 << 30  # of columns on a node; a block of shards needs about 2 MB a shard
@@ -36,7 +36,9 @@ _LOOKED_AFTER = 64  # files written between two looks at their size
 @dataclass(frozen=True)
 class SlotColumns:
     """The slots of one shard: `table` has key, caption, reason, used, label, image_offset, image_size, digest, and an
-    offset and a size of each further member. Numbers are int64, -1 where there is none."""
+    offset, a size and, where the sidecar has it, a digest of each further member. Numbers are int64, -1 where there is
+    none.
+    """
 
     table: pa.Table
 
@@ -75,9 +77,12 @@ class SlotColumns:
         offset, size = (int(self.table[name][row].as_py()) for name in names)
         return offset, size
 
-    def digest(self, row: int) -> bytes | None:
-        """SHA-256 of the image."""
-        found: bytes | None = self.table["digest"][row].as_py()
+    def digest(self, row: int, member: str = "image") -> bytes | None:
+        """SHA-256 of a member; None where the sidecar does not say."""
+        name = "digest" if member == "image" else f"{member}_digest"
+        if name not in self.table.column_names:
+            return None
+        found: bytes | None = self.table[name][row].as_py()
         return found
 
 
@@ -86,12 +91,18 @@ def read_columns(sidecar: Path | BinaryIO, members: Sequence[str]) -> SlotColumn
     with pq.ParquetFile(sidecar) as file:
         there = file.schema_arrow.names
         places = [f"{name}_{what}" for name in members for what in ("offset", "size") if f"{name}_{what}" in there]
-        rows = slot_rows(file.read(columns=[*_COLUMNS, *places], use_threads=False)).combine_chunks()
-    digests = [None if digest is None else bytes.fromhex(digest) for digest in rows["sha256"].to_pylist()]
+        hashed = [name for name in members if f"{name}_sha256" in there]
+        read = [*_COLUMNS, *places, *(f"{name}_sha256" for name in hashed)]
+        rows = slot_rows(file.read(columns=read, use_threads=False)).combine_chunks()
     columns = {name: rows[name] for name in ("key", "caption", "reason")}
     columns |= {name: pc.cast(rows[name], pa.int64()).fill_null(-1) for name in (*_NUMBERS, *places)}
-    columns |= {"used": pc.equal(rows["status"], PACKED), "digest": pa.array(digests, pa.binary(32))}
+    columns |= {"used": pc.equal(rows["status"], PACKED), "digest": _digests(rows["sha256"])}
+    columns |= {f"{name}_digest": _digests(rows[f"{name}_sha256"]) for name in hashed}
     return SlotColumns(pa.table(columns).combine_chunks())
+
+
+def _digests(texts: pa.ChunkedArray) -> pa.Array:
+    return pa.array([None if text is None else bytes.fromhex(text) for text in texts.to_pylist()], pa.binary(32))
 
 
 def shared_columns(sidecar: Path | BinaryIO, members: Sequence[str], folder: Path | None) -> SlotColumns:

@@ -1,7 +1,8 @@
 """Reads samples by offset; where a sample cannot be read, names the reason.
 
-The image's sha256, which stands in the sidecar, is checked on every read (a few microseconds): only where it does not
-match is the tar looked at, to tell damaged bytes from a replaced shard from an index out of date.
+The sha256 of image and annotation, which stand in the sidecar, are checked on every read (a few microseconds). Only
+where the image's does not match is the tar looked at, to tell damaged bytes from a replaced shard from an index out of
+date.
 """
 
 import hashlib
@@ -122,14 +123,21 @@ class OpenShard:
         if fault is not None:
             self._raise_if_dropped_since(row)
             raise fault
-        places = {name: index.place(name, row) for name in self._members}
-        members = {name: self._bytes_at(*place) for name, place in places.items() if place[0] >= 0}
+        members = {name: self._member(name, row) for name in self._members if index.place(name, row)[0] >= 0}
         return RawSample(index.key(row), image, index.caption(row), index.label(row), index.note(row), members)
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _member(self, name: str, row: int) -> bytes:
+        """Reads a further member. Raises BadSample where its digest is not the sidecar's: `annotation_damaged`."""
+        assert self._index is not None
+        data, digest = self._bytes_at(*self._index.place(name, row)), self._index.digest(row, name)
+        if digest is not None and hashlib.sha256(data).digest() != digest:
+            raise BadSample(f"{name}_damaged", f"the {name}'s sha256 is not the one in the sidecar")
+        return data
 
     def _raise_if_dropped_since(self, row: int) -> None:
         """Looks at the sidecar anew: a takedown may have erased bytes while the shard was open."""

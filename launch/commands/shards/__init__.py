@@ -18,6 +18,7 @@ from launch.commands.shards import (
     split,
     stats,
     takedown,
+    undrop,
     verify,
 )
 
@@ -34,6 +35,7 @@ app.command(epilog=f"Example: {stats.EXAMPLE}")(stats.stats)
 app.command("filter", epilog=f"Example: {filter.EXAMPLE}")(filter.filter_)
 app.command(epilog=f"Example: {dedup.EXAMPLE}")(dedup.dedup)
 app.command(epilog=f"Example: {takedown.EXAMPLE}")(takedown.takedown)
+app.command(epilog=f"Example: {undrop.EXAMPLE}")(undrop.undrop)
 app.command(epilog=f"Example: {reshard.EXAMPLE}")(reshard.reshard)
 app.command(epilog=f"Example: {merge.EXAMPLE}")(merge.merge)
 app.command(epilog=f"Example: {split.EXAMPLE}")(split.split)

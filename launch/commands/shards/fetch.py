@@ -34,6 +34,7 @@ def fetch(
     max_pixels: options.MaxPixels = 89_478_485,
     quality: options.Quality = 95,
     image_format: options.Format = options.ImageFormat.keep,
+    pdq: options.Pdq = False,
     rows_per_shard: options.RowsPerShard = 1000,
     connections: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
     per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 4,
@@ -53,6 +54,8 @@ def fetch(
     least_packed: options.LeastPacked = 0.0,
     part: options.PartOf = None,
     parts: options.Parts = None,
+    tars_to: options.TarsTo = None,
+    executor: options.Executor = options.ExecutorName.processes,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
@@ -66,6 +69,7 @@ def fetch(
     from launch.display import show
     from launch.progress import progress
 
+    options.check_executor(executor, parts)
     web = WebRules(
         connections=connections,
         per_host=per_host,
@@ -83,20 +87,25 @@ def fetch(
             columns=Columns(None, caption_column, label_column, url_column, hash_column),
             format=options.table_format(columns, preset, delimiter, encoding, quoting, captions, max_caption, keep),
             classes=options.class_names(classes),
-            rules=ImageRules(shorter_side, min_side, max_pixels, quality=quality, format=image_format.value),
+            rules=ImageRules(shorter_side, min_side, max_pixels, quality=quality, format=image_format.value, pdq=pdq),
             captionless=captionless.value,
             web=web,
             mix=mix,
             retry=tuple(retry or ()),
             rows_per_shard=rows_per_shard,
+            away=options.sent_away(tars_to),
             workers=workers,
             progress=report,
             notice=options.say,
         )
         if parts is not None:
-            tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+            done = in_parts(output, parts, options.part_run(run, executor), executor=executor.value)
+            if done is not None:
+                options.complete(output, tars_to)
+            tell(done, output, json)
             return
         summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
     if part is None:
+        options.complete(output, tars_to)
         check_usable(summary, least_packed)

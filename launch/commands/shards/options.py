@@ -1,5 +1,6 @@
 """Options that several commands of `internimage shards` have."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from data_pipeline.curation.resharding import Running
     from data_pipeline.executors.units import Part
     from data_pipeline.preparation import TableFormat
+    from data_pipeline.preparation.packing.away import Away
 
 SetFolder = Annotated[
     Path, typer.Argument(metavar="SET", help="Folder of a shard set, or of foreign WebDataset shards.")
@@ -24,6 +26,14 @@ PartOf = Annotated[str | None, typer.Option("--part", metavar="I/N", help="Do th
 Parts = Annotated[
     int | None,
     typer.Option(metavar="N", help="Cut the work into N parts, and do those that no other such task works on."),
+]
+
+
+TarsTo = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Object storage that takes each shard's tar when it is whole; OUTPUT keeps the rest."
+    ),
 ]
 
 
@@ -82,6 +92,7 @@ class ImageFormat(StrEnum):
     webp = "webp"
 
 
+Pdq = Annotated[bool, typer.Option("--pdq", help="Hash images for `dedup --near` now, while their pixels are there.")]
 CaptionChoice = Annotated[Captions, typer.Option(help="Of several captions in a cell: the first, all, or one by row.")]
 CaptionlessRows = Annotated[Captionless, typer.Option(help="Rows without caption: packed, rejected, or an empty .txt.")]
 Format = Annotated[ImageFormat, typer.Option(help="Image format of the set; keep leaves JPEG, PNG and WebP.")]
@@ -103,6 +114,38 @@ def parsed_part(text: str | None) -> "Part | None":
     from data_pipeline.executors.units import Part
 
     return None if text is None else Part.parse(text)
+
+
+def sent_away(tars_to: str | None) -> "Away | None":
+    from data_pipeline.preparation.packing.away import Away
+
+    return None if tars_to is None else Away(tars_to)
+
+
+def complete(output: Path, tars_to: str | None) -> None:
+    """Makes a finished set whole on object storage: what the shards lack, and the manifest, last."""
+    if tars_to is not None:
+        from data_pipeline.curation.decisions import SetPath
+        from data_pipeline.curation.publishing import publish
+
+        publish(SetPath(output), tars_to)
+
+
+def check_executor(executor: ExecutorName, parts: int | None) -> None:
+    """Raises UserError where a cluster has no parts to work on."""
+    from data_pipeline.errors import UserError
+
+    if executor is ExecutorName.ray and parts is None:
+        raise UserError(
+            "--executor ray: give --parts N, a few times the cores of the cluster; each takes a part at a time"
+        )
+
+
+def part_run(run: Callable[..., object], executor: ExecutorName) -> Callable[..., object]:
+    """Returns what makes a part; on a cluster by one core, and without this terminal."""
+    from functools import partial
+
+    return run if executor is ExecutorName.processes else partial(run, workers=1, progress=None, notice=None)
 
 
 def running(

@@ -54,12 +54,15 @@ def pack(
     label_maps: LabelMaps = None,
     reduce_zero_label: Annotated[bool, typer.Option(help="With --label-maps: 0 is no class, 1 the first.")] = False,
     image_format: options.Format = options.ImageFormat.keep,
+    pdq: options.Pdq = False,
     retry: options.Retry = None,
     shuffle: Annotated[int | None, typer.Option(help="Place rows in an order drawn from this number.")] = None,
     least_packed: options.LeastPacked = 0.0,
     rows_per_shard: options.RowsPerShard = 1000,
     part: options.PartOf = None,
     parts: options.Parts = None,
+    tars_to: options.TarsTo = None,
+    executor: options.Executor = options.ExecutorName.processes,
     workers: options.Workers = None,
     json: Json = False,
 ) -> None:
@@ -74,16 +77,17 @@ def pack(
     from launch.display import show
     from launch.progress import progress
 
+    options.check_executor(executor, parts)
     if coco is not None and label_maps is not None:
         raise UserError("--coco and --label-maps: a set has one of them; pack two sets")
     given = Columns(image_column, caption_column, label_column, url_column, hash_column)
-    rules = ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value)
+    rules = ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value, pdq)
     names = options.class_names(classes)
     tabular = given != Columns() or root is not None or (coco is not None and names is not None)
     if tabular and (coco is not None or label_maps is not None):
         raise UserError("--coco, --label-maps: columns, --root, and beside --coco --classes, have no meaning there")
-    if (part is not None or parts is not None) and (coco is not None or label_maps is not None):
-        raise UserError("--part, --parts: sets with annotations are packed by one task")
+    if (part or parts or tars_to) and (coco is not None or label_maps is not None):
+        raise UserError("--part, --parts, --tars-to: sets with annotations are packed by one task, here")
     summary: PackSummary
     with progress("packing") as report:
         if coco is not None:
@@ -117,14 +121,19 @@ def pack(
                 retry=tuple(retry or ()),
                 shuffle=shuffle,
                 rows_per_shard=rows_per_shard,
+                away=options.sent_away(tars_to),
                 workers=workers,
                 progress=report,
                 notice=options.say,
             )
             if parts is not None:
-                tell(in_parts(output, parts, lambda each: run(part=each)), output, json)
+                done = in_parts(output, parts, options.part_run(run, executor), executor=executor.value)
+                if done is not None:
+                    options.complete(output, tars_to)
+                tell(done, output, json)
                 return
             summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)
     if part is None:
+        options.complete(output, tars_to)
         check_usable(summary, least_packed)

@@ -99,14 +99,16 @@ def sampling_figure(
     figure, axes = blank(len(drawn.images), 4, 2.8, 3.0)
     for picture, line in enumerate(axes):
         for stage, axis in enumerate(line):
-            _draw(axis, drawn.shown[picture], sampled[stage][0][picture], sampled[stage][1][picture], STRIDES[stage])
+            locations, weights = (part[picture] for part in sampled[stage])
+            _draw(axis, drawn.shown[picture], locations, weights, regular[stage][0][picture], STRIDES[stage])
             if not picture:
                 axis.set_title(f"stage {stage + 1}, last block", fontsize=9)
     rows = statistics(sampled, regular)
     numbers = {
         "title": "Sampling points",
         "caption": "Crosses: pixels of the map; dots: where their kernel takes its points, a colour a group, as large "
-        f"as the modulation. Pictures of {drawn.images.shape[-1]} px. {drawn.title}.",
+        "as the modulation; grey rings: where it takes them before training, on a regular grid. Pictures of "
+        f"{drawn.images.shape[-1]} px. {drawn.title}.",
         "rows": rows,
     }
     return keep(figure, "sampling", numbers, drawn.folder, output), rows
@@ -119,8 +121,8 @@ def _regular(locations: Tensor, drawn: Drawn, stage: int) -> Tensor:
     return places(torch.zeros(*locations.shape[:3], columns), layer)[0]
 
 
-def _draw(axis: Any, picture: Tensor, locations: Tensor, weights: Tensor, stride: int) -> None:
-    """picture: uint8 [S, S, 3]. locations [H, W, G, K, 2], weights [H, W, G, K]."""
+def _draw(axis: Any, picture: Tensor, locations: Tensor, weights: Tensor, regular: Tensor, stride: int) -> None:
+    """picture: uint8 [S, S, 3]. locations, regular [H, W, G, K, 2], weights [H, W, G, K]."""
     height, width, groups, points = weights.shape
     axis.imshow(picture.numpy(), alpha=0.75)
     for x, y in CHOSEN:
@@ -132,6 +134,8 @@ def _draw(axis: Any, picture: Tensor, locations: Tensor, weights: Tensor, stride
             spots[..., 0].flatten(), spots[..., 1].flatten(), s=size.flatten() / 2, c=colour.flatten(), cmap="hsv",
             vmin=0, vmax=groups, alpha=0.8, linewidths=0,
         )  # fmt: skip
+        grid = (regular[row, column, 0] + 0.5) * stride - 0.5
+        axis.scatter(grid[:, 0], grid[:, 1], s=22, facecolors="none", edgecolors="dimgrey", linewidths=0.7)
         axis.plot((column + 0.5) * stride - 0.5, (row + 0.5) * stride - 0.5, "+", color="black", markersize=9)
     side = picture.shape[0]
     axis.set_xlim(-0.1 * side, 1.1 * side)

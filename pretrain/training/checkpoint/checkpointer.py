@@ -22,19 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.durable import file_sha256, remove_leftovers, sync_folder, write_durably
+from data_pipeline.durable import remove_leftovers, write_durably
 from data_pipeline.errors import GaveUpError, UserError
-from pretrain import __version__
+from data_pipeline.reading.order.course import Segment
 from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
+from pretrain.training.checkpoint.fast_folder import fast_folder
 from pretrain.training.checkpoint.retention import Kept, to_delete
-from pretrain.training.checkpoint.saving import Save, shard_name
+from pretrain.training.checkpoint.saving import Files, Save, commit, set_aside, shard_name
 from pretrain.training.checkpoint.second_tier import SecondTier
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.record import EventLog
+from pretrain.training.segments import as_json
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 
@@ -79,8 +81,10 @@ class Checkpointer:
         self._failures = 0
         self._saved_at = clock()
         self.last_step = -1
+        self._fetched: set[str] = set()  # names of copies that were asked for in place of damaged checkpoints
         copies = settings.copy_to if context.leader else None
-        self._second = SecondTier(copies, report) if copies is not None else None
+        self._second = SecondTier(copies, report, settings.keep_copies) if copies is not None else None
+        self._fast = fast_folder(settings.fast_folder, run, context) if settings.fast_folder is not None else None
         if context.leader:
             self._folder.mkdir(parents=True, exist_ok=True)
             for prefix in (disk.WRITING, disk.DELETING):
@@ -135,7 +139,15 @@ class Checkpointer:
         }
         state = {"data": self._trained_on.as_json()} | state | counters
         entries = self._stage() if self._asynchronous else self._entries
-        self._save = Save(self._temporary(step), entries, self._context, partial(self._commit, step, state))
+        texts = {disk.INDEX: self._index, disk.STATE: json.dumps(state), disk.CONFIG: self._config_text}
+        self._save = Save(
+            self._temporary(step),
+            entries,
+            self._context,
+            partial(self._commit, step, texts),
+            fast=None if self._fast is None else self._fast / disk.step_name(step),
+            texts=texts if self._context.leader else {},
+        )
         if not self._asynchronous:
             self.wait()
 
@@ -196,9 +208,12 @@ class Checkpointer:
 
     def _end_save(self, failed: bool) -> None:
         assert self._save is not None
-        self._error, self._save = self._save.error, None
+        self._error, not_fast, self._save = self._save.error, self._save.not_fast, None
+        if not_fast is not None:
+            self._report(EventKind.FAST_FOLDER_FAILED, step=self.last_step, message=f"{self._fast}: {not_fast}")
         if not failed:
             self._failures = 0
+            self._forget_fast()
             return
         step, self.last_step = self.last_step, -1
         self._failures += 1
@@ -213,27 +228,19 @@ class Checkpointer:
                 "and run the same command again"
             )
 
-    def _commit(self, step: int, state: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    def _commit(self, step: int, texts: dict[str, str], files: Files) -> None:
         """The leader's, in the thread of the save. files: size and digest of every shard."""
-        temporary, final = self._temporary(step), self._folder / disk.step_name(step)
-        for name, text in (
-            (disk.INDEX, self._index),
-            (disk.STATE, json.dumps(state)),
-            (disk.CONFIG, self._config_text),
-        ):
-            write_durably(temporary / name, text)
-            files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": file_sha256(temporary / name)}
-        manifest = {"schema": disk.SCHEMA, "version": __version__, "step": step, "files": files}
-        write_durably(temporary / disk.MANIFEST, disk.sealed(manifest))
-        if final.exists():
-            self._set_aside(final)
-        os.rename(temporary, final)
-        sync_folder(self._folder)
-        write_durably(self._folder / disk.LATEST, final.name)
+        final = commit(self._folder, step, files, texts)
         self._report(EventKind.CHECKPOINT, step=step, bytes=sum(entry["bytes"] for entry in files.values()))
         if self._second is not None:
             self._second.offer(Checkpoint(final))
         self._rotate(step)
+
+    def _forget_fast(self) -> None:
+        """What the run's folder holds, or what it has gone back from, is not wanted there any more."""
+        if self._fast is not None:
+            for place in self._fast.glob("step-*"):
+                shutil.rmtree(place, ignore_errors=True)
 
     def _rotate(self, newest: int) -> None:
         best = self._folder / disk.BEST
@@ -245,12 +252,6 @@ class Checkpointer:
         for step in to_delete(kept, self._settings, chosen):
             self._delete(there[step])
 
-    def _set_aside(self, path: Path) -> None:
-        number = 0
-        while (target := path.with_name(f"damaged-{path.name}-{number}")).exists():
-            number += 1
-        os.rename(path, target)
-
     # --- restoring
     def restore(self, before: int | None = None) -> dict[str, Any] | None:
         """Load the newest intact checkpoint; its state.json, or None where there is none at all. Collective.
@@ -260,7 +261,9 @@ class Checkpointer:
         but none is intact: starting afresh over them would lose the run; and where the run was trained on other data.
         """
         refused = []
-        for name, complete in self._context.from_leader(lambda: self._candidates(before)):
+        candidates = self._context.from_leader(lambda: self._candidates(before))
+        while candidates:
+            name, complete = candidates.pop(0)
             checkpoint = Checkpoint(self._folder / name)
             if complete:
                 self._await(checkpoint)
@@ -270,16 +273,19 @@ class Checkpointer:
                 self._check_data(TrainedOn.from_json(state["data"]))
                 self._load(checkpoint)
                 self.last_step = checkpoint.step
-                if before is not None and self._context.leader:
-                    self._drop_beyond(checkpoint)
+                if before is not None:
+                    self._forget_fast()
+                    if self._context.leader:
+                        self._drop_beyond(checkpoint)
                 self._context.barrier()
                 return state
             refused.append(problem)
             if self._context.leader:
                 self._report(EventKind.CHECKPOINT_REFUSED, step=checkpoint.step, message=problem)
                 with contextlib.suppress(OSError):  # a read-only folder: it is refused again next time
-                    self._set_aside(checkpoint.path)
-            self._context.barrier()
+                    set_aside(checkpoint.path)
+            if self._context.from_leader(partial(self._fetched_again, name)):
+                candidates.insert(0, (name, True))
         if refused:
             raise UserError(
                 f"none of the checkpoints under {self._folder} is intact:\n  " + "\n  ".join(refused) + "\n"
@@ -299,7 +305,8 @@ class Checkpointer:
         """
         there = disk.resumable_checkpoints(self.run)
         if self._second is not None and before is None:
-            if not there and not any(self._folder.glob("damaged-*")) and self._second.fetch_newest(self.run):
+            newest = max((checkpoint.step for checkpoint in disk.complete_checkpoints(self.run)), default=-1)
+            if self._second.fetch_newest(self.run, beyond=newest):
                 there = disk.resumable_checkpoints(self.run)
             if complete := disk.complete_checkpoints(self.run):
                 self._second.offer(complete[0])  # where the run ended before its copy was made
@@ -307,6 +314,12 @@ class Checkpointer:
             early = [checkpoint for checkpoint in there if checkpoint.step <= before]
             there = early + [checkpoint for checkpoint in reversed(there) if checkpoint.step > before]
         return [(checkpoint.path.name, (checkpoint.path / disk.MANIFEST).is_file()) for checkpoint in there]
+
+    def _fetched_again(self, name: str) -> bool:
+        """Of a checkpoint that was set aside as damaged: has its copy elsewhere taken its place? The leader's."""
+        fetched = self._second is not None and name not in self._fetched and self._second.fetch(self.run, name)
+        self._fetched.add(name)
+        return fetched
 
     def _await(self, checkpoint: Checkpoint) -> None:
         """Until this rank sees what the leader sees: a client of a network file system may be a minute behind."""
@@ -322,6 +335,8 @@ class Checkpointer:
         for newer in disk.complete_checkpoints(self.run):
             if newer.step > checkpoint.step:
                 self._delete(newer)
+        if self._second is not None:
+            self._second.drop_beyond(checkpoint.step)
 
     def _delete(self, old: Checkpoint) -> None:
         """Without its name first: a crash inside the deletion must not leave half a checkpoint."""
@@ -371,4 +386,8 @@ class Checkpointer:
 
 
 def _state_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    return checkpoint.state
+    """Where it names no segments, an earlier build wrote it, which had one a run."""
+    if "segments" in checkpoint.state:
+        return checkpoint.state
+    weights = tuple(source.weight for source in checkpoint.config.data.sources)
+    return checkpoint.state | {"segments": as_json([Segment(0, checkpoint.config.training.batch_size, weights)])}

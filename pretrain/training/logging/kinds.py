@@ -23,6 +23,7 @@ class EventKind(StrEnum):
     CHECKPOINT_REFUSED = "checkpoint_refused"
     COPIED = "checkpoint_copied"
     COPY_FAILED = "checkpoint_copy_failed"
+    FAST_FOLDER_FAILED = "fast_folder_failed"
     VALIDATED = "validated"
     SYNCHRONOUS_CHECKPOINTS = "synchronous_checkpoints"
     STEP_NOT_APPLIED = "step_not_applied"
@@ -41,7 +42,7 @@ BAD = frozenset(
     (
         *(EventKind.FAILED, EventKind.GAVE_UP, EventKind.ALARM, EventKind.CHECKPOINT_FAILED),
         *(EventKind.CHECKPOINT_REFUSED, EventKind.STEP_NOT_APPLIED, EventKind.ROLLBACK, EventKind.HANG),
-        EventKind.COPY_FAILED,
+        *(EventKind.COPY_FAILED, EventKind.FAST_FOLDER_FAILED),
         *(EventKind.STRAGGLER, EventKind.GRACE_EXCEEDED, EventKind.BAD_SAMPLE, EventKind.DAMAGED_SHARD),
     )
 )

@@ -2,6 +2,7 @@
 same: logits, names, normalisation, top-1 on the same pictures. What comes back into ours is the same weights.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -173,6 +174,19 @@ def test_what_comes_back_is_the_same_model(layout: str, given: Given) -> None:
     if layout in ("hf", "open_clip"):
         with torch.no_grad():
             torch.testing.assert_close(F.normalize(back.text.build()(given.tokens), dim=1), given.texts)
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "official", "timm", "hf", "open_clip"])
+def test_exporting_again_gives_the_same_bytes(layout: str, given: Given, tmp_path: Path) -> None:
+    """Often enough to see two entries in a random order; whoever saved the weights: test_same_bytes.py."""
+    backbone, found = read_backbone(given.run), set()
+    for number in range(8):
+        target = tmp_path / str(number) / PLACES.get(layout, layout)
+        target.parent.mkdir()
+        FORMATS[layout](backbone, target)
+        files = sorted(path for path in target.parent.rglob("*") if path.is_file())
+        found.add(tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
+    assert len(found) == 1 and found != {()}
 
 
 @pytest.mark.parametrize("layout", ["onnx", "pt2"])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from data_pipeline.reading.decode.views import one_thread
 from data_pipeline.reading.events import INEXACT_ORDER
 from data_pipeline.reading.faults import Fault, FaultLog
 from data_pipeline.reading.lineage import describe_sample, describe_samples
+from data_pipeline.reading.order.course import Segment
 from data_pipeline.reading.order.samples import Order, SourceOrder
 from data_pipeline.reading.order.share import Share
 from data_pipeline.reading.storage.remote import RemoteFiles, ShardPrefetcher, cache_shares
@@ -34,7 +35,8 @@ class Reader(Generic[T]):
     """One rank's batches, with the targets of its task.
 
     Step s is global positions [s B, (s + 1) B); micro-batch a of it is the a-th run of B / accumulation, and a rank's
-    share the rank-th run of that. Resuming is `batches(start_step)`: there is no other state.
+    share the rank-th run of that. Resuming is `batches(start_step)`: there is no other state but the segments of a run
+    that has changed B or the weights on its way (order/course.py).
 
     `targets`: makes each sample's targets. `events` gets a dictionary for each sample that was bad or incomplete, when
     its batch is consumed. Sets without an index are indexed once a node, into `config.cache.folder`; meanwhile
@@ -58,6 +60,7 @@ class Reader(Generic[T]):
         events: EventSink | None = None,
         enforce_bad_rate: bool = True,
         heartbeat: Heartbeat | None = None,
+        segments: Sequence[Segment] = (),
     ) -> None:
         self.config = config
         self.share = Share(batch_size, accumulation, rank, world_size)
@@ -81,7 +84,8 @@ class Reader(Generic[T]):
         ]
         sizes = [[shard.samples for shard in s.manifest.shards] for s in self._sets]
         sizes = sizes or [[source.samples or 0] for source in config.sources]
-        self.order = Order(sizes, [s.weight for s in config.sources], block_shards=config.block_shards, seed=seed)
+        self._sizes = sizes
+        self.order = self._order(segments)
         remote = {n: one.files for n, one in enumerate(self._sets) if isinstance(one.files, RemoteFiles)}
         self._remote = dict(
             zip(remote, cache_shares(list(remote.values()), config.cache, config.block_shards), strict=True)
@@ -91,6 +95,11 @@ class Reader(Generic[T]):
         self._builder = BatchBuilder(self._filler, self.order, self.names, self._sets)
         self._streams = Streams(config, self._filler, self.names, rank, world_size, seed) if streamed else None
         self._pool: WorkerPool | None = None
+
+    def _order(self, segments: Sequence[Segment]) -> Order:
+        weights = tuple(source.weight for source in self.config.sources)
+        segments = segments or (Segment(0, self.share.batch_size, weights),)
+        return Order(self._sizes, weights, block_shards=self.config.block_shards, seed=self._seed, segments=segments)
 
     @property
     def epoch_samples(self) -> int:
@@ -113,17 +122,22 @@ class Reader(Generic[T]):
 
     @property
     def fingerprint(self) -> str:
-        """Hashes all that the order depends on: equal fingerprints give equal batches, but for samples that curation
-        has dropped or erased meanwhile, whose places others take."""
+        """Hashes what the order depends on beside a run's segments (batch sizes and weights): with equal ones, equal
+        fingerprints give equal batches, but for samples that curation has dropped or erased meanwhile, whose places
+        others take."""
         shards = [[(s.name, s.samples, s.slots) for s in one.manifest.shards] for one in self._sets]
-        weights = [s.weight for s in self.config.sources]
-        parts = [shards, weights, self.config.block_shards, self._seed, self.share.batch_size]
+        parts = [shards, self.config.block_shards, self._seed]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch[T]]:
-        """Yields batches from `start_step` on, without end: step by step, micro-batch by micro-batch."""
+    def batches(self, start_step: int = 0, segments: Sequence[Segment] = ()) -> Iterator[Batch[T]]:
+        """Yields batches from `start_step` on, without end: step by step, micro-batch by micro-batch.
+
+        segments: of the run, the last of which is that of `start_step`; without them it has one.
+        """
         if self._pool is not None:
             self._pool.close()
+        self.order = self._order(segments)
+        self._builder = BatchBuilder(self._filler, self.order, self.names, self._sets)
         pool = self._pool = self._start_workers()  # before this process starts threads, which a fork would cut off
         tasks = self._tasks(start_step)
         if self._streams is not None:
@@ -170,15 +184,19 @@ class Reader(Generic[T]):
         """Builds a batch of any global positions, int64 [n], as training sees them. Faults are not counted."""
         self._refuse_streams()
         arrays, filled = self._fill_here(positions)
-        return self._batch(int(positions[0]) // self.share.batch_size, 0, positions, arrays, filled)
+        return self._batch(self.order.course.step(int(positions[0])), 0, positions, arrays, filled)
 
     def records(self, step: int) -> list[dict[str, Any]]:
         """Looks up each sample of the global batch of `step` in its sidecar: position, source, its epoch, shard, row,
         key, url, caption, label (its name, where the set has names)."""
         self._refuse_streams()
-        first = step * self.share.batch_size
-        positions = np.arange(first, first + self.share.batch_size, dtype=np.int64)
+        positions = self.positions(step)
         return describe_samples(self.order.locate(positions), positions, self.names, self._sets)
+
+    def positions(self, step: int) -> Integers:
+        """The global positions of a step, int64 [batch size]."""
+        first = self.order.course.first(step)
+        return np.arange(first, first + self.order.course.batch_size(step), dtype=np.int64)
 
     def record(self, source: str, shard: str, key: str) -> dict[str, Any]:
         """Looks up one sample in its sidecar, for instance a replacement that the run's events name."""
@@ -210,7 +228,7 @@ class Reader(Generic[T]):
 
     def _consumed(self, step: int) -> list[int]:
         """Counts the samples that each source has given before `step`."""
-        return self.order.mixture.consumed(step * self.share.batch_size)
+        return self.order.course.consumed(self.order.course.first(step))
 
     def _fetch_ahead(self, step: int) -> dict[int, ShardPrefetcher]:
         """Starts the threads that fetch ahead, by remote source."""
@@ -224,9 +242,10 @@ class Reader(Generic[T]):
         return ahead
 
     def _tasks(self, step: int) -> Iterator[tuple[tuple[int, int], Integers]]:
+        shift = self.order.course.first(step) - step * self.share.batch_size  # 0 in a run of one segment
         while True:
             for micro in range(self.share.accumulation):
-                yield (step, micro), self.share.positions(step, micro)
+                yield (step, micro), self.share.positions(step, micro) + shift
             step += 1
 
     def _batch(self, step: int, micro: int, positions: Integers, arrays: Arrays, filled: Filled) -> Batch[T]:

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from data_pipeline.errors import UserError
 from data_pipeline.reading import Batch, ImageText, ImageTextTargets, Reader
 from data_pipeline.reading.events import BAD_SAMPLE, INCOMPLETE_SAMPLE, read_jsonl
 from pretrain.configuration import RunConfig, load_config
+from pretrain.training.segments import read_segments
 
 _SHOWN = 64
 _COLUMNS = 8
@@ -36,8 +36,7 @@ def inspect_batch(run: Path | str, step: int, *, output: Path | None = None, sho
             sample.update(faults.get(sample["position"], {}))
             if sample.get("replaced_by"):
                 sample["replaced_by"] = reader.record(sample["source"], **sample["replaced_by"])
-        first = step * config.training.batch_size
-        seen = reader.at(np.arange(first, first + min(shown, len(samples)), dtype=np.int64))
+        seen = reader.at(reader.positions(step)[:shown])
     output = output or run / f"batch-{step:08d}.png"
     contact_sheet(seen, samples).save(output)
     return {"run": str(run), "step": step, "pictures": str(output), "samples": samples}
@@ -69,6 +68,7 @@ def _reader(config: RunConfig, run: Path) -> Reader[ImageTextTargets]:
         ImageText(),
         batch_size=config.training.batch_size,
         seed=config.training.seed,
+        segments=read_segments(run),
     )
 
 

@@ -142,7 +142,7 @@ def _from_run(path: Path, which: str, choice: str) -> Backbone:
         origin={
             "task": task,
             "step": checkpoint.step,
-            "images": checkpoint.step * config.training.batch_size,
+            "images": checkpoint.samples,
             "weights": checkpoint.weights_title(which),
             "sources": [without_path(source) for source in trained_on.as_json()["sources"]],
             "started_from": None if config.initialize_from is None else Path(config.initialize_from).name,

@@ -5,10 +5,11 @@ for every step:
        -> validate? -> stop?
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.reading import Batch, Targets
+from data_pipeline.reading.order.course import Segment, go_on
 from pretrain.configuration.schema import TrainingConfig
 from pretrain.tasks.module import StepKeys
 from pretrain.tasks.task import BatchReader
@@ -25,6 +26,7 @@ from pretrain.training.safeguards.interruption import Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy, StepDecision
 from pretrain.training.safeguards.watchdog import Watchdog
 from pretrain.training.schedule import Schedule, ema_decay
+from pretrain.training.segments import as_json, from_json, write_segments
 from pretrain.training.validation import Validation
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
@@ -54,13 +56,15 @@ class LoopParts:
     validation: Validation | None = None
 
 
-def train(parts: LoopParts, step: int) -> bool:
+def train(parts: LoopParts, step: int, segments: Sequence[Segment]) -> bool:
     """Train from `step` to the end. True: the end was reached; False: stopped on request. Saved in either case.
+
+    segments: of the run, up to `step` and from there on.
 
     Raises GaveUpError by the policy, BadDataError above data.max_bad_rate, on all ranks.
     """
     total = parts.schedule.total_steps
-    batches = parts.reader.batches(step)
+    batches = parts.reader.batches(step, segments)
     if parts.teacher is not None:
         parts.teacher.refresh()
     parts.meter.pause()
@@ -69,26 +73,26 @@ def train(parts: LoopParts, step: int) -> bool:
     while step < total and not stopping:
         if step in parts.policy.skipped_steps:
             step += 1
-            batches = parts.reader.batches(step)
+            batches = parts.reader.batches(step, segments)
             continue
         decision, agreed = _one_step(parts, step, batches)
         if agreed.stop:
             parts.interruption.request("request on another rank")
         stopping = agreed.stop
         if decision is StepDecision.ROLL_BACK:
-            step = _roll_back(parts, step)
-            batches = parts.reader.batches(step)
+            step, segments = _roll_back(parts, step, segments)
+            batches = parts.reader.batches(step, segments)
             continue
         step += 1
         parts.checkpointer.advance(written=agreed.written, failed=agreed.failed)
         validates = parts.validation is not None and parts.validation.due(step)
         if validates or (step < total and agreed.due):
-            parts.checkpointer.save(step, _state(parts))
+            parts.checkpointer.save(step, _state(parts, segments))
         parts.watchdog.heartbeat()
         if validates and not stopping:
             stopping = not _validated(parts, step)
         parts.log.step_ended(step)
-    parts.checkpointer.save(step, _state(parts))
+    parts.checkpointer.save(step, _state(parts, segments))
     saved = parts.checkpointer.wait_or_raise()
     parts.bad_samples.check_together()  # the last step's samples
     unscored = parts.validation is not None and parts.validation.due(step)
@@ -110,9 +114,11 @@ def _validated(parts: LoopParts, step: int) -> bool:
     return True
 
 
-def _state(parts: LoopParts) -> dict[str, object]:
+def _state(parts: LoopParts, segments: Sequence[Segment]) -> dict[str, object]:
     """What a checkpoint keeps of the loop itself. Collective."""
-    return {"policy": parts.policy.state(), "meter": parts.meter.state(), "replaced": parts.bad_samples.state()}
+    replaced = parts.bad_samples.state()
+    states = {"policy": parts.policy.state(), "meter": parts.meter.state(), "replaced": replaced}
+    return states | {"segments": as_json(segments)}
 
 
 def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) -> tuple[StepDecision, Agreed]:
@@ -185,8 +191,9 @@ def _asked_before(parts: LoopParts, step: int) -> bool:
     return True
 
 
-def _roll_back(parts: LoopParts, step: int) -> int:
-    """Load the checkpoint from before the drift; the step to go on from. Without one, the offending batch is merely
+def _roll_back(parts: LoopParts, step: int, segments: Sequence[Segment]) -> tuple[int, Sequence[Segment]]:
+    """Load the checkpoint from before the drift; the step to go on from, and the segments that the run then has: a
+    change of batch or weights that lies between holds from there on. Without one, the offending batch is merely
     skipped.
     """
     rollback = parts.policy.roll_back(step)
@@ -205,4 +212,10 @@ def _roll_back(parts: LoopParts, step: int) -> int:
             parts.teacher.refresh()
     parts.watchdog.heartbeat()
     parts.meter.pause()
-    return int(state["step"]) if state else step + 1
+    if state is None:
+        return step + 1, segments
+    now = segments[-1]
+    segments = go_on(from_json(state["segments"]), int(state["step"]), now.batch_size, now.weights)
+    if parts.context.leader:
+        write_segments(parts.checkpointer.run, segments)
+    return int(state["step"]), segments

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from data_pipeline.errors import DONE, STOPPED, GaveUpError, UserError
+from data_pipeline.reading.order.course import Segment
 from data_pipeline.reading.order.share import rows_per_rank
 from pretrain.configuration import RunConfig, dump_config
 from pretrain.configuration.schema import RecomputeBudget
@@ -40,6 +41,7 @@ from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy, read_policy
 from pretrain.training.safeguards.watchdog import START_UP_SECONDS, Watchdog
 from pretrain.training.schedule import resolve_schedule
+from pretrain.training.segments import from_json, segments_of, write_segments
 from pretrain.training.validation import Validation
 from pretrain.training.zero.building import Built, Initialize, build
 from pretrain.training.zero.ema import Ema
@@ -91,14 +93,16 @@ def run(
             reader = stack.enter_context(closing(task_of(config).open_reader(config.data, options)))
             if (fast := config.checkpoint.fast_folder) is not None:
                 bring_over(fast_folder(fast, output, context), output, context, events)
-            parts, start = compose(config, output, initialize, reader, context, events, watchdog, interruption)
+            parts, start, segments = compose(
+                config, output, initialize, reader, context, events, watchdog, interruption
+            )
             stack.callback(parts.log.progress.close)
             stack.callback(parts.checkpointer.abandon)
             if changes:
                 events(EventKind.CONFIG_CHANGED, step=start, changes=changes)
                 remember_changes(output, changes, start)
             try:
-                finished = train(parts, start)
+                finished = train(parts, start, segments)
             finally:
                 parts.log.close()
             if context.leader:
@@ -129,8 +133,8 @@ def compose(
     events: EventLog,
     watchdog: Watchdog,
     interruption: Interruption,
-) -> tuple[LoopParts, int]:
-    """All parts of the loop, and the step that the newest checkpoint says to start from."""
+) -> tuple[LoopParts, int, tuple[Segment, ...]]:
+    """All parts of the loop, the step that the newest checkpoint says to start from, and the run's segments."""
     task, training = task_of(config), config.training
     task.check_reader(reader)
     schedule = resolve_schedule(
@@ -202,10 +206,12 @@ def compose(
     state = checkpointer.restore()
     meter = Meter(context, training.batch_size, training.precision, module.loss_weights())
     start = int(state["step"]) if state is not None else 0
+    segments = segments_of(config, from_json(state["segments"]) if state is not None else (), start)
     if state is not None:
         policy.load(state["policy"])
         meter.load(state.get("meter"))
     if context.leader:
+        write_segments(output, segments)
         events(
             EventKind.START if state is None else EventKind.RESUME,
             step=start,
@@ -254,7 +260,7 @@ def compose(
         bad_samples=BadSampleMonitor(reader, context, replaced),
         validation=validation,
     )
-    return parts, start
+    return parts, start, segments
 
 
 def _teacher(

@@ -3,6 +3,7 @@ where and how it runs may change.
 """
 
 import json
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -45,7 +46,7 @@ FREE = (
 
 
 # Keys (and all below them) that may change in the middle of a run, where `training.allow_changes` names them. They
-# change updates, but neither which sample stands at which position nor what a parameter means.
+# change updates, but not what a parameter means; which samples the steps from then on are, segments.py tells.
 CHANGEABLE = (
     "optimizer",
     "schedule",
@@ -53,7 +54,10 @@ CHANGEABLE = (
     "training.ema.teacher_start",
     "training.ema.teacher_end",
     "task.weights",
+    "training.batch_size",
+    "training.accumulation",
 )
+WEIGHTS = re.compile(r"data\.sources\.\d+\.weight")
 NEVER = ("optimizer.name",)  # its states in the checkpoint are of another kind
 Changes = dict[str, tuple[Any, Any]]  # by key: what it was, what it is now
 
@@ -66,8 +70,11 @@ def check_same_run(run: Path, config: RunConfig) -> Changes:
     """
     allowed = tuple(config.training.allow_changes)
     for key in allowed:
-        if not _below(key, CHANGEABLE):
-            raise UserError(f"--allow-change {key}: a run may change {', '.join(CHANGEABLE)} and keys below them")
+        if not _changeable(key):
+            raise UserError(
+                f"--allow-change {key}: a run may change {', '.join(CHANGEABLE)} and keys below them, and "
+                "data.sources.N.weight"
+            )
     for checkpoint in complete_checkpoints(run)[:1]:
         with suppress(DamagedError):  # the checkpointer refuses it, and takes the one before
             checkpoint.manifest  # noqa: B018  read for its errors
@@ -81,7 +88,7 @@ def check_same_run(run: Path, config: RunConfig) -> Changes:
     refused = [key for key in changed if key not in wanted]
     if refused:
         lines = "\n".join(f"  {key}: {_said(old, key)} there, {_said(new, key)} now" for key in refused)
-        may = [key for key in refused if _below(key, CHANGEABLE) and key not in NEVER]
+        may = [key for key in refused if _changeable(key) and key not in NEVER]
         change = f", change them on purpose (--allow-change {' --allow-change '.join(may)})" if may else ""
         raise UserError(
             f"{run} holds a run of another configuration:\n{lines}\nSet them back to resume it{change}, "
@@ -95,6 +102,10 @@ def remember_changes(run: Path, changes: Changes, step: int) -> None:
     if changes:
         with open(run / CONFIG_HISTORY, "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "step": step, "changes": changes}) + "\n")
+
+
+def _changeable(key: str) -> bool:
+    return _below(key, CHANGEABLE) or WEIGHTS.fullmatch(key) is not None
 
 
 def _below(key: str, names: tuple[str, ...]) -> bool:

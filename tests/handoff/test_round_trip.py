@@ -306,7 +306,8 @@ def test_a_run_with_the_sigmoid_loss_keeps_its_bias(fake_run, tmp_path: Path, mo
         assert file.get_tensor("logit_bias").item() == -7.5
 
 
-def test_a_named_tower_that_is_not_clips_is_not_written_as_if_it_were() -> None:
+def test_a_tower_that_is_not_clips_is_not_written_as_if_it_were() -> None:
+    assert heads_of({"kind": "bag", "name": None, "heads": 8}) is None
     assert heads_of({"name": None, "heads": 3}) == 3 and heads_of({"name": "ViT-B-32"}) == 8
     assert heads_of({"name": "ViT-B-32-quickgelu"}) is None, "another activation"
     assert heads_of({"name": "ViT-B-16-SigLIP"}) is None, "another pooling"

@@ -13,8 +13,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.format import read_manifest, read_sidecar
 from data_pipeline.reading import DataConfig, ImageText, Reader
 from data_pipeline.reading.advice import recommend_workers
+from data_pipeline.reading.order.course import Segment
 from pretrain.analysis.batch import inspect_batch
-from pretrain.configuration import dump_config, load_config, parse_config
+from pretrain.configuration import RunConfig, dump_config, load_config, parse_config
+from pretrain.training.segments import segments_of, write_segments
 
 DATA = {"image_size": 32, "context_length": 8, "workers": 0, "block_shards": 2}
 
@@ -73,6 +75,39 @@ def test_inspecting_a_step_lists_and_draws_its_batch(run):
     config = load_config(str(run / "config.yaml")).data  # with the views of the run's preset
     with Reader(config, ImageText(), batch_size=10, seed=3) as reader:
         assert np.array_equal(first, next(reader.batches(2)).views[0, 0].numpy())
+
+
+def test_every_step_is_told_of_a_run_whose_weights_and_batch_changed(tmp_path: Path) -> None:
+    """Steps 0 to 3 as configured first, from step 4 on with other weights and another batch, read in workers."""
+    write_set(tmp_path / "one", [5, 7], classes=["a", "b"])
+    write_set(tmp_path / "two", [4, 6, 3], classes=["a", "b"])
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def config(weights: tuple[float, float], batch_size: int) -> RunConfig:
+        names = zip(("one", "two"), weights, strict=True)
+        sources = [{"path": str(tmp_path / name), "weight": weight} for name, weight in names]
+        training = {"batch_size": batch_size, "seed": 3}
+        return parse_config(
+            {"data": DATA | {"workers": 1, "sources": sources}, "schedule": {"steps": 9}, "training": training}
+        )
+
+    segments: tuple[Segment, ...] = ()
+    seen, records = {}, {}
+    for now, steps in ((config((3, 1), 6), range(4)), (config((1, 2), 10), range(4, 9))):
+        segments = segments_of(now, segments, steps[0])
+        with Reader(now.data, ImageText(), batch_size=now.training.batch_size, seed=3) as reader:
+            for step, batch in zip(steps, reader.batches(steps[0], segments), strict=False):
+                seen[step] = [(*ref, int(p)) for ref, p in zip(batch.samples, batch.positions, strict=True)]
+    write_segments(folder, segments)
+    (folder / "config.yaml").write_text(dump_config(now))
+    for step in range(9):
+        records[step] = inspect_batch(folder, step)["samples"]
+    columns = ("source", "shard", "key", "row", "position")
+    assert {step: [tuple(row[c] for c in columns) for row in rows] for step, rows in records.items()} == seen
+    assert [p for rows in seen.values() for *_, p in rows] == list(range(4 * 6 + 5 * 10))
+    two = [(row[1], row[2]) for rows in seen.values() for row in rows if row[0] == "two"]
+    assert len(set(two[:13])) == 13, "each sample of a source once an epoch, across the change"
 
 
 def test_a_replacement_that_lacks_something_is_still_a_replacement(run):

@@ -33,8 +33,8 @@ class WatchedReader:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
 
-    def batches(self, start: int) -> Iterator[Any]:
-        for batch in self._reader.batches(start):
+    def batches(self, start: int, segments: Any = ()) -> Iterator[Any]:
+        for batch in self._reader.batches(start, segments):
             if lineage := os.environ.get("FAKE_LINEAGE"):
                 rows = zip(batch.positions.tolist(), batch.views.sum((1, 2, 3, 4)).tolist(), strict=True)
                 with open(f"{lineage}.{self._rank}", "a") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fakes import configuration, events, logs, metrics, run_ranks
+from training_fakes import configuration, events, lineage, logs, metrics, run_ranks
 
 from data_pipeline.errors import UserError
 from pretrain.training import run
@@ -17,6 +17,7 @@ from pretrain.training.checkpoint.disk import (
     DamagedError,
     complete_checkpoints,
     describe_checkpoint,
+    find_checkpoint,
     load_weights,
     mark_best,
     sealed,
@@ -187,7 +188,32 @@ def test_a_wanted_change_is_taken_recorded_and_needs_its_name_once(finished: Pat
     assert metrics(finished)[-1]["step"] == 14 and metrics(finished)[8]["lr"] < 0.002
 
 
-@pytest.mark.parametrize("key", ["data.sources", "training.batch_size", "model.name", "training.ema.enabled"])
+def test_the_batch_grows_within_a_run_and_no_sample_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 samples a step, 32 from step 4 on, 8 from step 8 on; killed and resumed in each part."""
+    output, trace = tmp_path / "run", tmp_path / "lineage"
+    monkeypatch.setenv("FAKE_LINEAGE", str(trace))
+    grown = {"training__batch_size": 32, "training__accumulation": 2, "training__precision": "fp32"}
+    allowed = {"training__allow_changes": ["training.batch_size", "training.accumulation"]}
+    assert go(output, training__stop_after=4) == 75
+    with pytest.raises(UserError, match=r"--allow-change training\.accumulation --allow-change training\.batch_size"):
+        go(output, **grown)
+    assert go(output, **grown, **allowed, training__stop_after=6) == 75
+    assert go(output, **grown, training__stop_after=8) == 75
+    assert go(output, training__batch_size=8, **allowed) == 0
+    rows: dict[int, list[int]] = {}
+    for _, step, _, positions in lineage(trace):
+        rows.setdefault(step, []).extend(positions)
+    assert [len(rows[step]) for step in range(12)] == [16] * 4 + [32] * 4 + [8] * 4
+    assert [p for step in range(12) for p in rows[step]] == list(range(4 * 16 + 4 * 32 + 4 * 8))
+    segments = json.loads((output / "segments.json").read_text())
+    assert [(s["step"], s["batch_size"]) for s in segments] == [(0, 16), (4, 32), (8, 8)]
+    assert find_checkpoint(output).samples == 224
+    with pytest.raises(UserError, match=r"give schedule\.steps"):
+        epochs = {"schedule__steps": None, "schedule__epochs": 3.0}
+        go(output, **epochs, training__allow_changes=["schedule", "training.batch_size"])
+
+
+@pytest.mark.parametrize("key", ["data.sources", "data.sources.0.path", "model.name", "training.ema.enabled"])
 def test_what_would_change_the_samples_or_the_model_cannot_be_allowed(finished: Path, key: str) -> None:
     with pytest.raises(UserError, match=f"--allow-change {key}: a run may change optimizer"):
         go(finished, training__allow_changes=[key])

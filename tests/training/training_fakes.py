@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import FaultLog
+from data_pipeline.reading.order.course import Segment, samples_before
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.configuration.schema import ModelConfig
 from pretrain.tasks.module import LossOutput, StepKeys, TaskModule
@@ -60,13 +61,14 @@ class FakeReader:
     def progress(self, step: int) -> dict[str, dict[str, float]]:
         return {}
 
-    def batches(self, start_step: int) -> Iterator[FakeBatch]:
+    def batches(self, start_step: int, segments: Sequence[Segment] = ()) -> Iterator[FakeBatch]:
+        before = samples_before(segments or [Segment(0, self.batch, (1.0,))], start_step)
         micro_size = self.batch // self.accumulation
         share = micro_size // self.world
         step = start_step
         while True:
             for micro in range(self.accumulation):
-                first = step * self.batch + micro * micro_size + self.rank * share
+                first = before + (step - start_step) * self.batch + micro * micro_size + self.rank * share
                 positions = list(range(first, first + share))
                 pairs = [sample(position) for position in positions]
                 images, labels = torch.stack([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.hashing import Integers, key, permutation
-from data_pipeline.reading.order.mixture import Mixture
+from data_pipeline.reading.order.course import Course, Segment
 
 _SHARDS, _BLOCK, _NEAR, _FAR = 1, 2, 3, 4  # purposes of hash keys
 _T = TypeVar("_T")
@@ -135,12 +135,21 @@ class SourceOrder:
 
 
 class Order:
-    """Order of a whole mixture: global position -> source, epoch, shard, row."""
+    """Order of a whole mixture: global position -> source, epoch, shard, row.
+
+    segments: of a run that changes its mixture on the way; without them `weights` hold throughout.
+    """
 
     def __init__(
-        self, sizes: Sequence[Sequence[int] | Integers], weights: Sequence[float], *, block_shards: int, seed: int
+        self,
+        sizes: Sequence[Sequence[int] | Integers],
+        weights: Sequence[float],
+        *,
+        block_shards: int,
+        seed: int,
+        segments: Sequence[Segment] = (),
     ) -> None:
-        self.mixture = Mixture(weights, seed=seed)
+        self.course = Course(segments or [Segment(0, 1, tuple(weights))], seed=seed)
         self.sources = [
             SourceOrder(own, block_shards=block_shards, seed=seed, source=number) for number, own in enumerate(sizes)
         ]
@@ -152,7 +161,7 @@ class Order:
 
     def indices(self, positions: Integers) -> tuple[Integers, Integers]:
         """Maps global positions to source and running index in that source; int64 [n] each."""
-        return self.mixture.locate(np.asarray(positions, dtype=np.int64))
+        return self.course.locate(np.asarray(positions, dtype=np.int64))
 
     def locate(self, positions: Integers) -> Located:
         """Maps global positions, int64 [n], to the samples that stand there."""

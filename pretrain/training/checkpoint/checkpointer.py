@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data_pipeline.durable import remove_leftovers, write_durably
 from data_pipeline.errors import GaveUpError, UserError
+from data_pipeline.reading.order.course import Segment
 from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
@@ -35,6 +36,7 @@ from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.record import EventLog
+from pretrain.training.segments import as_json
 from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 
@@ -384,4 +386,8 @@ class Checkpointer:
 
 
 def _state_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    return checkpoint.state
+    """Where it names no segments, an earlier build wrote it, which had one a run."""
+    if "segments" in checkpoint.state:
+        return checkpoint.state
+    weights = tuple(source.weight for source in checkpoint.config.data.sources)
+    return checkpoint.state | {"segments": as_json([Segment(0, checkpoint.config.training.batch_size, weights)])}

@@ -33,9 +33,11 @@ from torch import Tensor
 
 from data_pipeline.durable import file_sha256, write_durably
 from data_pipeline.errors import UserError, first_ten
+from data_pipeline.reading.order.course import samples_before
 from pretrain import __version__
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.training.checkpoint.trained_on import TrainedOn
+from pretrain.training.segments import from_json
 
 SCHEMA = 2
 VERSIONS = {"1": "0.1.0"}  # of programs whose manifests did not name theirs, by schema
@@ -100,6 +102,12 @@ class Checkpoint:
     @cached_property
     def state(self) -> dict[str, Any]:
         return _read_json(self.path / STATE)
+
+    @property
+    def samples(self) -> int:
+        """That the run had read when this was saved."""
+        segments = from_json(self.state.get("segments", ()))
+        return samples_before(segments, self.step) if segments else self.step * self.config.training.batch_size
 
     @cached_property
     def trained_on(self) -> TrainedOn:

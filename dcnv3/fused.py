@@ -39,8 +39,8 @@ for _name, _given, _last in (
     ("norm_backward_scaled", "Tensor factor, ", ""),
 ):
     _LIBRARY.define(
-        f"{_name}(Tensor grad_output, {_given}Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd{_last}) -> "
-        "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+        f"{_name}(Tensor grad_output, {_given}Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd{_last}) "
+        "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
     )
 _LIBRARY.define("gelu(Tensor x) -> Tensor")
 _LIBRARY.define("gelu_(Tensor(a!) x) -> ()")
@@ -115,7 +115,7 @@ def residual_norm(
     bias: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """residual + factor * layer_norm(x), where a branch ends. x, residual: [B, ..., C]; factor: [B, 1, ...] or None for 1."""
+    """residual + factor * layer_norm(x), where a branch ends. x, residual: [B, ..., C]; factor: [B, 1, ...]; None is 1."""
     given = (x, weight, bias, residual) if factor is None else (x, weight, bias, residual, factor)
     if _served("norm_residual", *given) and _fits(x) and x.shape == residual.shape and _is_of_samples(factor, x):
         return _ResidualNorm.apply(x, residual, factor, weight, bias, eps)

@@ -115,7 +115,7 @@ def residual_norm(
     bias: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """residual + factor * layer_norm(x), where a branch ends. x, residual: [B, ..., C]; factor: [B, 1, ...]; None is 1."""
+    """residual + factor * layer_norm(x), where a branch ends. x, residual: [B, ..., C]; factor: [B, 1, ...] or None."""
     given = (x, weight, bias, residual) if factor is None else (x, weight, bias, residual, factor)
     if _served("norm_residual", *given) and _fits(x) and x.shape == residual.shape and _is_of_samples(factor, x):
         return _ResidualNorm.apply(x, residual, factor, weight, bias, eps)

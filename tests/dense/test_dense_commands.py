@@ -28,7 +28,13 @@ def source(coco_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize("task", SECTIONS)
+# Parts of other tasks here: the fine-tuning of `source`, and Mask2Former on objects.
+OTHERS_PARTS = ("detection", "query_segmentation")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow) if task in OTHERS_PARTS else task for task in SECTIONS]
+)
 def test_a_task_goes_from_a_source_to_scores_and_predictions(
     task: str, source: Path, coco_set: Path, label_set: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +112,35 @@ def test_shards_are_packed_by_the_command_line(coco_files, tmp_path: Path, capsy
     said = json.loads(capsys.readouterr().out)
     assert said["packed"] == 4 and said["objects"] > 4 and said["left_out"] == {}
     assert run([*words, "--label-maps", str(images)]) == 2 and run([*words[:-3], "--root", str(images)]) == 2
+
+
+@pytest.mark.parametrize("task", ["query_detection", "query_instance"])
+def test_a_plan_counts_heads_of_queries_as_pytorch_keeps_them(task: str, tmp_path: Path) -> None:
+    """On the CPU with real tensors, in training: what autograd saves of the whole, less what the image model saves."""
+    import torch
+
+    config = tiny(task, tmp_path)
+    config.model.overrides["drop_path_rate"] = 0.0
+    module = task_of(config).build(config.model, config.data, classes=3)
+    values, multiply_adds = module.to("meta").head_costs(96)
+    module = task_of(config).build(config.model, config.data, classes=3).train()
+    images, own = torch.randn(1, 3, 96, 96), {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def kept(call) -> float:
+        found = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = call()
+        assert out is not None
+        return sum(t.untyped_storage().nbytes() / 4 for where, t in found.items() if where not in own)
+
+    whole = (lambda: module._outputs(images, [(96, 96)])) if task == "query_detection" else (lambda: module.net(images))
+    found = kept(whole) - kept(lambda: module.features(images))
+    assert multiply_adds > 0 and values == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])

@@ -29,7 +29,7 @@ from pretrain.training.checkpoint.disk import AUTO, run_of
 _log = logging.getLogger(__name__)
 
 # What classification/models/intern_image.py of OpenGVLab/InternImage writes out; all else is an option there.
-FIXED = {"in_chans": 3, "kernel_size": 3, "mask_activation": "softmax", "share_weights": True, "conv_norm": "layer"}
+FIXED = {"in_chans": 3, "kernel_size": 3, "mask_activation": "softmax", "share_weights": True}
 PROJECTOR_FIXED = {"clip_embed_dim": 1024, "head_hidden_size": 768, "clip_heads": 16}
 # What that of their detectors and segmenters writes out; it swallows options that it does not know.
 STAGES_FIXED = {**FIXED, "remove_center": False}

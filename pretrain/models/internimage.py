@@ -10,7 +10,7 @@ conventions are in TimmFeatures.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,7 @@ from dcnv3 import DCNv3
 from pretrain.models.activations import Kept, kept_within
 from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
-from pretrain.models.layers import (
-    BatchNormGelu,
-    DropPath,
-    GlobalBatchNorm,
-    LayerNorm,
-    Mlp,
-    NormGelu,
-    SplitNorm,
-    drop_path_factors,
-    initial_std,
-)
+from pretrain.models.layers import DropPath, LayerNorm, Mlp, NormGelu, SplitNorm, drop_path_factors, initial_std
 from pretrain.models.linear import linear, use_fast_linears
 from pretrain.models.recomputation import recomputed
 from pretrain.models.timm_features import TimmFeatures
@@ -41,12 +31,12 @@ BlockFactors = tuple[Tensor | None, Tensor | None]  # what drop path multiplies 
 class Stem(nn.Module):
     """Two 3x3 convolutions of stride 2: [B, in_chans, H, W] -> [B, H/4, W/4, C]."""
 
-    def __init__(self, in_chans: int, channels: int, batch_norm: bool = False) -> None:
+    def __init__(self, in_chans: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, channels // 2, 3, stride=2, padding=1)
-        self.norm1 = BatchNormGelu(channels // 2) if batch_norm else NormGelu(channels // 2)
+        self.norm1 = NormGelu(channels // 2)
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
-        self.norm2 = GlobalBatchNorm(channels) if batch_norm else LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(self.conv1(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
@@ -55,12 +45,12 @@ class Stem(nn.Module):
 
 @compiled_region
 class Downsample(nn.Module):
-    """3x3 convolution of stride 2 without bias, norm: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
+    """3x3 convolution of stride 2 without bias, LayerNorm: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
 
-    def __init__(self, channels: int, batch_norm: bool = False) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
-        self.norm = GlobalBatchNorm(2 * channels) if batch_norm else LayerNorm(2 * channels)
+        self.norm = LayerNorm(2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
@@ -142,13 +132,7 @@ class Stage(nn.Module):
     """Blocks, a norm, and the way down to the next stage."""
 
     def __init__(
-        self,
-        blocks: Sequence[Block],
-        *,
-        norm: bool,
-        downsample: bool,
-        post_norm_after: Sequence[int],
-        batch_norm: bool = False,
+        self, blocks: Sequence[Block], *, norm: bool, downsample: bool, post_norm_after: Sequence[int]
     ) -> None:
         super().__init__()
         channels = blocks[0].dcn.channels
@@ -156,7 +140,7 @@ class Stage(nn.Module):
         self.norm = LayerNorm(channels) if norm else None
         self.post_norm_after = {int(block): index for index, block in enumerate(post_norm_after)}
         self.post_norms = nn.ModuleList([LayerNorm(channels) for _ in post_norm_after])
-        self.downsample = Downsample(channels, batch_norm) if downsample else None
+        self.downsample = Downsample(channels) if downsample else None
 
     def forward(self, x: Tensor, factors: Sequence[BlockFactors] | None = None) -> Tensor:
         """[B, H, W, C] -> the stage's feature, same shape; `downsample` makes the next stage's input of it.
@@ -198,9 +182,6 @@ class InternImage(TimmFeatures, nn.Module):
         center_feature_scale: of every DCNv3.
         use_clip_projector: the head of H and G: clip_embed_dim is the width of its tokens, head_hidden_size that of the
             pooled vector, clip_heads the heads of its attention.
-        conv_norm: "layer", or "batch" for BatchNorm over all ranks behind the convolutions of the stem and of the ways
-            down. LayerNorm brings every pixel to the same length, flat white ground as much as an outline; narrow
-            models of drawings learn several times faster with "batch".
         global_pool: "avg", or "" for forward to give the map before pooling.
         init_std: standard deviation of the initial values of the MLPs, the attention pool and the classifier; None for
             1 / sqrt(width of the input) each, with which models much narrower than the published ones learn faster.
@@ -237,7 +218,6 @@ class InternImage(TimmFeatures, nn.Module):
         share_weights: bool = True,
         global_pool: str = "avg",
         init_std: float | None = 0.02,
-        conv_norm: Literal["layer", "batch"] = "layer",
         backend: str | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -246,14 +226,11 @@ class InternImage(TimmFeatures, nn.Module):
         _check(channels, depths, groups, level2_post_norm_block_ids if level2_post_norm else ())
         if init_std is not None and not init_std > 0:
             raise ValueError(f"init_std: above 0, or None for 1 / sqrt(width), not {init_std}")
-        if conv_norm not in ("layer", "batch"):
-            raise ValueError(f'conv_norm: "layer" or "batch", not {conv_norm!r}')
-        batch_norm = conv_norm == "batch"
         self.channels, self.depths, self.groups = channels, tuple(depths), tuple(groups)
         self.in_chans, self.drop_rate, self.init_std = in_chans, drop_rate, init_std
         self.use_clip_projector = use_clip_projector
         widths = [channels * 2**stage for stage in range(4)]
-        self.stem = Stem(in_chans, channels, batch_norm)
+        self.stem = Stem(in_chans, channels)
         self.stages = nn.ModuleList()
         index, last = 0, max(sum(depths) - 1, 1)
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -290,7 +267,6 @@ class InternImage(TimmFeatures, nn.Module):
                     blocks,
                     norm=center_feature_scale or not post_norm,
                     downsample=stage < 3,
-                    batch_norm=batch_norm,
                     post_norm_after=tuple(level2_post_norm_block_ids or ()) if level2_post_norm and stage == 2 else (),
                 )
             )

@@ -201,14 +201,6 @@ class GlobalBatchNorm(nn.Module):
         return self
 
 
-class BatchNormGelu(GlobalBatchNorm):
-    """GlobalBatchNorm, then GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., C] -> [..., C], same dtype."""
-        return F.gelu(super().forward(x))
-
-
 def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 

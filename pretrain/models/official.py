@@ -213,15 +213,14 @@ def _allowed(key: str, allow: Collection[str]) -> bool:
 
 def _keys(model: Any) -> Iterator[tuple[str, _Entry]]:
     """(official key, our entry) for every entry of the model."""
-    for number in (1, 2):
-        yield from _pair(f"patch_embed.conv{number}", f"stem.conv{number}")
-        norm = model.stem.get_submodule(f"norm{number}")
-        yield from _norm(f"patch_embed.norm{number}.1", f"stem.norm{number}", norm)
+    for name in ("conv1", "norm1", "conv2", "norm2"):
+        yield from _pair(f"patch_embed.{name}" + (".1" if "norm" in name else ""), f"stem.{name}")
     for index, stage in enumerate(model.stages):
         yield from _stage(f"levels.{index}", f"stages.{index}", stage)
     if hasattr(model, "conv_head"):
         yield "conv_head.0.weight", _Entry("conv_head.proj.weight", view=(1, 1))
-        yield from _norm("conv_head.1.0", "conv_head.norm", model.conv_head.norm)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            yield f"conv_head.1.0.{name}", _Entry(f"conv_head.norm.{name}")
     if hasattr(model, "clip_projector"):
         for theirs, ours in (("dcnv3_head_x4.0", "fuse.proj4"), ("dcnv3_head_x3", "fuse.proj3")):
             yield f"{theirs}.weight", _Entry(f"{ours}.weight", view=(1, 1))
@@ -247,7 +246,7 @@ def _stage(theirs: str, ours: str, stage: Any) -> Iterator[tuple[str, _Entry]]:
         yield from _pair(f"{theirs}.post_norms.{index}.0", f"{ours}.post_norms.{index}")
     if stage.downsample is not None:
         yield f"{theirs}.downsample.conv.weight", _Entry(f"{ours}.downsample.conv.weight")
-        yield from _norm(f"{theirs}.downsample.norm.1", f"{ours}.downsample.norm", stage.downsample.norm)
+        yield from _pair(f"{theirs}.downsample.norm.1", f"{ours}.downsample.norm")
 
 
 def _block(theirs: str, ours: str, block: Any) -> Iterator[tuple[str, _Entry]]:
@@ -270,11 +269,6 @@ def _block(theirs: str, ours: str, block: Any) -> Iterator[tuple[str, _Entry]]:
     if block.res_norm1 is not None:
         yield from _pair(f"{theirs}.res_post_norm1.0", f"{ours}.res_norm1")
         yield from _pair(f"{theirs}.res_post_norm2.0", f"{ours}.res_norm2")
-
-
-def _norm(theirs: str, ours: str, norm: nn.Module) -> Iterator[tuple[str, _Entry]]:
-    for name in norm.state_dict():
-        yield f"{theirs}.{name}", _Entry(f"{ours}.{name}")
 
 
 def _pair(theirs: str, ours: str) -> Iterator[tuple[str, _Entry]]:

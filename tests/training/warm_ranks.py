@@ -3,8 +3,8 @@
     the test  -- a line {"work", "environment", "log", "reply"} a job, to each rank's input -->  the ranks run it
               <-- REPLY.RANK holds the exit code, once that rank is done --
 
-After an end that is neither 0 nor 75 the ranks are ended, and the next job starts new ones. Tests that kill ranks, signal
-them or look at a start of theirs start their own (training_fakes.start_ranks).
+After an end that is neither 0 nor 75 the ranks are ended, and the next job starts new ones. Tests that kill or signal
+ranks start their own (training_fakes.start_ranks).
 """
 
 import atexit

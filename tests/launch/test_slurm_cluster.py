@@ -398,7 +398,9 @@ def test_a_node_that_dies_gives_its_job_back_to_the_queue(
     tmp_path: Path,
     wait_for: Callable[..., None],
 ) -> None:
-    """Slurm itself requeues; the last test here, for the node is down for a while."""
+    """Slurm itself requeues; where rank 0 notices first, the script does, too, after a start without the node. The last
+    test here, for the node is down for a while.
+    """
     from training_fakes import events
 
     run = tmp_path / "run"
@@ -410,6 +412,6 @@ def test_a_node_that_dies_gives_its_job_back_to_the_queue(
     cluster.until_idle()
     again_now(cluster, job, wait_for)
     state = cluster.wait(job, 300)
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
-    assert [e["step"] for e in events(run, "resume")] == [4]
+    assert state["JobState"] == "COMPLETED" and state["Restarts"] in ("1", "2")
+    assert min(e["step"] for e in events(run, "resume")) >= 4, "from the newest checkpoint, not afresh"
     assert_ends_like(run, unbroken)

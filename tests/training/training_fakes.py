@@ -424,4 +424,5 @@ if __name__ == "__main__":
         saving.copy_durably = copying
     if sys.argv[1:] == ["--serve"]:
         serve(run_all)
+        leave(0)
     leave(run_all(sys.argv[1:]))

@@ -1,21 +1,26 @@
-"""A plain CLIP + category ResNet on the demo's drawings, at the demo's time: what the demo's model must beat.
+"""The demo's pretraining beside a plain CLIP + category ResNet, at equal time on the same machine.
 
-    python benchmarks/demo_yardstick.py RUN [--cpu-seconds 720] [--threads 2] [--seeds 3] [--held-out]
+    python benchmarks/demo_yardstick.py FOLDER [--seeds 3] [--threads 2] [--held-out] [KEY=VALUE ...]
 
-RUN is a demo's folder (internimage demo --output RUN): its shards are read, its augmentation is taken over, and its
-scores are put beside. The model is timm's resnet10t (5 M parameters) with a linear projection, a bag of words for the
-text, softmax contrast and a category head; AdamW 1e-3, cosine. No code of this project but the reader and the scores.
-Time is counted in CPU seconds of this process (the demo's pretraining takes about 720 on two cores), so that other work
-on the machine does not count. Scores are those of the validation sets, with --held-out of the held-out ones: these are
-looked at once. Result: results/demo_yardstick.json.
+FOLDER gets the embedded set and a run of the demo's recipe a seed, as `internimage demo` makes them (KEY=VALUE changes
+that recipe); then, for as many CPU seconds as the run took, the yardstick trains: timm's resnet10t (5 M parameters)
+with a linear projection, a bag of words for the text, softmax contrast and a category head; AdamW 1e-3, cosine, the
+demo's augmentation. Of this project it uses the reader and the scores alone. CPU seconds are counted, start included,
+so that other work on the machine hardly counts. Stopped, the same command goes on behind the last finished run.
+
+Scores are those of the validation sets, with --held-out of the held-out ones: these are looked at once.
+Result: results/demo_yardstick.json.
 """
 
 import argparse
 import json
 import math
 import re
+import resource
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +30,18 @@ import torch.nn.functional as F
 from machine import machine
 from torch import Tensor, nn
 
+from data_pipeline.preparation.sources import openmoji
 from data_pipeline.reading import ImageText, Reader, normalize
 from pretrain.configuration import RunConfig, load_config
-from pretrain.evaluation import read_results
+from pretrain.demo.walk import DRAWINGS_A_CONCEPT, PRETRAINING
+from pretrain.evaluation import load_module
 from pretrain.evaluation.classification import top1, zero_shot
 from pretrain.evaluation.retrieval import retrieval
 from pretrain.evaluation.sets import describe_set
 
 WORDS, LENGTH, WIDTH, BATCH, LR = 8192, 24, 192, 128, 1e-3
 SETS = {"another artist": "{}-artist", "unseen concepts": "{}"}
+Scores = dict[str, float]
 RESULT = Path(__file__).parent / "results" / "demo_yardstick.json"
 
 
@@ -41,7 +49,9 @@ def words(captions: Sequence[str]) -> Tensor:
     """int64 [n, LENGTH]: a number for each word, 0 where there is none."""
     rows = []
     for caption in captions:
-        found = [1 + sum(ord(c) * 31**i for i, c in enumerate(w)) % (WORDS - 1) for w in re.findall(r"\w+", caption)]
+        found = [
+            1 + sum(ord(c) * 31**i for i, c in enumerate(w)) % (WORDS - 1) for w in re.findall(r"\w+", caption.lower())
+        ]
         rows.append((found + [0] * LENGTH)[:LENGTH])
     return torch.tensor(rows)
 
@@ -100,15 +110,28 @@ def train(config: RunConfig, train_set: Path, seed: int, seconds: float) -> tupl
     return model.eval(), steps
 
 
-def scores(model: Plain, config: RunConfig, shards: Path, split: str) -> dict[str, float]:
+def train_demo(output: Path, shards: Path, seed: int, changes: Sequence[str]) -> float:
+    """Train the demo's recipe into `output`; the CPU seconds of its processes."""
+    taken = output / "cpu_seconds.json"
+    if not taken.exists():
+        words = ["pretrain", PRETRAINING, f"data.sources.0.path={shards / 'train'}", f"training.seed={seed}", *changes]
+        words += ["--output", str(output), "--processes", "2"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "launch", *words], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.write_text(json.dumps(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime))
+    return float(json.loads(taken.read_text()))
+
+
+def scores(model: Any, tokenizer: Callable[[list[str]], Tensor], config: RunConfig, shards: Path, split: str) -> Scores:
     """{what was withheld: score: value}, flattened."""
     found = {}
     for title, pattern in SETS.items():
         folder = shards / pattern.format(split)
         names = describe_set(folder).class_names()
         for result in (
-            retrieval(model, folder, config, tokenizer=words, examples=0),
-            zero_shot(model, folder, config, tokenizer=words),
+            retrieval(model, folder, config, tokenizer=tokenizer, examples=0),
+            zero_shot(model, folder, config, tokenizer=tokenizer),
             top1(model, folder, config, classes=names),
         ):
             found |= {f"{title}: {result['title']}: {one['title']}": one["value"] for one in result["scores"]}
@@ -117,37 +140,53 @@ def scores(model: Plain, config: RunConfig, shards: Path, split: str) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--cpu-seconds", type=float, default=720.0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, default=2, help="of the yardstick; the demo has two processes")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     about = machine("timm")
-    config = load_config("demo")
-    shards, split = options.run / "shards", "held-out" if options.held_out else "validation"
+    config = load_config(PRETRAINING, tuple(options.changes))
+    shards, split = options.folder / "shards", "held-out" if options.held_out else "validation"
+    openmoji.build_openmoji(shards, drawings_a_concept=DRAWINGS_A_CONCEPT)
     seeds = []
     for seed in range(options.seeds):
-        model, steps = train(config, shards / "train", seed, options.cpu_seconds)
-        seeds.append({"seed": seed, "steps": steps, **scores(model, config, shards, split)})
-        print(f"seed {seed}: {steps} steps of {BATCH}", flush=True)
-    ours = {
-        f"{result['set']}: {result['title']}: {one['title']}": one["value"]
-        for result in read_results(options.run).values()
-        for one in result["scores"]
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {
-        "machine": about, "cpu_seconds": options.cpu_seconds, "split": split,
-        "parameters": sum(p.numel() for p in model.parameters()), "yardstick": seeds, "demo": ours,
+        run = options.folder / f"demo-{seed}"
+        seconds = train_demo(run, shards, seed, options.changes)
+        model, steps = train(config, shards / "train", seed, seconds)
+        own = load_module(run)
+        tokenizer = config.task.tokenizer(config.data)
+        row = {
+            "seed": seed,
+            "cpu_seconds": round(seconds, 1),
+            "yardstick_steps": steps,
+            "demo_steps": own.checkpoint.step,
+        }
+        row["demo"] = scores(own.module, tokenizer, own.config, shards, split)
+        row["yardstick"] = scores(model, words, config, shards, split)
+        seeds.append(row)
+        print(
+            f"seed {seed}: {seconds:.0f} CPU seconds, {row['demo_steps']} steps of the demo, {steps} of the yardstick"
+        )
+    sizes = {"demo": own.module.image, "yardstick": model.resnet}
+    content = {
+        "machine": about, "changes": options.changes, "split": split, "seeds": seeds,
+        "parameters": {name: sum(p.numel() for p in image.parameters()) for name, image in sizes.items()},
     }  # fmt: skip
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(content, indent=1) + "\n")
-    for name in (key for key in seeds[0] if ":" in key):
-        values = [one[name] for one in seeds]
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-        print(f"{name:90s} {sum(values) / len(values):.3f}{spread}")
+    print(f"{'':90s} demo - yardstick, demo, yardstick")
+    for name in seeds[0]["demo"]:
+        ours, theirs = ([one[who][name] for one in seeds] for who in ("demo", "yardstick"))
+        means = [sum(values) / len(values) for values in (ours, theirs)]
+        print(f"{name:90s} {means[0] - means[1]:+.3f}  {_spread(means[0], ours)}  {_spread(means[1], theirs)}")
+
+
+def _spread(mean: float, values: Sequence[float]) -> str:
+    return f"{mean:.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from machine import machine
 from data_pipeline.reading import ImageTextTargets
 from data_pipeline.reading.batch import Batch
 from data_pipeline.reading.config import AugmentationConfig
-from data_pipeline.reading.decode.augmentation import augment
+from data_pipeline.reading.decode.augmentation import augment, turned
 from pretrain.configuration import load_config
 from pretrain.objectives.keys import StepKeys
 from pretrain.objectives.position import identity_parameters
@@ -118,7 +118,7 @@ def augmentations() -> dict[str, dict[str, float]]:
             for turn in range(5):
                 began = time.process_time()
                 for position in range(100):
-                    augment(view, config, turn, position, 0)
+                    augment(turned(view, config, turn, position), config, turn, position, 0)
                 costs.append((time.process_time() - began) / 100)
             found.setdefault(name, {})[f"{size} px"] = round(1e6 * min(costs), 1)
     return found

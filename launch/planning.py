@@ -112,7 +112,7 @@ def _with_heads(counts: Counts, config: RunConfig, task: Pretraining, tower: "nn
         trained += targets * (seen * width * decoder.dim + tokens * 3.0 * decoder.dim**2)
         projection = costs.transformer_multiply_adds(tokens, decoder.dim, decoder.projector_layers)
         untrained = targets * (image + tokens * width * decoder.dim + projection)
-    if tower is not None:
+    if tower is not None and task.text.kind == "transformer":  # a bag of words is looked up, not multiplied
         length = config.data.context_length
         text = costs.text_tower_multiply_adds(tower, length)
         if task.text.frozen:
@@ -121,6 +121,7 @@ def _with_heads(counts: Counts, config: RunConfig, task: Pretraining, tower: "nn
             trained += text
             width, layers = costs.text_tower_shape(tower)
             activations += costs.transformer_activations(length, width, layers, checkpointing=keep)
+    if tower is not None:
         counts = replace(counts, contrastive_images=2 if recipe.image == "mixed" else 1)
     return replace(counts, trained_multiply_adds=trained, untrained_multiply_adds=untrained, transformers=activations)
 

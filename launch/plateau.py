@@ -23,7 +23,9 @@ class Search:
     least_steps: int
 
 
-def finetune_to_plateau(config: RunConfig, source: Path | None, output: Path, processes: str, search: Search) -> int:
+def finetune_to_plateau(
+    config: RunConfig, source: Path | None, output: Path, processes: str, search: Search, head_rows: str | None = None
+) -> int:
     """Segments of a run, each scored on `validation` by this process, no rank itself where there are several."""
     if invocation.inside_a_launcher():
         raise UserError("--validation starts its own ranks: run it on one machine, not under a launcher (RANK is set)")
@@ -37,6 +39,7 @@ def finetune_to_plateau(config: RunConfig, source: Path | None, output: Path, pr
         (run / SEGMENT).write_text(dump_config(segment), encoding="utf-8")
         words = ["finetune", str(run / SEGMENT), "--output", str(run)]
         words += ["--from", str(start)] if start is not None else []
+        words += ["--head-rows", head_rows] if head_rows is not None else []
         patience = Patience.with_grace(config.training.policy.grace_seconds)
         return local.spawn(
             invocation.own_command(words), count, logs=run / "logs", patience=patience, hold_signals=True
@@ -50,6 +53,7 @@ def finetune_to_plateau(config: RunConfig, source: Path | None, output: Path, pr
         segment_steps=search.segment_steps,
         patience=search.patience,
         least_steps=search.least_steps,
+        head_rows=head_rows,
         train=spawned if count > 1 else None,
     )
     ended = "its plateau" if plateau.reached else "the longest length allowed"

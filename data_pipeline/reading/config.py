@@ -26,8 +26,8 @@ PerView = float | tuple[float, float]  # the same for both views, or one for eac
 
 
 class AugmentationConfig(Section):
-    """The random view: crop of the (possibly flipped) image, resized to `data.image_size`; then colour, grey, blur,
-    solarize, RandAugment, rotation, erasing. A preset of task `pretraining` brings its paper's values for keys left
+    """The random view: crop of the (turned and flipped) image, resized to `data.image_size`; then colour, grey, blur,
+    solarize, RandAugment, erasing. A preset of task `pretraining` brings its paper's values for keys left
     out.
     """
 
@@ -43,8 +43,10 @@ class AugmentationConfig(Section):
     blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="its width, pixels of the view")
     solarize: PerView = Field(0.0, description="probability of inverting what is brighter than half")
     rand_augment: str | None = Field(None, description="timm's notation, as rand-m9-mstd0.5-inc1")
-    rotate: float = Field(0.0, ge=0, le=180, description="the view turns by +- this, degrees")
-    shift: float = Field(0.0, ge=0, le=0.5, description="and moves by +- this share of its side")
+    rotate: float = Field(
+        0.0, ge=0, le=180, description="the picture turns by +- this before it is cropped, degrees; all views alike"
+    )
+    shift: float = Field(0.0, ge=0, le=0.5, description="and moves by +- this share of its sides")
     erase: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
     caption_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of a caption's parts (between commas) left out; one always stays"

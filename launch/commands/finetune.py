@@ -62,12 +62,10 @@ def finetune(
         raise UserError(f"--from {checkpoint}: does not exist; give a run directory, a checkpoint or a weights file")
     folder = output or default_output(config)
     if validation is not None:
-        if head_rows is not None:
-            raise UserError("--head-rows does not go with --validation; take the rows in a run without it")
         from launch.plateau import Search, finetune_to_plateau
 
         search = Search(validation, segment_steps, patience, least_steps)
-        return finetune_to_plateau(resolved, checkpoint, folder, processes, search)
+        return finetune_to_plateau(resolved, checkpoint, folder, processes, search, head_rows)
 
     def rank(interruption: "Interruption") -> int:
         from pretrain import finetuning

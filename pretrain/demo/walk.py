@@ -111,7 +111,8 @@ def _finetuning(output: Path, shards: Path, name: str, source: Path | None) -> J
     arguments = ["finetune", FINETUNING, f"data.sources.0.path={shards / 'train'}", "--output", str(run)]
     arguments += ["--validation", str(shards / "validation"), "--processes", "1"]
     arguments += ["--segment-steps", str(SEGMENT_STEPS), "--patience", str(PATIENCE), "--least-steps", str(LEAST_STEPS)]
-    arguments += ["--from", str(source)] if source else []
+    # The pretraining has named these categories already: its classifier goes on where random weights have a new one.
+    arguments += ["--from", str(source), "--head-rows", "names"] if source else []
     title = "pretrained" if source else "random weights"
     return Job(title, tuple(arguments), run, load_config(FINETUNING).schedule.steps or 0)
 

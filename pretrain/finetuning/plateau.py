@@ -10,6 +10,7 @@ the ones evaluated, do what the decay would.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.errors import STOPPED, StoppedError, UserError
@@ -56,6 +57,7 @@ def train_to_plateau(
     patience: int = 3,
     least_gain: float = 0.0,
     least_steps: int = 0,
+    head_rows: Path | str | None = None,
     train: Train | None = None,
 ) -> Plateau:
     """Fine-tune `source` (None: random weights) until the validation score has not risen for `patience` segments.
@@ -64,7 +66,8 @@ def train_to_plateau(
         config: as for `finetune`, with schedule.steps the longest length allowed; its schedule becomes constant.
         validation: folder of the validation set, of the same classes.
         least_steps: no plateau counts before it; random weights may stand at chance for a while.
-        train: how a segment is run; by default in this process, alone.
+        head_rows: of the source's classifier, as for `finetune`.
+        train: how a segment is run; by default in this process, alone, with `head_rows`.
 
     Returns where the best segment is. Raises StoppedError (75) where a segment was stopped on request: the same call
     goes on; UserError where one fails or the configuration has no step count.
@@ -86,7 +89,7 @@ def train_to_plateau(
 
     while not history or not (ended() or history[-1][0] >= most):
         end = min((history[-1][0] if history else 0) + segment_steps, most)
-        code = (train or _alone)(segment_config(config, end, most), source, output)
+        code = (train or partial(_alone, head_rows=head_rows))(segment_config(config, end, most), source, output)
         if code not in (0, STOPPED):
             raise UserError(f"{output}: training up to step {end} ended with exit code {code}; see its events.jsonl")
         if (saved := find_checkpoint(output).step) < end:
@@ -117,5 +120,5 @@ def segment_config(config: RunConfig, end: int, most: int) -> RunConfig:
     return parse_config(data, source="segment of a fine-tuning")
 
 
-def _alone(config: RunConfig, source: Path | None, output: Path) -> int:
-    return finetune(config, source=source, output=output)
+def _alone(config: RunConfig, source: Path | None, output: Path, *, head_rows: Path | str | None) -> int:
+    return finetune(config, source=source, output=output, head_rows=head_rows)

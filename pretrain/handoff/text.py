@@ -53,9 +53,12 @@ class Text:
 
 
 def heads_of(settings: Mapping[str, Any]) -> int | None:
-    """Attention heads of the tower that a `task.text` section describes; None where it is a named model's tower that is
-    built otherwise than CLIP's (another activation, width of MLP, ...), which no layout but ours could hold.
+    """Attention heads of the tower that a `task.text` section describes; None where it is a bag of words, or a named
+    model's tower that is built otherwise than CLIP's (another activation, width of MLP, ...), which no layout but ours
+    could hold.
     """
+    if settings.get("kind") == "bag":
+        return None
     if settings.get("name") is None:
         return int(settings["heads"])
     import open_clip
@@ -87,7 +90,7 @@ def needed(text: Text | None, to: str) -> Text:
     if text is None:
         raise UserError(
             f"export to {to}: the checkpoint has no text tower (task.preset m3i and clip train one), or one of another "
-            "build than CLIP's (task.text.name); timm and hf take the image encoder alone"
+            "build than CLIP's (task.text.kind bag, task.text.name); timm and hf take the image encoder alone"
         )
     return text
 

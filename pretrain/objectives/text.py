@@ -1,11 +1,12 @@
-"""The text tower (open_clip's TextTransformer, of a size given or of a model named) and its tokenizer. Nothing is
-downloaded.
+"""The text tower (open_clip's TextTransformer, of a size given or of a model named, or a bag of words) and its
+tokenizer. Nothing is downloaded.
 """
 
 import difflib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError, first_ten
@@ -16,8 +17,12 @@ FULL_VOCABULARY = 49408  # 256 bytes, 256 bytes that end a word, 48,894 merges, 
 
 
 class TowerShape(Protocol):
-    """Sizes of the text tower, as the `task.text` section has them. name: of an open_clip model, whose sizes count."""
+    """Kind and sizes of the text tower, as the `task.text` section has them. name: of an open_clip model, whose sizes
+    count.
+    """
 
+    @property
+    def kind(self) -> Literal["transformer", "bag"]: ...
     @property
     def name(self) -> str | None: ...
     @property
@@ -35,6 +40,8 @@ def build_text_tower(config: TowerShape, context_length: int, embed_dim: int) ->
 
     Raises UserError where open_clip has no such model, or one whose text tower is not its own.
     """
+    if config.kind == "bag":
+        return BagOfWords(config.vocab_size, embed_dim)
     from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
     compiled_region(ResidualAttentionBlock)
@@ -51,6 +58,30 @@ def build_text_tower(config: TowerShape, context_length: int, embed_dim: int) ->
         output_dim=embed_dim,
         pool_type="argmax",  # the end-of-text token has the highest id
     )
+
+
+class BagOfWords(nn.Module):
+    """Mean of the vectors of a caption's tokens, whatever their order: [B, L] -> [B, embed_dim].
+
+    A token that no training caption has keeps its small initial vector and says little beside those that were learned;
+    a Transformer normalises every token first, so that unknown words speak as loud as known ones.
+    """
+
+    def __init__(self, vocab_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, embed_dim)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)  # as CLIP's
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: between the start, the first, and the end of text, the highest; zeros for an empty caption."""
+        end = tokens.argmax(1, keepdim=True)
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        inside = ((place > 0) & (place < end)).to(self.token_embedding.weight.dtype)
+        vectors = self.token_embedding(tokens) * inside[:, :, None]
+        return vectors.sum(1) / inside.sum(1, keepdim=True).clamp(min=1)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Nothing here is worth computing twice."""
 
 
 def _named_tower(name: str, vocab_size: int, context_length: int, embed_dim: int) -> nn.Module:

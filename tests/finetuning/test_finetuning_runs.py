@@ -69,6 +69,15 @@ def test_colours_are_learnt_to_the_plateau_and_the_run_is_reported(finetuning, p
     assert "top-1 accuracy" in page and "resume" in page
 
 
+def test_a_search_for_the_plateau_starts_from_rows_of_the_classifier(finetuning, pretrained, shapes, tmp_path):
+    """At rate 0 nothing moves: the classifier's rows are those of the source, which learned classes of these names."""
+    settings = {"validation": shapes, "segment_steps": 1, "head_rows": "names"}
+    train_to_plateau(finetuning(1, optimizer__lr=0.0), source=pretrained, output=tmp_path / "run", **settings)
+    trained, _ = load_weights(pretrained, "ema")
+    tuned, _ = load_weights(tmp_path / "run", "ema")
+    assert torch.equal(tuned["image.head.weight"], trained["image.head.weight"])
+
+
 def test_every_score_of_a_pretrained_run_is_written_into_it(pretrained, shapes):
     results = evaluate(pretrained, shapes)
     assert list(results) == ["retrieval", "zero-shot", "top1"]

@@ -209,14 +209,13 @@ def test_bfloat16_weights_give_finite_gradients_and_fp32_losses():
         ({"size": 80, "mask_cell": 32}, 3, "task.mask_cell 32"),
         ({"views": 1}, 3, "data.views is 1"),
         ({"rows": 2}, 3, "model.num_classes is 2, but the data name 3"),
-        ({"rotate": 5.0}, 3, "set data.augmentation.rotate and data.augmentation.shift to 0"),
     ],
 )
 def test_what_does_not_fit_together_is_told_before_the_first_step(change, classes, message):
     change = dict(change)
-    views, rows, rotate = change.pop("views", 2), change.pop("rows", 0), change.pop("rotate", 0.0)
+    views, rows = change.pop("views", 2), change.pop("rows", 0)
     config = make_config(change.pop("preset", "m3i"), **change)
-    config.data.views, config.data.augmentation.rotate = views, rotate
+    config.data.views = views
     config.model.num_classes = rows
     with pytest.raises(UserError, match=message):
         module_of(config, classes=classes)

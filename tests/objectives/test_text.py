@@ -119,3 +119,26 @@ def test_a_frozen_tower_begins_with_its_weights_and_stays_out_of_the_optimizer(t
     assert task.image.stem.conv1.weight.grad is not None
     with pytest.raises(ValueError, match=r"needs task\.text\.weights"):
         TextConfig(frozen=True)
+
+
+def test_a_bag_of_words_is_the_mean_of_its_tokens_in_any_order():
+    torch.manual_seed(0)
+    bag = build_text_tower(TextConfig(kind="bag", vocab_size=1024), 12, 8).double()
+    tokens = build_tokenizer(12, 1024)(["red cat", "cat red", "a blue dog sleeps", ""])
+    found, weight = bag(tokens), bag.token_embedding.weight
+    for row, vector in zip(tokens.tolist(), found, strict=True):
+        inside = row[1 : row.index(1023)]
+        mean = torch.stack([weight[token] for token in inside]).mean(0) if inside else torch.zeros_like(vector)
+        torch.testing.assert_close(vector, mean)
+    torch.testing.assert_close(found[0], found[1])
+    nothing = bag(torch.zeros(1, 12, dtype=torch.int64))  # a sample without a caption
+    assert not nothing.any()
+    with pytest.raises(ValueError, match=r"leave task\.text\.name out"):
+        TextConfig(kind="bag", name="ViT-H-14")
+
+
+def test_pretraining_trains_a_bag_of_words_and_its_checkpointing_changes_nothing():
+    task = make_task("clip_category", text={"kind": "bag", "vocab_size": 1024})
+    task.set_grad_checkpointing()
+    task(make_batch(6), StepKeys(0, 0)).total.backward()
+    assert task.text.token_embedding.weight.grad.abs().sum() > 0

@@ -254,11 +254,14 @@ def test_solarizing_inverts_what_is_brighter_than_half_and_blur_is_gaussian():
 def test_turning_moves_pixels_as_the_angle_and_the_shift_say():
     view = np.zeros((33, 33, 3), np.uint8)
     view[16, 26] = 250  # right of the centre
-    turned = view.copy()
-    turn(turned, 90.0, 0.0, [1.0, 0.5, 0.5])  # anticlockwise: above the centre
-    assert np.unravel_index(turned[..., 0].argmax(), (33, 33)) == (6, 16)
-    turn(view, 0.0, 4 / 33, [0.5, 1.0, 0.0])
-    assert np.unravel_index(view[..., 0].argmax(), (33, 33)) == (12, 30)
+    quarter = turn(view, 90.0, 0.0, [1.0, 0.5, 0.5])  # anticlockwise: above the centre
+    assert np.unravel_index(quarter[..., 0].argmax(), (33, 33)) == (6, 16)
+    moved = turn(view, 0.0, 4 / 33, [0.5, 1.0, 0.0])
+    assert np.unravel_index(moved[..., 0].argmax(), (33, 33)) == (12, 30)
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[5, 10] = 250
+    moved = turn(wide, 0.0, 0.1, [0.5, 1.0, 1.0])  # by a tenth of each side
+    assert np.unravel_index(moved[..., 0].argmax(), (20, 40)) == (7, 14)
 
 
 def test_parts_of_a_caption_are_left_out_by_their_share_and_one_always_stays():

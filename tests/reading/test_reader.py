@@ -274,3 +274,20 @@ def test_parts_of_captions_are_left_out_the_same_way_for_any_ranks_and_workers(t
     said = captions(1, 0)
     assert said == captions(2, 1)
     assert len(set(said)) == 7  # every choice of three parts but none
+
+
+def test_a_turned_picture_is_turned_alike_in_both_of_its_views(small):
+    """Central squares, mirrored or not: the second view is the first or its mirror image, turned or not."""
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.5}
+    still, turned = (
+        read(config(small, views=2, augmentation={**whole, "rotate": angle, "shift": angle / 300}), 1)[0]
+        for angle in (0.0, 30.0)
+    )
+    for one in (still, turned):
+        first, second = one["views"][:, 0], one["views"][:, 1]
+        mirrored = one["crops"][:, 0, 4] != one["crops"][:, 1, 4]
+        assert 0 < mirrored.sum() < len(first)
+        second = np.where(mirrored[:, None, None, None], second[:, :, ::-1], second)
+        assert np.abs(first.astype(int) - second).max() <= 1
+    assert (still["views"][:, 0] != turned["views"][:, 0]).any(axis=(1, 2, 3)).all()
+    assert np.array_equal(still["crops"], turned["crops"])

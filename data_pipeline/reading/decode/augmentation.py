@@ -1,7 +1,8 @@
-"""Augments a view after its crop. Each change draws hashed numbers of its own, and is one pass of OpenCV.
+"""Turns a picture before its crops, augments a view after. Each change draws hashed numbers of its own, and is one
+pass of OpenCV.
 
-colours (brightness, contrast, saturation, hue in random order, then grey: one affine map) -> blur -> solarize
--> RandAugment -> rotation and shift -> erasing
+rotation and shift, of the whole picture -> crop -> colours (brightness, contrast, saturation, hue in random order, then
+grey: one affine map) -> blur -> solarize -> RandAugment -> erasing
 """
 
 import functools
@@ -45,10 +46,17 @@ def augment(view: Pixels, config: AugmentationConfig, stream: int, position: int
     if config.rand_augment:
         policy = randaugment.parse_randaugment(config.rand_augment)
         randaugment.apply_randaugment(view, policy, _draw(4 * policy.operations, stream, _RANDOM, position, number))
-    if config.rotate or config.shift:
-        turn(view, config.rotate, config.shift, _draw(3, stream, _TURN, position, number))
     if config.erase:
         erase(view, config.erase, _draw(5, stream, _ERASE, position, number), key(stream, _ERASE, position, number))
+
+
+def turned(picture: Pixels, config: AugmentationConfig, stream: int, position: int) -> Pixels:
+    """The picture rotated and moved, the same for all its views: their crops then still say where the tokens of one
+    view lie in the other. A function of (stream, position).
+    """
+    if not (config.rotate or config.shift):
+        return picture
+    return turn(picture, config.rotate, config.shift, _draw(3, stream, _TURN, position, 0))
 
 
 def leave_out_parts(caption: str, share: float, stream: int, position: int) -> str:
@@ -107,15 +115,15 @@ def _turned_hue(angle: float) -> NDArray[np.float64]:
     return turned
 
 
-def turn(view: Pixels, degrees: float, shift: float, u: Sequence[float]) -> None:
-    """Rotates about the centre by +- `degrees` and moves by +- `shift` of the side, both ways; the border is repeated
-    outwards. `u`: 3 numbers in [0, 1).
+def turn(picture: Pixels, degrees: float, shift: float, u: Sequence[float]) -> Pixels:
+    """`picture`, [H, W, 3], rotated about its centre by +- `degrees` and moved by +- `shift` of each side; the border
+    is repeated outwards. `u`: 3 numbers in [0, 1).
     """
-    size = view.shape[0]
-    middle = (size - 1) / 2
-    matrix = cv2.getRotationMatrix2D((middle, middle), degrees * (2 * u[0] - 1), 1.0)
-    matrix[:, 2] += [size * shift * (2 * u[1] - 1), size * shift * (2 * u[2] - 1)]
-    np.copyto(view, cv2.warpAffine(view, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    height, width = picture.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees * (2 * u[0] - 1), 1.0)
+    matrix[:, 2] += [width * shift * (2 * u[1] - 1), height * shift * (2 * u[2] - 1)]
+    size, border = (width, height), cv2.BORDER_REPLICATE
+    return np.asarray(cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border), np.uint8)
 
 
 def erase(view: Pixels, probability: float, u: list[float], stream: int) -> None:

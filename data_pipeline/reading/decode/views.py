@@ -80,17 +80,19 @@ def render_views(
     data: bytes,
     max_pixels: int,
     choose: Callable[[Header], Sequence[Crop]],
+    change: Callable[[Pixels], Pixels],
     views: Pixels,
     crops: NDArray[np.float32],
 ) -> None:
-    """Decodes an image and writes the crops that `choose` picks: views uint8 [V, S, S, 3], crops float32 [V, 6].
+    """Decodes an image, changes it by `change`, which keeps its size, and writes the crops that `choose` picks: views
+    uint8 [V, S, S, 3], crops float32 [V, 6].
 
     The decoder makes the image smaller where every crop stays at least S. Raises BadSample.
     """
     header = read_header(data, max_pixels)
     chosen = choose(header)
     reduce = reduction(chosen, views.shape[1]) if can_reduce(header) else 1
-    pixels = decode(data, header, reduce)
+    pixels = change(decode(data, header, reduce))
     for number, crop in enumerate(chosen):
         if reduce > 1:
             crop = on_reduced(crop, reduce, pixels)

@@ -10,8 +10,8 @@ from data_pipeline.errors import BadDataError
 from data_pipeline.hashing import Integers, key, uniforms
 from data_pipeline.reading.batch import SampleRef
 from data_pipeline.reading.config import DataConfig, RectangleConfig
-from data_pipeline.reading.decode.augmentation import augment, leave_out_parts
-from data_pipeline.reading.decode.pixels import BadSample, DroppedSample, Header
+from data_pipeline.reading.decode.augmentation import augment, leave_out_parts, turned
+from data_pipeline.reading.decode.pixels import BadSample, DroppedSample, Header, Pixels
 from data_pipeline.reading.decode.rectangle import Placed, draw_rectangle, render_rectangle
 from data_pipeline.reading.decode.views import UNIFORMS, Crop, random_crop, render_views
 from data_pipeline.reading.faults import Fault
@@ -119,7 +119,10 @@ class RowFiller:
             size = header.width, header.height
             return [random_crop(*size, numbers, rules.scale, rules.ratio, rules.flip) for numbers in own]
 
-        render_views(data, self._config.max_pixels, choose, views, crops)
+        def change(picture: Pixels) -> Pixels:
+            return turned(picture, rules, self._stream, position)
+
+        render_views(data, self._config.max_pixels, choose, change, views, crops)
         for number, view in enumerate(views):
             augment(view, rules, self._stream, position, number)
 

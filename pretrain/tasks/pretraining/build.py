@@ -37,11 +37,6 @@ def build_pretraining(task: "Pretraining", model: ModelConfig, data: DataConfig,
     weights, notices = _weights(task, recipe, classes)
     if data.views < recipe.views:
         raise UserError(f"task.preset {task.preset!r} compares two views of an image, but data.views is 1: set it to 2")
-    if "inter" in weights and recipe.dense and (data.augmentation.rotate or data.augmentation.shift):
-        raise UserError(
-            f"task.preset {task.preset!r} must know where the tokens of one view lie in the other, which a turned view "
-            "does not tell: set data.augmentation.rotate and data.augmentation.shift to 0"
-        )
     if task.balance is not None and not (weights.keys() & {"intra", "inter"} and weights.keys() & {"text", "category"}):
         raise UserError(
             f"task.balance measures dense losses by those of text and category, and preset {task.preset!r} with these "

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 class TextConfig(Section):
-    """The text tower: open_clip's TextTransformer."""
+    """The text tower: open_clip's TextTransformer, or a bag of words, which no other tool can build."""
 
+    kind: Literal["transformer", "bag"] = Field(
+        "transformer", description="bag: the mean of the tokens' vectors, task.embed_dim wide; vocab_size alone counts"
+    )
     name: str | None = Field(None, description="open_clip model whose text tower it is, as ViT-H-14; null: sizes below")
     weights: str | None = Field(None, description="file to start the tower from: an open_clip model's, or its tower's")
     frozen: bool = Field(False, description="the tower is not trained; it needs weights")
@@ -40,6 +43,12 @@ class TextConfig(Section):
                 "task.text.token_dropout is no more: data.augmentation.caption_dropout leaves parts of captions out"
             )
         return {k: v for k, v in values.items() if k != "token_dropout"} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _bag_without_name(self) -> Self:
+        if self.kind == "bag" and self.name is not None:
+            raise ValueError(f"task.text.kind bag is no tower of {self.name}: leave task.text.name out, or the kind")
+        return self
 
     @model_validator(mode="after")
     def _frozen_from_somewhere(self) -> Self:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from warm_ranks import WarmRanks, serve
+from warm_ranks import WarmRanks, run_all, serve
 
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import FaultLog
@@ -385,25 +385,6 @@ def logs(output: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(output.parent.glob(f"{output.name}-rank*.log")))
 
 
-def run_all(work: Sequence[str]) -> int:
-    """work: pairs of a configuration's file and a run's folder. The exit code of the last run, or of one that fails."""
-    import yaml
-
-    from data_pipeline.errors import UserError
-    from pretrain.training import run
-
-    code = 0
-    try:
-        for described, where in zip(work[::2], work[1::2], strict=True):
-            chosen = parse_config(yaml.safe_load(Path(described).read_text()))
-            if (code := run(chosen, where)) not in (0, 75):
-                break
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return code
-
-
 if __name__ == "__main__":
     from pretrain.training.distributed import leave
 
@@ -423,6 +404,6 @@ if __name__ == "__main__":
 
         saving.copy_durably = copying
     if sys.argv[1:] == ["--serve"]:
-        serve(run_all)
+        serve()
         leave(0)
     leave(run_all(sys.argv[1:]))

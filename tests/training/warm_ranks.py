@@ -72,7 +72,27 @@ class WarmRanks:
         self._ranks = []
 
 
-def serve(run_all: Callable[[Sequence[str]], int]) -> None:
+def run_all(work: Sequence[str]) -> int:
+    """work: pairs of a configuration's file and a run's folder. The exit code of the last run, or of one that fails."""
+    import yaml
+
+    from data_pipeline.errors import UserError
+    from pretrain.configuration import parse_config
+    from pretrain.training import run
+
+    code = 0
+    try:
+        for described, where in zip(work[::2], work[1::2], strict=True):
+            chosen = parse_config(yaml.safe_load(Path(described).read_text()))
+            if (code := run(chosen, where)) not in (0, 75):
+                break
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return code
+
+
+def serve() -> None:
     """A rank's life: job after job, until its input ends or a job does not end well."""
     for name in [name for name in os.environ if name.startswith("FAKE_")]:  # of the test that started it
         del os.environ[name]

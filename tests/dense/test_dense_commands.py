@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 
 from data_pipeline.errors import UserError
 from launch.cli import run
-from pretrain.configuration import load_config
+from pretrain.configuration import load_config, parse_config
 from pretrain.evaluation import evaluate
 from pretrain.evaluation.predict import predict_pictures
 from pretrain.finetuning import finetune
@@ -103,6 +103,36 @@ def test_what_is_no_picture_is_an_error_of_predict(source: Path, tmp_path: Path)
     for path, message in ((tmp_path / "notes.jpg", "cannot be read as a picture"), (tmp_path / "gone.jpg", "no such")):
         with pytest.raises(UserError, match=f"{path.name}: {message}"):
             predict_pictures(source, [path], tmp_path / "out")
+
+
+def test_a_classifier_predicts_the_classes_of_a_picture(tmp_path: Path) -> None:
+    import torch
+
+    overrides = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
+    config = parse_config(
+        {
+            "model": {"name": "custom", "num_classes": 7, "overrides": overrides},
+            "task": {"name": "classification"},
+            "data": {"image_size": 32, "views": 1, "sources": [{"path": "x"}]},
+            "schedule": {"steps": 1},
+        }
+    )
+    torch.manual_seed(0)
+    module = task_of(config).build(config.model, config.data, classes=7).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)  # the view is the picture itself
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    words = {"classes": list("abcdefg"), "image_id": 4, "categories": range(10, 17), "least": 1.0}
+    with torch.no_grad():
+        found = task_of(config).predict(module, (tmp_path / "picture.png").read_bytes(), config, **words)
+        plain = (torch.from_numpy(pixels).double() / 255 - torch.tensor(config.data.mean)) / torch.tensor(
+            config.data.std
+        )
+        chances = module.image(plain.permute(2, 0, 1)[None].float())[0].softmax(0)
+    assert [one["category_id"] - 10 for one in found.results] == chances.argsort(descending=True)[:5].tolist()
+    assert [one["score"] for one in found.results] == pytest.approx(
+        chances.sort(descending=True).values[:5].tolist(), abs=1e-5
+    )
+    assert found.drawn.shape == pixels.shape and not np.array_equal(found.drawn, pixels), "the best class is drawn"
 
 
 def test_shards_are_packed_by_the_command_line(coco_files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

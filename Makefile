@@ -6,6 +6,7 @@ ifneq ($(filter wheelhouse,$(MAKECMDGOALS)),)
   override PYTHON := $(or $(filter-out 3.%,$(PYTHON)),python3)
 endif
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*.h dcnv3/csrc/*/*)
@@ -21,9 +22,9 @@ demo-dense: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[hf]'
 	$(BIN)/internimage demo --dense --output runs/demo
 
-## test: every test but the slow ones
+## test: every test but the slow ones, the files of tests dealt out to WORKERS processes
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 ## test-slow: the tests that take minutes each, a quarter of an hour in all; TESTS chooses among them
 test-slow: $(VENV)/.installed-dev

@@ -1,10 +1,12 @@
 """Time and memory of one training step of Mask R-CNN-T at 800 px and UperNet-B at 512 px, one picture, on the CPU.
 
-    python benchmarks/dense_steps.py
+    python benchmarks/dense_steps.py [--side 128 to try it]
 
-Each in a process of its own, whose peak resident size includes the libraries. Kept in results/dense_steps.json.
+Each in a process of its own, whose peak resident size includes the libraries. Kept in results/dense_steps.json, where
+no other side is given.
 """
 
+import argparse
 import json
 import resource
 import subprocess
@@ -16,7 +18,7 @@ CASES = {"mask_rcnn_t_800": ("mask_rcnn_1x_coco", [], 800), "upernet_b_512": ("u
 RESULTS = Path(__file__).parent / "results" / "dense_steps.json"
 
 
-def step(name: str) -> dict[str, float]:
+def step(name: str, side: int) -> dict[str, float]:
     import torch
 
     from data_pipeline.reading.batch import Batch
@@ -25,12 +27,13 @@ def step(name: str) -> dict[str, float]:
     from pretrain.objectives.keys import StepKeys
     from pretrain.tasks.task import task_of
 
-    recipe, variant, side = CASES[name]
+    recipe, variant, _ = CASES[name]
     config = load_config(recipe, [f"model.name=internimage_{one}" for one in variant])
     torch.manual_seed(0)
     module = task_of(config).build(config.model, config.data, classes=80).train()
     sizes = torch.tensor([[side, side]])
-    boxes = torch.tensor([[50.0 * n, 40.0 * n, 50.0 * n + 200, 40.0 * n + 160] for n in range(1, 8)])
+    corners = [[50.0 * n, 40.0 * n, 50.0 * n + 200, 40.0 * n + 160] for n in range(1, 8)]  # of 800 x 800
+    boxes = torch.tensor(corners) * side / 800
     masks = torch.zeros(len(boxes), side, side, dtype=torch.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
         mask[top:bottom, left:right] = 1
@@ -55,16 +58,23 @@ def step(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(step(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=tuple(CASES), help="in this process, its figures as JSON")
+    parser.add_argument("--side", type=int, help="of the picture, pixels, in place of the case's own")
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(step(given.case, given.side or CASES[given.case][2])))
         return
     from machine import machine
 
     found = {}
     for name in CASES:
-        said = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True).stdout
+        words = [sys.executable, __file__, "--case", name, *(["--side", str(given.side)] if given.side else [])]
+        said = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
         found[name] = json.loads(said.splitlines()[-1])
         print(f"{name}: {found[name]['seconds']:.1f} s, {found[name]['peak_gib']:.1f} GiB")
+    if given.side:
+        return
     about = {"machine": machine("torch", "torchvision", "transformers"), "steps": found}
     RESULTS.write_text(json.dumps(about, indent=1) + "\n")
 

@@ -189,7 +189,7 @@ def compile_kernels(architecture: int, folder: Path) -> dict[str, dict[str, Any]
             capture_output=True,
             text=True,
             check=True,
-            timeout=300,
+            timeout=1800,
         )
         current = None
         for line in made.stderr.splitlines():

@@ -8,7 +8,7 @@ fused       LayerNorm with GELU                 composed    the same in PyTorch'
 """
 
 from dcnv3.backends import available_backends, default_backend
-from dcnv3.fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu, split_norm
+from dcnv3.fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu, residual_norm, split_norm
 from dcnv3.module import DCNv3
 from dcnv3.operator import dcnv3
 
@@ -22,5 +22,6 @@ __all__ = [
     "gelu_",
     "layer_norm",
     "norm_gelu",
+    "residual_norm",
     "split_norm",
 ]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dcnv3.geometry import Geometry, check_tensors, make_geometry
 from dcnv3.reference import dcnv3_reference, packed_reference
 
-LAYERS = ("NormGelu", "gelu", "gelu_", "layer_norm", "norm_gelu", "split_norm")  # those of `fused`
+LAYERS = ("NormGelu", "gelu", "gelu_", "layer_norm", "norm_gelu", "residual_norm", "split_norm")  # those of `fused`
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
@@ -32,6 +32,19 @@ def split_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """layer_norm(x) and x."""
     return layer_norm(x, weight, bias, eps), x
+
+
+def residual_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    factor: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """residual + factor * layer_norm(x)."""
+    normal = layer_norm(x, weight, bias, eps)
+    return residual + normal if factor is None else torch.addcmul(residual, normal, factor)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

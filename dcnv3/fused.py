@@ -1,8 +1,10 @@
 """LayerNorm, LayerNorm with GELU, and GELU: kernels of fewer passes than PyTorch's, where they are built.
 
     dcnv3::norm_forward(x, weight, bias, eps, gelu) -> (output, mean, rstd)
+    dcnv3::norm_residual(x, residual, factor?, weight, bias, eps)     likewise, with residual + factor * norm for output
     dcnv3::norm_backward(grad_output, x, weight, bias, mean, rstd, gelu) -> (grad_x, grad_weight, grad_bias)
-    dcnv3::norm_backward_add(grad_output, grad_residual, x, ...)   likewise, with grad_residual added to grad_x
+    dcnv3::norm_backward_add(grad_output, grad_residual, x, ...)      likewise, with grad_residual added to grad_x
+    dcnv3::norm_backward_scaled(grad_output, factor, x, ..., rstd)    likewise, of factor * grad_output
     dcnv3::gelu(x) -> output
     dcnv3::gelu_(x!)
     dcnv3::gelu_backward(grad_output, x) -> grad_x
@@ -27,10 +29,18 @@ _LIBRARY.define(
     "norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, bool gelu) -> "
     "(Tensor output, Tensor mean, Tensor rstd)"
 )
-for _name, _given in (("norm_backward", ""), ("norm_backward_add", "Tensor grad_residual, ")):
+_LIBRARY.define(
+    "norm_residual(Tensor x, Tensor residual, Tensor? factor, Tensor weight, Tensor bias, float eps) -> "
+    "(Tensor output, Tensor mean, Tensor rstd)"
+)
+for _name, _given, _last in (
+    ("norm_backward", "", ", bool gelu"),
+    ("norm_backward_add", "Tensor grad_residual, ", ", bool gelu"),
+    ("norm_backward_scaled", "Tensor factor, ", ""),
+):
     _LIBRARY.define(
-        f"{_name}(Tensor grad_output, {_given}Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, "
-        "bool gelu) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+        f"{_name}(Tensor grad_output, {_given}Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd{_last}) "
+        "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
     )
 _LIBRARY.define("gelu(Tensor x) -> Tensor")
 _LIBRARY.define("gelu_(Tensor(a!) x) -> ()")
@@ -39,6 +49,7 @@ _LIBRARY.define("gelu_backward(Tensor grad_output, Tensor x) -> Tensor")
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+@torch.library.register_fake("dcnv3::norm_residual", lib=_LIBRARY)
 @torch.library.register_fake("dcnv3::norm_forward", lib=_LIBRARY)
 def _fake_norm_forward(x: torch.Tensor, *_: Any) -> Three:
     kept = torch.promote_types(x.dtype, torch.float32)
@@ -52,8 +63,9 @@ def _fake_norm_backward(_grad_output: torch.Tensor, *tensors: Any) -> Three:
     return x, weight, bias
 
 
+@torch.library.register_fake("dcnv3::norm_backward_scaled", lib=_LIBRARY)
 @torch.library.register_fake("dcnv3::norm_backward_add", lib=_LIBRARY)
-def _fake_norm_backward_add(grad_output: torch.Tensor, _grad_residual: torch.Tensor, *tensors: Any) -> Three:
+def _fake_norm_backward_add(grad_output: torch.Tensor, _beside: torch.Tensor, *tensors: Any) -> Three:
     return _fake_norm_backward(grad_output, *tensors)
 
 
@@ -93,6 +105,21 @@ def split_norm(
         normal, same = _SplitNorm.apply(x, weight, bias, eps)
         return normal, same
     return composed.split_norm(x, weight, bias, eps)
+
+
+def residual_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    factor: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """residual + factor * layer_norm(x), where a branch ends. x, residual: [B, ..., C]; factor: [B, 1, ...] or None."""
+    given = (x, weight, bias, residual) if factor is None else (x, weight, bias, residual, factor)
+    if _served("norm_residual", *given) and _fits(x) and x.shape == residual.shape and _is_of_samples(factor, x):
+        return _ResidualNorm.apply(x, residual, factor, weight, bias, eps)
+    return composed.residual_norm(x, residual, factor, weight, bias, eps)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -149,6 +176,13 @@ _MOST_BYTES = 40 * 1024 // 3  # of a row in the type of the arithmetic: CUDA's b
 
 def _fits(x: torch.Tensor) -> bool:
     return not x.is_cuda or x.shape[-1] * max(x.element_size(), 4) <= _MOST_BYTES
+
+
+def _is_of_samples(factor: torch.Tensor | None, x: torch.Tensor) -> bool:
+    """Whether it is None, or a constant for each of x's samples."""
+    if factor is None:
+        return True
+    return factor.shape == (len(x), *[1] * (x.dim() - 1)) and len(x) > 0 and not factor.requires_grad
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, then_gelu: bool) -> torch.Tensor:
@@ -208,6 +242,37 @@ class _SplitNorm(torch.autograd.Function):
             return (grad_x + grad_residual, *others, None)
         given = grad_output, grad_residual, x, weight, bias, mean, rstd
         return (*torch.ops.dcnv3.norm_backward_add(*given, False), None)
+
+
+class _ResidualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        factor: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
+        factor = None if factor is None else factor.contiguous()
+        output, mean, rstd = torch.ops.dcnv3.norm_residual(x, residual, factor, weight, bias, eps)
+        ctx.save_for_backward(x, factor, weight, bias, mean, rstd)
+        ctx.eps = eps
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
+        x, factor, weight, bias, mean, rstd = ctx.saved_tensors
+        (grad,) = cotangents
+        if torch.is_grad_enabled():
+            scaled = grad if factor is None else grad * factor
+            grad_x, *others = _composed_gradients(scaled, x, weight, bias, ctx.eps, False)
+        elif factor is None:
+            grad_x, *others = torch.ops.dcnv3.norm_backward(grad, x, weight, bias, mean, rstd, False)
+        else:
+            grad_x, *others = torch.ops.dcnv3.norm_backward_scaled(grad, factor, x, weight, bias, mean, rstd)
+        return (grad_x, grad, None, *others, None)
 
 
 class _Gelu(torch.autograd.Function):

@@ -45,6 +45,14 @@ def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleTyp
     return importlib.import_module
 
 
+@pytest.fixture(scope="session")
+def embedded_set(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of the embedded set by split, as the demo draws it, of 64 px. Nobody writes to them."""
+    from data_pipeline.preparation.sources.openmoji import build_openmoji
+
+    return build_openmoji(tmp_path_factory.mktemp("embedded"), image_size=64, drawings_a_concept=3, workers=2)
+
+
 @pytest.fixture
 def tiny_run(tmp_path: Path) -> Callable[..., Path]:
     """A configuration that two CPU ranks train in seconds, over 24 small pictures with captions; takes overrides."""

@@ -7,17 +7,19 @@
 
 namespace dcnv3 {
 
-// LayerNorm over the last dimension of `rows` rows, with GELU after it or without.
+// LayerNorm over the last dimension of `rows` rows, with GELU after it or without. `rows_of_factor` rows share a factor.
 struct NormProblem {
   int64_t rows, channels;
   double eps;
   bool gelu;
+  int64_t rows_of_factor;
 };
 
 // Tensors of a call, untyped and contiguous. mean, rstd and `sums` are in the type of the arithmetic: one number a row, and
 // [shares, 2, C], the gradients of weight and bias summed over each share of the rows.
 struct NormTensors {
   const void *x, *weight, *bias;
+  const void *residual, *factor;  // where there are any: the output is residual + factor * norm
   void *output, *mean, *rstd;
   const void *grad_output, *grad_residual;  // the latter, where there is one, is added to grad_x
   void *grad_x, *grad_weight, *grad_bias, *sums;

@@ -24,18 +24,22 @@ inline NormProblem norm_of(const Tensor& x, const Tensor& weight, const Tensor& 
   return q;
 }
 
-// `grad_residual`: null, or a gradient of x to be added.
-inline void check_norm_gradient(const Tensor& grad_output, const Tensor* grad_residual, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                                const NormProblem& q) {
-  for (const Tensor* t : {&grad_output, grad_residual}) {
-    STD_TORCH_CHECK(t == nullptr || (t->scalar_type() == x.scalar_type() && t->get_device_index() == x.get_device_index() &&
-                                     t->numel() == x.numel()),
-                    "dcnv3: the gradient of the norm's output has shape ", shape(*t));
-  }
-  for (const Tensor* t : {&mean, &rstd}) {
-    STD_TORCH_CHECK(t->scalar_type() == sum_type(x) && t->numel() == q.rows && t->is_contiguous(),
-                    "dcnv3: statistics of ", q.rows, " rows are expected");
-  }
+inline void check_like(const Tensor& t, const Tensor& x, const char* what) {
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.get_device_index() == x.get_device_index() && t.numel() == x.numel(),
+                  "dcnv3: ", what, " has shape ", shape(t), ", the norm's input ", shape(x));
+}
+
+inline void check_statistics(const Tensor& t, const Tensor& x, const NormProblem& q) {
+  STD_TORCH_CHECK(t.scalar_type() == sum_type(x) && t.numel() == q.rows && t.is_contiguous(), "dcnv3: statistics of ", q.rows,
+                  " rows are expected");
+}
+
+// Where there is a `factor`, one number for as many rows as another: the rows of a sample.
+inline void take_factor(NormProblem& q, const Tensor& factor, const Tensor& x) {
+  STD_TORCH_CHECK(factor.scalar_type() == x.scalar_type() && factor.get_device_index() == x.get_device_index() &&
+                      factor.is_contiguous() && factor.numel() > 0 && q.rows % factor.numel() == 0,
+                  "dcnv3: factors of ", q.rows, " rows have shape ", shape(factor));
+  q.rows_of_factor = q.rows / factor.numel();
 }
 
 inline NormTensors pointers(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& output,

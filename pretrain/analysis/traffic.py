@@ -103,6 +103,7 @@ _PARTS: dict[str, Callable[..., tuple[int, int]]] = {
     "aten::convolution_backward": _convolution_backward,
     "dcnv3::norm_backward": _norm_backward,
     "dcnv3::norm_backward_add": lambda grad, _residual, x, *rest: _norm_backward(grad, x, *rest),
+    "dcnv3::norm_backward_scaled": lambda grad, _factor, x, *rest: _norm_backward(grad, x, *rest),
     "dcnv3::backward": _sampling_backward,
     "dcnv3::packed_backward": _sampling_backward,
 }

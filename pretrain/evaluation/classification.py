@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.errors import UserError
+from data_pipeline.reading.batch import normalize
+from data_pipeline.reading.decode.centre import render_centre
 from pretrain.configuration.schema import RunConfig
-from pretrain.evaluation.encoding import Classifier, ImageTextModel, encode_set, encode_texts
+from pretrain.evaluation.encoding import Classifier, ImageTextModel, device_of, encode_set, encode_texts
 from pretrain.evaluation.metrics import (
     answer_counts,
     expected_calibration_error,
@@ -52,6 +54,15 @@ def top1(
     known = labels >= 0
     ece = expected_calibration_error(encoded.values[known], labels[known])
     return {**result, "calibration_error": ece, "images_per_second": encoded.images_per_second}
+
+
+def classify_picture(model: Classifier, image: bytes, config: RunConfig) -> Tensor:
+    """Probabilities float32 [classes], on the CPU, of an image file's centre crop. Call within `inference`. Raises
+    BadSample where it cannot be read.
+    """
+    view, _ = render_centre(image, config.data.max_pixels, config.data.image_size, 1.0)
+    pixels = torch.from_numpy(view.copy())[None].to(device_of(model))
+    return model.classify(normalize(pixels, config.data.mean, config.data.std))[0].float().softmax(0).cpu()
 
 
 def top1_refusal(rows: int, set_folder: Path | str, classes: Sequence[str] | None) -> str | None:

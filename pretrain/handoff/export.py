@@ -117,7 +117,7 @@ def scores_of(backbone: Backbone, checkpoint: Path) -> list[dict[str, Any]]:
 
 def write_safetensors(backbone: Backbone, out: Path) -> Path:
     out = out / "model.safetensors" if out.is_dir() else out
-    return write_tensors(out, backbone.state, {METADATA_KEY: json.dumps(backbone.description()), "format": "pt"})
+    return write_tensors(out, backbone.state, METADATA_KEY, json.dumps(backbone.description()))
 
 
 def write_official(backbone: Backbone, out: Path) -> Path:

@@ -37,7 +37,7 @@ def write_huggingface(backbone: Backbone, out: Path) -> Path:
         if backbone.text.bias is not None:
             state["logit_bias"] = torch.tensor(backbone.text.bias)
         write_tokenizer(backbone.text, out)
-    write_tensors(out / "model.safetensors", state, {"format": "pt"})
+    write_tensors(out / "model.safetensors", state, "format", "pt")
     classes = backbone.classes or tuple(NO_NAME.format(index) for index in range(model.num_classes))
     classifier = "InternImageForImageClassification"
     config = {

@@ -41,7 +41,7 @@ def write_open_clip(backbone: Backbone, out: Path) -> Path:
     if text.bias is not None:
         towers["logit_bias"] = torch.tensor(text.bias)
     described = {**backbone.description(), "arguments": arguments, "classes": None}
-    write_tensors(out / "open_clip_model.safetensors", towers, {METADATA_KEY: json.dumps(described), "format": "pt"})
+    write_tensors(out / "open_clip_model.safetensors", towers, METADATA_KEY, json.dumps(described))
     write_json(out / "open_clip_config.json", _configuration(backbone, name))
     if has_own_vocabulary(text):
         write_tokenizer(text, out)

@@ -13,10 +13,13 @@ from torch import Tensor
 from data_pipeline.durable import atomic_path, write_durably
 
 
-def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """A .safetensors file. A tensor that is no copy of its own is copied, one after the other is not."""
+def write_tensors(path: Path, state: Mapping[str, Tensor], key: str, value: str) -> Path:
+    """A .safetensors file. A tensor that is no copy of its own is copied, one after the other is not.
+
+    key, value: the only entry of its metadata, since the library writes several in another order each time.
+    """
     with atomic_path(path) as temporary:
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary, metadata=dict(metadata))
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata={key: value})
         as_umask_says(temporary)
     return path
 

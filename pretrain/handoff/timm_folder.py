@@ -24,7 +24,7 @@ def write_timm(backbone: Backbone, out: Path) -> Path:
     for name, content in model_code().items():
         write_durably(out / CODE / name, content)
     write_durably(out / CODE / "__init__.py", own_code("registration_timm"))
-    write_tensors(out / "model.safetensors", model.state_dict(), {"format": "pt"})
+    write_tensors(out / "model.safetensors", model.state_dict(), "format", "pt")
     arguments = {
         k: v for k, v in model.arguments.items() if k not in ("num_classes", "global_pool", "in_chans", "backend")
     }

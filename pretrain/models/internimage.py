@@ -19,7 +19,16 @@ from dcnv3 import DCNv3
 from pretrain.models.activations import Kept, kept_within
 from pretrain.models.compilation import compiled_region
 from pretrain.models.heads import AttentionPool, ConvHead, FuseStages
-from pretrain.models.layers import DropPath, LayerNorm, Mlp, NormGelu, SplitNorm, drop_path_factors, initial_std
+from pretrain.models.layers import (
+    DropPath,
+    LayerNorm,
+    Mlp,
+    NormGelu,
+    ResidualNorm,
+    SplitNorm,
+    drop_path_factors,
+    initial_std,
+)
 from pretrain.models.linear import linear, use_fast_linears
 from pretrain.models.recomputation import recomputed
 from pretrain.models.timm_features import TimmFeatures
@@ -91,8 +100,8 @@ class Block(nn.Module):
             self.gamma1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
             self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
         both = res_post_norm and not post_norm and layer_scale is None
-        self.res_norm1 = LayerNorm(channels) if both else None
-        self.res_norm2 = LayerNorm(channels) if both else None
+        self.res_norm1 = ResidualNorm(channels) if both else None
+        self.res_norm2 = ResidualNorm(channels) if both else None
         self.kept: Kept | None = None  # for the backward pass; None for everything
 
     def forward(self, x: Tensor, factor1: Tensor | None = None, factor2: Tensor | None = None) -> Tensor:
@@ -103,19 +112,24 @@ class Block(nn.Module):
         return recomputed(self._branches, self.kept, *widths, x, factor1, factor2)
 
     def _branches(self, x: Tensor, factor1: Tensor | None, factor2: Tensor | None) -> Tensor:
-        x, branch = self._branch(x, self.norm1, self.dcn, self.res_norm1)
-        x, branch = self._branch(_add(x, branch, self.gamma1, factor1), self.norm2, self.mlp, self.res_norm2)
-        return _add(x, branch, self.gamma2, factor2)
+        x = self._with_branch(x, self.norm1, self.dcn, self.res_norm1, self.gamma1, factor1)
+        return self._with_branch(x, self.norm2, self.mlp, self.res_norm2, self.gamma2, factor2)
 
-    def _branch(
-        self, x: Tensor, norm: nn.Module, layer: nn.Module, res_norm: nn.Module | None
-    ) -> tuple[Tensor, Tensor]:
-        """x, and what is to be added to it."""
+    def _with_branch(
+        self,
+        x: Tensor,
+        norm: nn.Module,
+        layer: nn.Module,
+        res_norm: nn.Module | None,
+        gamma: Tensor | None,
+        factor: Tensor | None,
+    ) -> Tensor:
+        """x + its branch, of which gamma or `res_norm` is the end."""
         if self.post_norm:
-            return x, norm(layer(x))
+            return _add(x, norm(layer(x)), gamma, factor)
         normal, x = norm(x)
         branch = layer(normal)
-        return x, branch if res_norm is None else res_norm(branch)
+        return _add(x, branch, gamma, factor) if res_norm is None else res_norm(branch, x, factor)
 
 
 def _add(x: Tensor, branch: Tensor, gamma: Tensor | None, factor: Tensor | None) -> Tensor:

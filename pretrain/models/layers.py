@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcnv3 import gelu, gelu_, layer_norm, norm_gelu, split_norm
+from dcnv3 import gelu, gelu_, layer_norm, norm_gelu, residual_norm, split_norm
 from pretrain.models.randomness import on_device, uniforms
 
 
@@ -55,6 +55,18 @@ class SplitNorm(LayerNorm):
         if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
             return split_norm(x, self.weight, self.bias, self.eps)
         return super().forward(x), x
+
+
+class ResidualNorm(LayerNorm):
+    """LayerNorm where a residual branch ends: adds what comes out to what the branch is to be added to."""
+
+    def forward(self, x: Tensor, residual: Tensor, factor: Tensor | None) -> Tensor:  # type: ignore[override]
+        """x, residual: [B, ..., C]; factor: [B, 1, ...], None for 1 -> residual + factor * LayerNorm(x)."""
+        if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+            factor = None if factor is None else factor.to(x.dtype)
+            return residual_norm(x, residual, factor, self.weight, self.bias, self.eps)
+        normal = super().forward(x)
+        return residual + (normal if factor is None else normal * factor)
 
 
 class DropPath(nn.Module):

@@ -29,7 +29,7 @@ def python(script: str, *words: object) -> str:
 @pytest.mark.parametrize(
     "rows",
     [
-        100_000,
+        40_000,
         pytest.param(5_000_000, marks=[pytest.mark.long, pytest.mark.timeout(7200)]),
         pytest.param(50_000_000, marks=[pytest.mark.long, pytest.mark.timeout(36000)]),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnv3 import NormGelu, fused, gelu, gelu_, layer_norm, norm_gelu, split_norm
+from dcnv3 import NormGelu, fused, gelu, gelu_, layer_norm, norm_gelu, residual_norm, split_norm
 
 pytestmark = pytest.mark.skipif(not fused.built("norm_forward", "cpu"), reason="the CPU kernels are not built here")
 
@@ -91,6 +91,36 @@ def test_a_split_norm_adds_the_residuals_gradient(dtype: torch.dtype, shape: tup
         assert_near(list(found), results(wanted, given, torch.float64)[1:], 2 * TOLERANCE[dtype])
 
 
+def ended(*factors: float | None) -> tuple[Norm, Norm]:
+    """A branch's end, and the oracle: functions of x alone, whose square is what it is added to."""
+
+    def factor_of(x: torch.Tensor) -> torch.Tensor | None:
+        if factors[0] is None:
+            return None
+        return torch.tensor(factors, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        return residual_norm(x, x.square(), factor_of(x), weight, bias, eps)
+
+    def oracle(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        factor = factor_of(x)
+        return x.square() + (1.0 if factor is None else factor) * plain(x, weight, bias, eps)
+
+    return run, oracle
+
+
+@pytest.mark.parametrize("factors", [(None,), (0.0, 1.25, -0.5)], ids=["added", "with factors"])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 2, 4, 16), (3, 70, 17)], ids=str)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_a_residual_norm_ends_a_branch(
+    dtype: torch.dtype, shape: tuple[int, ...], factors: tuple[float | None, ...], device: str
+) -> None:
+    given = tensors(shape, dtype)
+    run, oracle = ended(*factors)
+    have = results(run, [t.to(device) for t in given], dtype)
+    assert_near(have, results(oracle, given, torch.float64), 2 * TOLERANCE[dtype])
+
+
 def test_a_large_mean_does_not_drown_the_variance() -> None:
     given = tensors((64, 80), torch.float32, mean=3000.0)
     want = results(composed, given, torch.float64)
@@ -140,7 +170,7 @@ def test_gelu_of_numbers_that_are_not_finite() -> None:
 
 def test_derivatives_of_first_and_second_order() -> None:
     x, weight, bias, _ = (t.double().requires_grad_() for t in tensors((3, 7), torch.float64))
-    for function in (norm_gelu, layer_norm, doubled(split_norm)):
+    for function in (norm_gelu, layer_norm, doubled(split_norm), ended(None)[0], ended(0.5, 2.0, 0.0)[0]):
 
         def run(*given: torch.Tensor, function: Norm = function) -> torch.Tensor:
             return function(*given, EPS)
@@ -163,6 +193,12 @@ def test_the_operators_pass_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.dcnv3.norm_forward.default, (x, weight, bias, EPS, True), test_utils=tests)
     given = (grad, x, weight, bias, mean, rstd, True)
     torch.library.opcheck(torch.ops.dcnv3.norm_backward.default, given, test_utils=tests)
+    factor = torch.full((5, 1), 0.5, dtype=dtype)
+    for each in (factor, None):
+        given = (x, grad, each, weight, bias, EPS)
+        torch.library.opcheck(torch.ops.dcnv3.norm_residual.default, given, test_utils=tests)
+    given = (grad, factor, x, weight, bias, mean, rstd)
+    torch.library.opcheck(torch.ops.dcnv3.norm_backward_scaled.default, given, test_utils=tests)
     torch.library.opcheck(torch.ops.dcnv3.gelu.default, (x,), test_utils=tests)
     torch.library.opcheck(torch.ops.dcnv3.gelu_.default, (x.clone(),), test_utils=tests[:2])
     torch.library.opcheck(torch.ops.dcnv3.gelu_backward.default, (grad, x), test_utils=tests)

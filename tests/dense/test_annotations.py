@@ -248,12 +248,12 @@ print(objects, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def test_a_hundred_thousand_annotations_are_read_in_bounded_memory(tmp_path: Path) -> None:
     def write(path: Path, count: int) -> int:
-        polygon = [float(v) for v in range(40)]
+        outline = json.dumps([[float(v) for v in range(16)]])
         with open(path, "w") as file:
             file.write('{"categories": [{"id": 7, "name": "a"}], "annotations": [')
             for number in range(count):
-                one = {"id": number, "image_id": number // 10, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12}
-                file.write(("," if number else "") + json.dumps({**one, "iscrowd": 0, "segmentation": [polygon]}))
+                head = f'{{"id": {number}, "image_id": {number // 10}, "category_id": 7, "bbox": [1, 2, 3, 4], '
+                file.write(("," if number else "") + head + f'"area": 12, "iscrowd": 0, "segmentation": {outline}}}')
             file.write('], "images": [')
             for number in range(count // 10):
                 one = {"id": number, "file_name": f"{number}.jpg", "width": 64, "height": 64}
@@ -268,7 +268,7 @@ def test_a_hundred_thousand_annotations_are_read_in_bounded_memory(tmp_path: Pat
         objects, kilobytes = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
         assert int(objects) == count
         used.append(int(kilobytes) * 1024)
-    assert size > 25e6 and used[1] - used[0] < 0.5 * size, "memory does not grow with the file"
+    assert size > 18e6 and used[1] - used[0] < 0.5 * size, "memory does not grow with the file"
 
 
 def test_what_is_taken_down_takes_its_annotation_along(coco_files, tmp_path: Path) -> None:

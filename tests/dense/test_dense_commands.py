@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 
 from data_pipeline.errors import UserError
 from launch.cli import run
-from pretrain.configuration import load_config
+from pretrain.configuration import load_config, parse_config
 from pretrain.evaluation import evaluate
 from pretrain.evaluation.predict import predict_pictures
 from pretrain.finetuning import finetune
@@ -28,7 +28,13 @@ def source(coco_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize("task", SECTIONS)
+# Parts of other tasks here: the fine-tuning of `source`, and Mask2Former on objects.
+OTHERS_PARTS = ("detection", "query_segmentation")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow) if task in OTHERS_PARTS else task for task in SECTIONS]
+)
 def test_a_task_goes_from_a_source_to_scores_and_predictions(
     task: str, source: Path, coco_set: Path, label_set: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +105,36 @@ def test_what_is_no_picture_is_an_error_of_predict(source: Path, tmp_path: Path)
             predict_pictures(source, [path], tmp_path / "out")
 
 
+def test_a_classifier_predicts_the_classes_of_a_picture(tmp_path: Path) -> None:
+    import torch
+
+    overrides = {"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}
+    config = parse_config(
+        {
+            "model": {"name": "custom", "num_classes": 7, "overrides": overrides},
+            "task": {"name": "classification"},
+            "data": {"image_size": 32, "views": 1, "sources": [{"path": "x"}]},
+            "schedule": {"steps": 1},
+        }
+    )
+    torch.manual_seed(0)
+    module = task_of(config).build(config.model, config.data, classes=7).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)  # the view is the picture itself
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    words = {"classes": list("abcdefg"), "image_id": 4, "categories": range(10, 17), "least": 1.0}
+    with torch.no_grad():
+        found = task_of(config).predict(module, (tmp_path / "picture.png").read_bytes(), config, **words)
+        plain = (torch.from_numpy(pixels).double() / 255 - torch.tensor(config.data.mean)) / torch.tensor(
+            config.data.std
+        )
+        chances = module.image(plain.permute(2, 0, 1)[None].float())[0].softmax(0)
+    assert [one["category_id"] - 10 for one in found.results] == chances.argsort(descending=True)[:5].tolist()
+    assert [one["score"] for one in found.results] == pytest.approx(
+        chances.sort(descending=True).values[:5].tolist(), abs=1e-5
+    )
+    assert found.drawn.shape == pixels.shape and not np.array_equal(found.drawn, pixels), "the best class is drawn"
+
+
 def test_shards_are_packed_by_the_command_line(coco_files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, file = coco_files()
     words = ["shards", "pack", str(images), str(tmp_path / "set"), "--coco", str(file), "--workers", "1", "--json"]
@@ -106,6 +142,35 @@ def test_shards_are_packed_by_the_command_line(coco_files, tmp_path: Path, capsy
     said = json.loads(capsys.readouterr().out)
     assert said["packed"] == 4 and said["objects"] > 4 and said["left_out"] == {}
     assert run([*words, "--label-maps", str(images)]) == 2 and run([*words[:-3], "--root", str(images)]) == 2
+
+
+@pytest.mark.parametrize("task", ["query_detection", "query_instance"])
+def test_a_plan_counts_heads_of_queries_as_pytorch_keeps_them(task: str, tmp_path: Path) -> None:
+    """On the CPU with real tensors, in training: what autograd saves of the whole, less what the image model saves."""
+    import torch
+
+    config = tiny(task, tmp_path)
+    config.model.overrides["drop_path_rate"] = 0.0
+    module = task_of(config).build(config.model, config.data, classes=3)
+    values, multiply_adds = module.to("meta").head_costs(96)
+    module = task_of(config).build(config.model, config.data, classes=3).train()
+    images, own = torch.randn(1, 3, 96, 96), {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def kept(call) -> float:
+        found = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = call()
+        assert out is not None
+        return sum(t.untyped_storage().nbytes() / 4 for where, t in found.items() if where not in own)
+
+    whole = (lambda: module._outputs(images, [(96, 96)])) if task == "query_detection" else (lambda: module.net(images))
+    found = kept(whole) - kept(lambda: module.features(images))
+    assert multiply_adds > 0 and values == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("task", ["instance", "semantic"])

@@ -35,6 +35,23 @@ def by_description(described: dict, images: list[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float32)).permute(0, 3, 1, 2)
 
 
+def safetensors(folder: Path, pixels: torch.Tensor) -> dict:
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        described = json.loads(file.metadata()["internimage"])
+        return {"state": {name: file.get_tensor(name) for name in file.keys()}, **told(described, folder)}  # noqa: SIM118
+
+
+def official(folder: Path, pixels: torch.Tensor) -> dict:
+    read = torch.load(folder / "model.pth", weights_only=True)
+    return {"state": read["model"], **told(read["internimage"], folder)}
+
+
+def told(described: dict, folder: Path) -> dict:
+    return {"names": described["classes"], "own": by_description(described, pictures(folder))}
+
+
 def timm(folder: Path, pixels: torch.Tensor) -> dict:
     sys.path.insert(0, str(folder / "timm"))
     import internimage_timm  # noqa: F401

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,37 @@ def test_hidden_states_are_the_stages_and_blocks_can_be_recomputed(hugging_face,
     loaded(images, labels=torch.tensor([0, 1, 2])).loss.backward()
     for name, parameter in loaded.named_parameters():
         torch.testing.assert_close(parameter.grad, kept[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.parametrize("preset", ["m3i", "supervised"])
+@pytest.mark.parametrize("target", ["folder", "model.onnx"])
+def test_an_onnx_graph_gives_what_the_model_knows(target, preset, classes, fake_run, tmp_path, monkeypatch):
+    """Which graphs are written, with which outputs; what these are, eagerly. The exporter itself is not run."""
+    pytest.importorskip("onnxscript")
+    graphs = {}
+
+    def graph(model, example, shapes, given, outputs, described, opset):
+        with torch.no_grad():
+            found = model(example)
+        return given, dict(zip(outputs, found if isinstance(found, tuple) else (found,), strict=True))
+
+    monkeypatch.setattr("pretrain.handoff.onnx._graph", graph)
+    monkeypatch.setattr("pretrain.handoff.onnx.save_graph", lambda made, out: graphs.setdefault(out.name, made))
+    backbone = read_backbone(fake_run(preset)[0])
+    if not classes:
+        state = {key: value for key, value in backbone.state.items() if not key.startswith("head.")}
+        backbone = replace(backbone, state=state, arguments={**backbone.arguments, "num_classes": 0}, classes=None)
+    write_onnx(backbone, tmp_path / target)
+    first, text = "logits" if classes else "features", preset == "m3i"
+    assert set(graphs) == {"model.onnx", "text.onnx"} if text and target == "folder" else {"model.onnx"}
+    given, outputs = graphs["model.onnx"]
+    assert given == "images" and list(outputs) == ([first, "vectors"] if text else [first])
+    with torch.no_grad():
+        torch.testing.assert_close(outputs[first], backbone.build()(torch.zeros(2, 3, 64, 64)), rtol=0, atol=1e-5)
+    if "text.onnx" in graphs:
+        assert graphs["text.onnx"][0] == "tokens" and list(graphs["text.onnx"][1]) == ["vectors"]
+        assert (tmp_path / "folder/vocab.json").is_file()
 
 
 @pytest.mark.slow

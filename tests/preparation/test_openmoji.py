@@ -21,11 +21,6 @@ from data_pipeline.preparation.sources.emoji_drawings import CLASSES, drawings
 ARTISTS = {"openmoji": "CC BY-SA 4.0", "twemoji": "CC BY 4.0"}  # and their licences
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return openmoji.build_openmoji(tmp_path_factory.mktemp("openmoji"), image_size=64, drawings_a_concept=3, workers=2)
-
-
 def samples(folder: Path) -> list[tuple[dict, dict, bytes]]:
     """(sidecar row, JSON member, image bytes) of every packed row, read by offset."""
     manifest = read_manifest(folder)
@@ -86,21 +81,21 @@ def test_every_drawing_with_a_listed_emoji_is_there_and_words_are_words() -> Non
     assert skin_tones("1F469-1F3FB-200D-1F91D-200D-1F468-1F3FF") == ["light", "dark"]
 
 
-def test_an_unseen_concept_is_in_no_other_set_by_either_artist(built: dict[str, Path]) -> None:
-    sides = {split: samples(folder) for split, folder in built.items()}
+def test_an_unseen_concept_is_in_no_other_set_by_either_artist(embedded_set: dict[str, Path]) -> None:
+    sides = {split: samples(folder) for split, folder in embedded_set.items()}
     concepts = {split: {concept(meta["code"]) for _, meta, _ in found} for split, found in sides.items()}
     pictures = {split: {hashlib.sha256(image).digest() for *_, image in found} for split, found in sides.items()}
-    for one, other in itertools.combinations(built, 2):
+    for one, other in itertools.combinations(embedded_set, 2):
         shared = {one, other} in ({"train", "held-out-artist"}, {"train", "validation-artist"})
         assert shared or not concepts[one] & concepts[other], (one, other)
         assert not pictures[one] & pictures[other], (one, other)
 
 
-def test_of_another_artists_concepts_training_has_twemoji_alone(built: dict[str, Path]) -> None:
-    train = [meta for _, meta, _ in samples(built["train"])]
+def test_of_another_artists_concepts_training_has_twemoji_alone(embedded_set: dict[str, Path]) -> None:
+    train = [meta for _, meta, _ in samples(embedded_set["train"])]
     both = {artist: {concept(one["code"]) for one in train if one["artist"] == artist} for artist in ARTISTS}
     for split in ("held-out-artist", "validation-artist"):
-        found = [meta for _, meta, _ in samples(built[split])]
+        found = [meta for _, meta, _ in samples(embedded_set[split])]
         assert {meta["artist"] for meta in found} == {"openmoji"}
         assert all(concept(meta["code"]) in both["twemoji"] - both["openmoji"] for meta in found)
         twins = {one["code"] for one in train}
@@ -108,9 +103,9 @@ def test_of_another_artists_concepts_training_has_twemoji_alone(built: dict[str,
     assert len(both["twemoji"] & both["openmoji"]) > 820
 
 
-def test_evaluation_sets_have_one_drawing_and_one_caption_a_concept(built: dict[str, Path]) -> None:
+def test_evaluation_sets_have_one_drawing_and_one_caption_a_concept(embedded_set: dict[str, Path]) -> None:
     for split, count in openmoji.WITHHELD.items():
-        found = samples(built[split])
+        found = samples(embedded_set[split])
         assert len(found) == count
         assert len({meta["concept"] for _, meta, _ in found}) == count
         assert len({row["caption"] for row, *_ in found}) == count
@@ -130,10 +125,12 @@ def test_the_categories_have_their_natural_proportions_in_the_evaluation_sets() 
             assert abs(share[category] / count - expected) < 3 * (expected * (1 - expected) / count) ** 0.5
 
 
-def test_a_category_stands_in_half_of_the_evaluation_captions_and_in_all_of_trainings(built: dict[str, Path]) -> None:
+def test_a_category_stands_in_half_of_the_evaluation_captions_and_in_all_of_trainings(
+    embedded_set: dict[str, Path],
+) -> None:
     tags = [f", {name.lower()}" for name in CLASSES]
-    for split in built:
-        found = samples(built[split])
+    for split in embedded_set:
+        found = samples(embedded_set[split])
         carried = [[tag for tag in tags if row["caption"].endswith(tag)] for row, *_ in found]
         assert all(tag in ([], [tags[row["label"]]]) for (row, *_), tag in zip(found, carried, strict=True))
         share = sum(map(bool, carried)) / len(found)
@@ -151,11 +148,11 @@ def test_a_caption_names_the_drawing_first_and_its_kind_in_half_of_them() -> Non
     assert (koala.kind, koala.plain_caption) == ("animal mammal", "koala")
 
 
-def test_images_decode_at_the_size_asked_for_on_white(built: dict[str, Path]) -> None:
-    manifest = read_manifest(built["train"])
+def test_images_decode_at_the_size_asked_for_on_white(embedded_set: dict[str, Path]) -> None:
+    manifest = read_manifest(embedded_set["train"])
     assert manifest.classes == CLASSES and len(manifest.shards) > 4
     assert all(credit in manifest.about["attribution"] for credit in ("CC BY-SA 4.0", "CC BY 4.0", "Twitter, Inc"))
-    found = samples(built["train"])
+    found = samples(embedded_set["train"])
     assert manifest.samples == len(found) > 2400
     blank = 0
     for row, meta, image in found[::37]:
@@ -179,15 +176,22 @@ def test_a_bound_on_drawings_a_concept_keeps_the_concepts_and_the_evaluation_set
     assert set(bounded["train"]) < set(whole["train"])
 
 
-def test_building_again_with_other_workers_gives_the_same_bytes_and_a_built_set_is_left_alone(
-    built: dict[str, Path], tmp_path: Path
+def test_other_workers_draw_the_same_bytes_and_a_built_set_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = openmoji.build_openmoji(tmp_path, image_size=64, drawings_a_concept=3, workers=1)
-    for split, folder in built.items():
+    """With forty concepts, since every drawing is rendered to build a set."""
+    found, unnamed = drawings()
+    both = {one.concept for one in found if one.artist.name == "twemoji" and one.listed}
+    some = sorted(both & {one.concept for one in found if one.artist.name == "openmoji" and one.listed})[::40]
+    monkeypatch.setattr(openmoji, "drawings", lambda: ([one for one in found if one.concept in some], unnamed))
+    monkeypatch.setattr(openmoji, "WITHHELD", dict.fromkeys(openmoji.WITHHELD, 3))
+    one, other = (openmoji.build_openmoji(tmp_path / str(n), image_size=64, workers=n) for n in (1, 2))
+    assert read_manifest(one["train"]).samples > len(some) > 20
+    for split, folder in one.items():
         for path in sorted(folder.iterdir()):
-            assert path.read_bytes() == (again[split] / path.name).read_bytes(), path.name
+            assert path.read_bytes() == (other[split] / path.name).read_bytes(), path.name
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    openmoji.build_openmoji(tmp_path, image_size=64, drawings_a_concept=3)
+    openmoji.build_openmoji(tmp_path / "1", image_size=64)
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 

@@ -45,17 +45,10 @@ def test_two_epochs_of_cc12m(sample_of_cc12m: tuple[Path, list[dict[str, Any]]],
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from data_pipeline.preparation.sources import openmoji
-
-    return openmoji.build_openmoji(tmp_path_factory.mktemp("openmoji"), image_size=32, workers=2)
-
-
-@pytest.fixture(scope="module")
-def drawings(embedded: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+def drawings(embedded_set: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
     """Two epochs of the held-out drawings (200) and of those for training (thousands), in one process."""
     return {
-        split: two_epochs(config(embedded[split], views=1), count(embedded[split]), batch)
+        split: two_epochs(config(embedded_set[split], views=1), count(embedded_set[split]), batch)
         for split, batch in (("held-out", BATCH), ("train", 16 * BATCH))
     }
 
@@ -68,16 +61,16 @@ def count(folder: Path) -> int:
 
 @pytest.mark.parametrize("split", ["held-out", "train"])
 def test_the_embedded_set_has_every_sample_once_an_epoch(
-    embedded: dict[str, Path], drawings: dict[str, list[dict[str, Any]]], split: str
+    embedded_set: dict[str, Path], drawings: dict[str, list[dict[str, Any]]], split: str
 ) -> None:
-    assert_every_sample_once_an_epoch(drawings[split], count(embedded[split]))
+    assert_every_sample_once_an_epoch(drawings[split], count(embedded_set[split]))
 
 
 @pytest.mark.parametrize(("world", "workers"), GRID)
 def test_two_epochs_of_the_held_out_drawings(
-    embedded: dict[str, Path], drawings: dict[str, list[dict[str, Any]]], world: int, workers: int
+    embedded_set: dict[str, Path], drawings: dict[str, list[dict[str, Any]]], world: int, workers: int
 ) -> None:
-    settings = config(embedded["held-out"], views=1, workers=workers)
+    settings = config(embedded_set["held-out"], views=1, workers=workers)
     assert_same(two_epochs(settings, 200, BATCH, world=world), drawings["held-out"])
 
 
@@ -86,7 +79,7 @@ def test_two_epochs_of_the_held_out_drawings(
     [pytest.param(*one, marks=[] if one in ((2, 0), (3, 1)) else [pytest.mark.slow]) for one in GRID],
 )
 def test_two_epochs_of_the_embedded_set(
-    embedded: dict[str, Path], drawings: dict[str, list[dict[str, Any]]], world: int, workers: int
+    embedded_set: dict[str, Path], drawings: dict[str, list[dict[str, Any]]], world: int, workers: int
 ) -> None:
-    settings = config(embedded["train"], views=1, workers=workers)
-    assert_same(two_epochs(settings, count(embedded["train"]), 16 * BATCH, world=world), drawings["train"])
+    settings = config(embedded_set["train"], views=1, workers=workers)
+    assert_same(two_epochs(settings, count(embedded_set["train"]), 16 * BATCH, world=world), drawings["train"])

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,17 +32,25 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def runs(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """RUNS/TASK-RANKS-STAGE: one process a rank does all tasks, one after the other."""
+def runs(
+    request: pytest.FixtureRequest, sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """runs(ranks) / "TASK-RANKS-STAGE": one process a rank does all tasks that are asked for, one after the other."""
     folder = tmp_path_factory.mktemp("runs")
-    for ranks in (1, 2, 3):
+    asked = {item.callspec.params.get("task") for item in request.session.items if hasattr(item, "callspec")}
+    tasks = [task for task in TASKS if task in asked]
+
+    @cache
+    def of(ranks: int) -> Path:
         until = None if ranks == 1 else 10
-        work = {folder / f"{task}-{ranks}-1": tiny(task, sets[task], stop_after=until) for task in TASKS}
+        work = {folder / f"{task}-{ranks}-1": tiny(task, sets[task], stop_after=until) for task in tasks}
         if ranks == 2:
-            work |= {folder / f"{task}-2-3": tiny(task, sets[task], stop_after=4, zero_stage=3) for task in TASKS}
+            work |= {folder / f"{task}-2-3": tiny(task, sets[task], stop_after=4, zero_stage=3) for task in tasks}
         codes = run_ranks(work, folder / f"all-{ranks}", ranks, 3000, script=SCRIPT)
         assert codes == [0] * ranks, logs(folder / f"all-{ranks}")[-4000:]
-    return folder
+        return folder
+
+    return of
 
 
 def losses(run: Path) -> list[float]:
@@ -53,8 +63,8 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize(
     "task", [pytest.param(task, marks=pytest.mark.long if task == "instance" else pytest.mark.slow) for task in TASKS]
 )
-def test_20_steps_equal_a_plain_loop(runs: Path, sets: dict[str, Path], task: str) -> None:
-    found = losses(runs / f"{task}-1-1")
+def test_20_steps_equal_a_plain_loop(runs: Callable[[int], Path], sets: dict[str, Path], task: str) -> None:
+    found = losses(runs(1) / f"{task}-1-1")
     assert len(found) == STEPS and found[-1] < found[0]
     assert found == pytest.approx(plain_losses(tiny(task, sets[task])), abs=1e-5, rel=1e-5)
 
@@ -62,25 +72,25 @@ def test_20_steps_equal_a_plain_loop(runs: Path, sets: dict[str, Path], task: st
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("task", TASKS)
-def test_ranks_give_the_losses_of_the_joined_batch(runs: Path, task: str, ranks: int) -> None:
-    found = losses(runs / f"{task}-{ranks}-1")
-    assert found == pytest.approx(losses(runs / f"{task}-1-1")[:10], abs=1e-4, rel=1e-4)
+def test_ranks_give_the_losses_of_the_joined_batch(runs: Callable[[int], Path], task: str, ranks: int) -> None:
+    found = losses(runs(ranks) / f"{task}-{ranks}-1")
+    assert found == pytest.approx(losses(runs(1) / f"{task}-1-1")[:10], abs=1e-4, rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_zero_stage_3_gives_the_losses_of_stage_1(runs: Path, task: str) -> None:
-    found = losses(runs / f"{task}-2-3")
-    assert found == pytest.approx(losses(runs / f"{task}-2-1")[:4], abs=1e-4, rel=1e-4)
+def test_zero_stage_3_gives_the_losses_of_stage_1(runs: Callable[[int], Path], task: str) -> None:
+    found = losses(runs(2) / f"{task}-2-3")
+    assert found == pytest.approx(losses(runs(2) / f"{task}-2-1")[:4], abs=1e-4, rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_it_ends_bit_for_bit_where_the_unbroken_run_ends(
-    runs: Path, sets: dict[str, Path], tmp_path: Path, task: str
+    runs: Callable[[int], Path], sets: dict[str, Path], tmp_path: Path, task: str
 ) -> None:
-    config, output, whole = tiny(task, sets[task], every_steps=3), tmp_path / "run", runs / f"{task}-1-1"
+    config, output, whole = tiny(task, sets[task], every_steps=3), tmp_path / "run", runs(1) / f"{task}-1-1"
     (rank,) = start_ranks(config, output, 1, script=SCRIPT)
     end = time.monotonic() + 900
     while time.monotonic() < end and rank.poll() is None and len(complete_checkpoints(output)) < 2:

@@ -65,7 +65,7 @@ class CocoIndex:
         self._database.execute("PRAGMA journal_mode=OFF")
         self._database.execute("PRAGMA synchronous=OFF")
         self._database.execute("CREATE TABLE images (number INTEGER PRIMARY KEY, id INTEGER UNIQUE, content TEXT)")
-        self._database.execute("CREATE TABLE objects (id INTEGER PRIMARY KEY, image INTEGER, content TEXT)")
+        self._database.execute("CREATE TABLE objects (id INTEGER PRIMARY KEY, image INTEGER, category, content TEXT)")
         try:
             self.ids, self.names = self._fill()
             self._check()
@@ -113,7 +113,8 @@ class CocoIndex:
                 number += 1
             elif key == "annotations":
                 identity = self._identity(item, key, ("image_id", "category_id", "bbox"))
-                rows[key].append((identity, self._integer(item, "image_id", key), json.dumps(item)))
+                category = item["category_id"] if isinstance(item["category_id"], int) else repr(item["category_id"])
+                rows[key].append((identity, self._integer(item, "image_id", key), category, json.dumps(item)))
             for name, batch in rows.items():
                 if len(batch) >= _BATCH:
                     self._insert(name, batch)
@@ -126,9 +127,9 @@ class CocoIndex:
         return tuple(ordered), tuple(categories[identity] for identity in ordered)
 
     def _insert(self, key: str, batch: list[tuple[Any, ...]]) -> None:
-        table = {"images": "images", "annotations": "objects"}[key]
+        into = {"images": "images VALUES (?, ?, ?)", "annotations": "objects VALUES (?, ?, ?, ?)"}[key]
         try:
-            self._database.executemany(f"INSERT INTO {table} VALUES (?, ?, ?)", batch)
+            self._database.executemany(f"INSERT INTO {into}", batch)
         except (sqlite3.IntegrityError, OverflowError) as error:
             raise UserError(f"{self.path}: an id stands twice in {key!r}, or is no 64-bit number: {error}") from None
         batch.clear()
@@ -141,11 +142,13 @@ class CocoIndex:
             named = first_ten([f"annotation {one} (image_id {image})" for one, image in strays])
             raise UserError(f"{self.path}: these belong to pictures that 'images' does not have: {named}")
         known = set(self.ids)
-        for identity, content in self._database.execute("SELECT id, content FROM objects"):
-            category = json.loads(content)["category_id"]
+        for (category,) in self._database.execute("SELECT DISTINCT category FROM objects").fetchall():
             if category not in known:
+                (identity,) = self._database.execute(
+                    "SELECT MIN(id) FROM objects WHERE category = ?", (category,)
+                ).fetchone()
                 raise UserError(
-                    f"{self.path}: annotation {identity} has category_id {category!r}, which 'categories' does not have"
+                    f"{self.path}: annotation {identity} has category_id {category}, which 'categories' does not have"
                 )
 
     def _objects(

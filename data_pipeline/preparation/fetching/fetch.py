@@ -29,7 +29,7 @@ from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.pack import count_rows, finish, run_plan, shard_numbers
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
-from data_pipeline.preparation.packing.rows import Captionless, sample_of, with_data
+from data_pipeline.preparation.packing.rows import Captionless, sample_of, with_fetched
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry, shard_stem
 from data_pipeline.preparation.packing.staging import DECODER_DIED
 from data_pipeline.preparation.packing.workers import decoders
@@ -192,7 +192,7 @@ class _Run:
         shards: Iterator[Shard] = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
         if self._mix is not None:
             shards = in_keyed_order(shards, self._mix, self._source.further, self._output)
-        async with web, decoders(_made, workers) as self._decoders, asyncio.TaskGroup() as tasks:
+        async with web, decoders(with_fetched, workers) as self._decoders, asyncio.TaskGroup() as tasks:
             while not self._stopping() and (shard := await asyncio.to_thread(_next, shards)) is not None:
                 await turns.acquire()
                 tasks.create_task(self._shard(web, *shard)).add_done_callback(lambda _: turns.release())
@@ -294,7 +294,3 @@ def _next(shards: Iterator[Shard]) -> tuple[int, list[Row]] | None:
     """Reads the rows of the next shard."""
     found = next(shards, None)
     return None if found is None else (found[0], list(found[1]))
-
-
-def _made(work: tuple[Sample, bytes, str | None, ImageRules]) -> Sample:
-    return with_data(*work)

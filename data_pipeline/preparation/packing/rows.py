@@ -95,3 +95,8 @@ def with_data(sample: Sample, data: bytes, expected: str | None, rules: ImageRul
         pdq=made.pdq,
         sha256=digest if known else hashlib.sha256(made.data).hexdigest(),
     )
+
+
+def with_fetched(work: tuple[Sample, bytes, str | None, ImageRules]) -> Sample:
+    """Does what `with_data` does, of one argument; stands here, where a process finds it without an HTTP client."""
+    return with_data(*work)

@@ -261,8 +261,7 @@ def _finish(mark: Path) -> None:
     stem = mark.name.removesuffix(COMMIT)
     withdraw_manifest(mark.parent)  # the manifest describes the former shard
     for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
-        new = staged(mark.with_name(name))
-        if new.exists():
-            os.replace(new, mark.with_name(name))
+        with suppress(FileNotFoundError):  # done before a kill, or just now by the task that finishes the set
+            os.replace(staged(mark.with_name(name)), mark.with_name(name))
     sync_folder(mark.parent)
-    mark.unlink()
+    mark.unlink(missing_ok=True)

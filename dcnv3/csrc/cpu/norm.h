@@ -103,6 +103,12 @@ DCNV3_HD void row_statistics(const NormProblem& q, const S* x, Compute<S>& mean,
   rstd = T(1) / root(total<L, T>(squares) / q.channels + static_cast<T>(q.eps));
 }
 
+// What the row's norm is multiplied by.
+template <typename S>
+DCNV3_HD Compute<S> factor_of(const NormProblem& q, const NormTensors& t, int64_t row) {
+  return t.factor == nullptr ? Compute<S>(1) : widen(static_cast<const S*>(t.factor)[row / q.rows_of_factor]);
+}
+
 template <typename S, bool kGelu>
 void norm_forward(const NormProblem& q, const NormTensors& t, int64_t begin, int64_t end) {
   using T = Compute<S>;
@@ -113,12 +119,15 @@ void norm_forward(const NormProblem& q, const NormTensors& t, int64_t begin, int
     S* output = static_cast<S*>(t.output) + row * q.channels;
     T mean, rstd;
     row_statistics(q, x, mean, rstd);
+    const S* residual = t.residual == nullptr ? nullptr : static_cast<const S*>(t.residual) + row * q.channels;
+    const T factor = factor_of<S>(q, t, row);
     static_cast<T*>(t.mean)[row] = mean, static_cast<T*>(t.rstd)[row] = rstd;
     for (int64_t c = 0; c < q.channels; c += L) {
       const int64_t left = q.channels - c;
       const Vec<T, L> normal = (load_first<L>(x + c, left) - mean) * rstd;
       Vec<T, L> y = normal * load_first<L>(weight + c, left) + load_first<L>(bias + c, left);
       if constexpr (kGelu) y = gelu_of(y);
+      if (residual != nullptr) y = load_first<L>(residual + c, left) + y * factor;
       store_first<L, S>(output + c, left, y);
     }
   }
@@ -141,11 +150,12 @@ void norm_backward(const NormProblem& q, const NormTensors& t, int64_t share, in
     const S* residual = t.grad_residual == nullptr ? nullptr : static_cast<const S*>(t.grad_residual) + row * q.channels;
     S* grad_x = static_cast<S*>(t.grad_x) + row * q.channels;
     const T mean = static_cast<const T*>(t.mean)[row], rstd = static_cast<const T*>(t.rstd)[row];
+    const T factor = factor_of<S>(q, t, row);
     V sum = {}, products = {};
     for (int64_t c = 0; c < q.channels; c += L) {
       const int64_t left = q.channels - c;
       const V normal = (load_first<L>(x + c, left) - mean) * rstd, w = load_first<L>(weight + c, left);
-      V slope = load_first<L>(grad + c, left);  // zeros past the row's end, and so is all that follows from it
+      V slope = load_first<L>(grad + c, left) * factor;  // zeros past the row's end, and so is all that follows from it
       if constexpr (kGelu) slope *= gelu_slope(V(normal * w + load_first<L>(bias + c, left)));
       store<L, T>(grad_weight + c, load<L>(grad_weight + c) + slope * normal);
       store<L, T>(grad_bias + c, load<L>(grad_bias + c) + slope);

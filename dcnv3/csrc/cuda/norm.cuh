@@ -24,6 +24,12 @@ __device__ __forceinline__ T gelu_slope(T x) {
   return share_below(x) + x * T(0.39894228040143267794) * accurate_exp(T(-0.5) * x * x);
 }
 
+// What the row's norm is multiplied by.
+template <typename S>
+__device__ __forceinline__ Compute<S> factor_of(const NormArguments& a, int64_t row) {
+  return a.t.factor == nullptr ? Compute<S>(1) : widen(static_cast<const S*>(a.t.factor)[row / a.q.rows_of_factor]);
+}
+
 // The lane's place in its group, and the group's in the grid.
 struct RowLanes {
   int rank, size;
@@ -69,6 +75,8 @@ __global__ void __launch_bounds__(256) norm_forward_kernel(const NormArguments a
   if (!active) return;
   if (lanes.rank == 0) static_cast<T*>(a.t.mean)[row] = mean, static_cast<T*>(a.t.rstd)[row] = rstd;
   S* output = static_cast<S*>(a.t.output) + row * channels;
+  const S* residual = static_cast<const S*>(a.t.residual);
+  const T factor = kGelu ? T(1) : factor_of<S>(a, row);  // no branch ends with a GELU
   for (int c = first; c < channels; c += step) {
     T v[N], w[N], b[N];
     load<N>(x + c, v);
@@ -78,6 +86,12 @@ __global__ void __launch_bounds__(256) norm_forward_kernel(const NormArguments a
     for (int n = 0; n < N; ++n) {
       const T y = (v[n] - mean) * rstd * w[n] + b[n];
       v[n] = kGelu ? y * share_below(y) : y;
+    }
+    if (!kGelu && residual != nullptr) {
+      T r[N];
+      load<N>(residual + row * channels + c, r);
+#pragma unroll
+      for (int n = 0; n < N; ++n) v[n] = r[n] + v[n] * factor;
     }
     store<N>(output + c, v);
   }
@@ -109,6 +123,7 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
     const S* x = static_cast<const S*>(a.t.x) + row * channels;
     const S* grad = static_cast<const S*>(a.t.grad_output) + row * channels;
     const T mean = static_cast<const T*>(a.t.mean)[row], rstd = static_cast<const T*>(a.t.rstd)[row];
+    const T factor = kGelu ? T(1) : factor_of<S>(a, row);  // no branch ends with a GELU
     T sum = 0, products = 0;
     for (int v = lanes.rank; v < vectors; v += lanes.size) {
       T normal[N], w[N], g[N];
@@ -116,7 +131,7 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
       load<N>(weight + v * N, w);
       load<N>(grad + v * N, g);
 #pragma unroll
-      for (int n = 0; n < N; ++n) normal[n] = (normal[n] - mean) * rstd;
+      for (int n = 0; n < N; ++n) normal[n] = (normal[n] - mean) * rstd, g[n] *= factor;
       if constexpr (kGelu) {
         T b[N];
         load<N>(bias + v * N, b);

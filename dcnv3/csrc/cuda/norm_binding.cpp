@@ -1,5 +1,7 @@
-// torch.ops.dcnv3.norm_forward and norm_backward on CUDA: any device, on its current stream.
+// torch.ops.dcnv3.norm_forward, norm_backward and their kin on CUDA: any device, on its current stream.
 #include "../norm_binding.h"
+
+#include <optional>
 
 #include "launch.h"
 #include "stream.h"
@@ -9,24 +11,39 @@ namespace {
 
 void check_norm(gpu::Status status) { STD_TORCH_CHECK(status.error == 0, gpu::describe(status)); }
 
-std::tuple<Tensor, Tensor, Tensor> norm_forward(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu) {
+std::tuple<Tensor, Tensor, Tensor> run_forward(Tensor x, const Tensor* residual, const Tensor* factor, Tensor weight, Tensor bias,
+                                               double eps, bool gelu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const NormProblem q = norm_of(x, weight, bias, eps, gelu);
+  NormProblem q = norm_of(x, weight, bias, eps, gelu);
   x = dense(x), weight = dense(weight), bias = dense(bias);
   Tensor output = torch::stable::new_empty(x, x.sizes());
   Tensor mean = torch::stable::new_empty(x, {q.rows}, sum_type(x)), rstd = torch::stable::new_empty(x, {q.rows}, sum_type(x));
   if (q.rows > 0) {
-    const NormTensors t = pointers(x, weight, bias, output, mean, rstd);
+    NormTensors t = pointers(x, weight, bias, output, mean, rstd);
+    const Tensor added = residual == nullptr ? x : dense(*residual);
+    if (residual != nullptr) check_like(added, x, "the residual"), t.residual = added.data_ptr();
+    if (factor != nullptr) take_factor(q, *factor, x), t.factor = factor->data_ptr();
     check_norm(gpu::launch_norm_forward(type_of(x), q, t, current_stream(x.get_device_index())));
   }
   return {output, mean, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor* grad_residual, Tensor x, Tensor weight,
-                                                Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
+std::tuple<Tensor, Tensor, Tensor> norm_forward(Tensor x, Tensor weight, Tensor bias, double eps, bool gelu) {
+  return run_forward(x, nullptr, nullptr, weight, bias, eps, gelu);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_residual(Tensor x, Tensor residual, std::optional<Tensor> factor, Tensor weight,
+                                                 Tensor bias, double eps) {
+  return run_forward(x, &residual, factor ? &*factor : nullptr, weight, bias, eps, false);
+}
+
+std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor* grad_residual, const Tensor* factor, Tensor x,
+                                                Tensor weight, Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const NormProblem q = norm_of(x, weight, bias, 0, gelu);
-  check_norm_gradient(grad_output, grad_residual, x, mean, rstd, q);
+  NormProblem q = norm_of(x, weight, bias, 0, gelu);
+  check_like(grad_output, x, "the output's gradient");
+  if (grad_residual != nullptr) check_like(*grad_residual, x, "the residual's gradient");
+  check_statistics(mean, x, q), check_statistics(rstd, x, q);
   x = dense(x), weight = dense(weight), bias = dense(bias), grad_output = dense(grad_output);
   Tensor grad_x = torch::stable::new_empty(x, x.sizes());
   Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
@@ -40,6 +57,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor
   NormTensors t = pointers(x, weight, bias, grad_x, mean, rstd);
   const Tensor residual = grad_residual == nullptr ? grad_output : dense(*grad_residual);
   if (grad_residual != nullptr) t.grad_residual = residual.data_ptr();
+  if (factor != nullptr) take_factor(q, *factor, x), t.factor = factor->data_ptr();
   t.grad_output = grad_output.data_ptr(), t.grad_x = grad_x.data_ptr();
   t.grad_weight = grad_weight.data_ptr(), t.grad_bias = grad_bias.data_ptr(), t.sums = sums.data_ptr();
   const gpu::Status status = gpu::launch_norm_backward(type_of(x), q, t, current_stream(x.get_device_index()));
@@ -51,12 +69,17 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor
 
 std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean,
                                                  Tensor rstd, bool gelu) {
-  return run_backward(grad_output, nullptr, x, weight, bias, mean, rstd, gelu);
+  return run_backward(grad_output, nullptr, nullptr, x, weight, bias, mean, rstd, gelu);
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_backward_add(Tensor grad_output, Tensor grad_residual, Tensor x, Tensor weight,
                                                      Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
-  return run_backward(grad_output, &grad_residual, x, weight, bias, mean, rstd, gelu);
+  return run_backward(grad_output, &grad_residual, nullptr, x, weight, bias, mean, rstd, gelu);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_backward_scaled(Tensor grad_output, Tensor factor, Tensor x, Tensor weight, Tensor bias,
+                                                        Tensor mean, Tensor rstd) {
+  return run_backward(grad_output, nullptr, &factor, x, weight, bias, mean, rstd, false);
 }
 
 }  // namespace
@@ -64,6 +87,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_backward_add(Tensor grad_output, Tensor 
 
 STABLE_TORCH_LIBRARY_IMPL(dcnv3, CUDA, m) {
   m.impl("norm_forward", TORCH_BOX(&dcnv3::norm_forward));
+  m.impl("norm_residual", TORCH_BOX(&dcnv3::norm_residual));
   m.impl("norm_backward", TORCH_BOX(&dcnv3::norm_backward));
   m.impl("norm_backward_add", TORCH_BOX(&dcnv3::norm_backward_add));
+  m.impl("norm_backward_scaled", TORCH_BOX(&dcnv3::norm_backward_scaled));
 }

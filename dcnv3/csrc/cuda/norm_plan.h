@@ -25,7 +25,7 @@ struct NormPlan {
 
 inline bool norm_aligned(const NormProblem& q, const NormTensors& t, int width) {
   uintptr_t addresses = 0;
-  for (const void* pointer : {t.x, t.weight, t.bias, static_cast<const void*>(t.output), t.grad_output, t.grad_residual,
+  for (const void* pointer : {t.x, t.weight, t.bias, static_cast<const void*>(t.output), t.residual, t.grad_output, t.grad_residual,
                               static_cast<const void*>(t.grad_x)}) {
     addresses |= reinterpret_cast<uintptr_t>(pointer);
   }

@@ -44,6 +44,14 @@ def drawn_objects(pixels: Pixels, found: "Found", names: Sequence[str], least: f
     return out
 
 
+def drawn_classes(pixels: Pixels, found: Sequence[tuple[str, float]]) -> Pixels:
+    """The picture with classes of the whole, by name and score, one below the other in its corner."""
+    out = pixels.copy()
+    for number, (name, score) in enumerate(found, 1):
+        _text(out, f"{name} {score:.2f}", 0, number * max(12, max(out.shape[:2]) // 40))
+    return out
+
+
 def drawn_map(pixels: Pixels, labels: NDArray[np.uint8], ignored: int = 255) -> Pixels:
     """The picture under the colours of its label map, uint8 [H, W]."""
     out = pixels.copy()
@@ -75,9 +83,17 @@ def _cover(out: Pixels, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -
 
 def _box(out: Pixels, box: Sequence[float], text: str, colour: tuple[int, int, int]) -> None:
     left, top, right, bottom = (round(value) for value in box)
-    width = max(1, round(max(out.shape[:2]) / 400))
-    cv2.rectangle(out, (left, top), (right, bottom), colour, width)
-    scale = max(0.3, max(out.shape[:2]) / 1600)
+    cv2.rectangle(out, (left, top), (right, bottom), colour, _stroke(out))
+    _text(out, text, left, top)
+
+
+def _stroke(out: Pixels) -> int:
+    return max(1, round(max(out.shape[:2]) / 400))
+
+
+def _text(out: Pixels, text: str, left: int, top: int) -> None:
+    """White in black, its foot at `top`."""
+    width, scale = _stroke(out), max(0.3, max(out.shape[:2]) / 1600)
     plain = text.encode("ascii", "replace").decode()  # OpenCV's font has no others
     cv2.putText(out, plain, (left + width, max(top - 2, 8)), _FONT, scale, (0, 0, 0), 2 * width, cv2.LINE_AA)
     cv2.putText(out, plain, (left + width, max(top - 2, 8)), _FONT, scale, (255, 255, 255), width, cv2.LINE_AA)

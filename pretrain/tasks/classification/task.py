@@ -9,11 +9,14 @@ from pydantic import Field
 from data_pipeline.errors import UserError
 from data_pipeline.reading.config import DataConfig
 from pretrain.configuration.schema import ModelConfig, RunConfig
-from pretrain.tasks.task import BatchReader, MainScore, Task
+from pretrain.tasks.task import BatchReader, MainScore, Prediction, Task
 
 if TYPE_CHECKING:
     from pretrain.tasks.classification.module import ClassificationModule
     from pretrain.tasks.module import TaskModule
+
+
+SHOWN = 5  # classes of a predicted picture
 
 
 class Classification(Task):
@@ -65,6 +68,32 @@ class Classification(Task):
         from pretrain.evaluation.classification import top1
 
         return top1(_own(module), data, run, classes=classes, batch_size=batch_size)
+
+    def predict(
+        self,
+        module: "TaskModule",
+        image: bytes,
+        run: RunConfig,
+        *,
+        classes: Sequence[str],
+        image_id: int,
+        categories: Sequence[int],
+        least: float,
+    ) -> Prediction:
+        """The five best classes; the best one is drawn in any case, the others from `least` on."""
+        from data_pipeline.reading.decode.pixels import decode, read_header
+        from pretrain.evaluation.classification import classify_picture
+        from pretrain.evaluation.dense.drawing import drawn_classes
+        from pretrain.tasks.class_names import row_names
+
+        chances = classify_picture(_own(module), image, run)
+        names, ids = row_names(classes, len(chances)) or (), dict(enumerate(categories))
+        scores, rows = chances.topk(min(SHOWN, len(chances)))
+        best = list(zip(rows.tolist(), scores.tolist(), strict=True))
+        results = [{"image_id": image_id, "category_id": ids.get(row, row + 1), "score": score} for row, score in best]
+        shown = [best[0], *(one for one in best[1:] if one[1] >= least)]
+        named = [(names[row] if row < len(names) else str(row), score) for row, score in shown]
+        return Prediction(drawn_classes(decode(image, read_header(image, run.data.max_pixels)), named), results)
 
 
 def _own(module: "TaskModule") -> "ClassificationModule":

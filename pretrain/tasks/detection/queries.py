@@ -26,7 +26,7 @@ from pretrain.models.randomness import drawing_from
 from pretrain.objectives.collectives import summed, world_size
 from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics
-from pretrain.tasks.dense.borrowed import BorrowedBackbone, placeholder_backbone
+from pretrain.tasks.dense.borrowed import BorrowedBackbone, costs_beside_image, placeholder_backbone
 from pretrain.tasks.dense.fp32 import compute_in_fp32
 from pretrain.tasks.dense.module import DenseModule, Instances
 from pretrain.tasks.detection.regions import objects_of
@@ -112,6 +112,14 @@ class QueryDetector(DenseModule):
             scale = corners.new_tensor([width, height, width, height])
             found.append(Instances(corners * scale, scores, places % count))
         return found
+
+    def head_costs(self, side: int) -> tuple[float, float]:
+        """Encoder, proposals and decoder over the picture. The losses, of a few boxes, are left out."""
+        backbone = self.net.backbone.model
+        assert isinstance(backbone, BorrowedBackbone)
+        return costs_beside_image(
+            self.net, backbone, self.widths, side, lambda pictures: self._outputs(pictures, [(side, side)])
+        )
 
     def _outputs(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Logits and boxes (centre and size, as shares of the picture) of each decoder layer, then of the proposals."""

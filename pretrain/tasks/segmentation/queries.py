@@ -20,7 +20,7 @@ from pretrain.models import InternImage
 from pretrain.models.randomness import drawing_from
 from pretrain.objectives.keys import StepKeys, sample_keys
 from pretrain.objectives.metrics import Metrics
-from pretrain.tasks.dense.borrowed import BorrowedBackbone, placeholder_backbone
+from pretrain.tasks.dense.borrowed import BorrowedBackbone, costs_beside_image, placeholder_backbone
 from pretrain.tasks.dense.fp32 import compute_in_fp32
 from pretrain.tasks.dense.module import DenseModule, Instances
 from pretrain.tasks.module import LossOutput, TeacherTargets
@@ -76,6 +76,14 @@ class QueryModule(DenseModule):
         metrics = Metrics(measure)
         metrics.add("objects", lambda: total.new_tensor(sum(map(len, labels)) / len(labels)))
         return LossOutput(total, parts, metrics.values)
+
+    def head_costs(self, side: int) -> tuple[float, float]:
+        """Pixel decoder and queries over the picture. The losses, at points of the masks, are left out."""
+        backbone = self.net.model.pixel_level_module.encoder
+        assert isinstance(backbone, BorrowedBackbone)
+        return costs_beside_image(
+            self.net, backbone, self.widths, side, lambda pictures: self.net(pictures, output_auxiliary_logits=True)
+        )
 
     def class_scores(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Each query's mask, weighted by its probability of a class (Cheng et al. 2021, section 3.4)."""

@@ -113,14 +113,16 @@ extern "C" void divide_all(uint32_t* numbers, int64_t count, int64_t by) {
   for (int64_t i = 0; i < count; ++i) numbers[i] = dcnv3::gpu::divide(numbers[i], divisor);
 }
 
-// pointers: x, weight, bias, output, mean, rstd, grad_output, grad_x, grad_weight, grad_bias, grad_residual or null. Returns the elements that a lane
-// moves at once, or the launcher's error.
+// pointers: x, weight, bias, output, mean, rstd, grad_output, grad_x, grad_weight, grad_bias, and three that may be null: grad_residual,
+// residual, factor (one for two rows where their number is even, else one for each). Returns the elements that a lane moves at once, or the
+// launcher's error.
 extern "C" int run_norm(int64_t rows, int64_t channels, double eps, int gelu, void* const* pointers, int type, int backward) {
-  const dcnv3::NormProblem q{rows, channels, eps, gelu != 0};
+  const dcnv3::NormProblem q{rows, channels, eps, gelu != 0, rows % 2 == 0 ? 2 : 1};
   dcnv3::NormTensors t{};
   t.x = pointers[0], t.weight = pointers[1], t.bias = pointers[2], t.output = pointers[3];
   t.mean = pointers[4], t.rstd = pointers[5], t.grad_output = pointers[6], t.grad_x = pointers[7];
   t.grad_weight = pointers[8], t.grad_bias = pointers[9], t.grad_residual = pointers[10];
+  t.residual = pointers[11], t.factor = pointers[12];
   switch (static_cast<dcnv3::Type>(type)) {
     case dcnv3::Type::kDouble: return dcnv3::gpu::run_norm<double>(q, t, backward != 0);
     case dcnv3::Type::kFloat: return dcnv3::gpu::run_norm<float>(q, t, backward != 0);

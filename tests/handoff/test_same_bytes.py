@@ -42,6 +42,7 @@ def test_whoever_saved_the_weights_their_exports_are_the_same_bytes(tmp_path: Pa
     command = [sys.executable, str(Path(__file__).with_name("saving_ranks.py")), str(config), str(tmp_path)]
     command += [f"{stage}:{ranks}" for stage, ranks in SAVERS]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # which a copy of a process cannot share
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, list[dict[str, str]]] = {}

@@ -202,6 +202,7 @@ def test_a_picture_that_kills_costs_only_its_row(tmp_path: Path, picture: Callab
     found = [sidecar(tmp_path / name) for name in ("whole", "rows")]
     assert [[row["row"] for row in one if row["reason"]] for one in found] == [[4, 10]] * 2
     assert [row["sha256"] for row in found[0]] == [row["sha256"] for row in found[1]]
+    assert not [path.name for path in (tmp_path / "whole").glob(".*") if path.name != ".lock"]
 
 
 def test_work_that_no_process_knows_is_an_error_not_a_loss() -> None:

@@ -1,5 +1,8 @@
 """A save's threads on three ranks of one process, which talk as the ranks of a group do."""
 
+import builtins
+import os
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,3 +69,28 @@ def test_an_abandoned_save_commits_what_is_whole_and_waits_for_none(
     leader = group.start(0, tmp_path)
     leader.abandon()
     assert leader.done and leader.error is None and len(group.committed) == commits
+
+
+def test_what_a_save_asks_of_the_file_system_does_not_grow_with_the_ranks(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened, made and renamed: a rank's shard and its folder; the leader's four files and `latest`, at any number."""
+    asked: Counter[str] = Counter()
+    for module, name in ((builtins, "open"), (os, "open"), (os, "mkdir"), (os, "rename"), (os, "replace")):
+        original = getattr(module, name)
+
+        def call(*arguments: Any, name: str = name, original: Any = original, **named: Any) -> Any:
+            asked[name] += str(tmp_path) in str(arguments[0])
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(module, name, call)
+    group.start(1, tmp_path / "checkpoints" / ".writing-step-00000004").wait()
+    assert asked["open"] == 1 and asked["mkdir"] <= 3 and not asked["rename"] + asked["replace"], asked
+    counts = []
+    for step, ranks in ((4, 2), (5, 256)):
+        (tmp_path / "checkpoints" / f".writing-step-{step:08d}").mkdir(exist_ok=True)
+        asked.clear()
+        shards = {saving.shard_name(rank): {"bytes": 1, "sha256": "0" * 64} for rank in range(ranks)}
+        saving.commit(tmp_path / "checkpoints", step, shards, dict.fromkeys(saving.TEXTS, "{}"))
+        counts.append(dict(asked))
+    assert counts[0] == counts[1] and sum(counts[0].values()) <= 30, counts

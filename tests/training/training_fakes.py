@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from warm_ranks import WarmRanks, run_all, serve
 
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import FaultLog
@@ -184,6 +185,8 @@ def _misbehave(batch: FakeBatch, keys: StepKeys) -> None:
         time.sleep(1000)
     if rank == 1 and _happens("crash", keys.step):
         raise RuntimeError("a kernel failed")
+    if rank == 1 and _happens("abort", keys.step):
+        os.abort()
     if rank == 0 and _happens("fill", keys.step):
         _fill_the_disk(Path(os.environ["FAKE_BALLAST"]))
     if rank == 1 and _happens("death", keys.step):
@@ -265,20 +268,33 @@ def start_ranks(
     """One process a rank, running `script` (by default this file). Several configurations run one after the other, also
     after one that stops.
     """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    logs = [output.parent / f"{output.name}-rank{rank}.log" for rank in range(ranks)]
+    return _processes([script, *_described(config, output)], logs, environment)
+
+
+def _described(config: Work, output: Path) -> list[str]:
+    """Files of the configurations, each with its run's folder."""
     from pretrain.configuration import dump_config
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     work: list[str] = []
     parts = [(output, config)] if isinstance(config, RunConfig) else config
     for number, (where, what) in enumerate(parts.items() if isinstance(parts, dict) else parts):
         described = output.parent / f"{output.name}-{time.monotonic_ns()}-{number}.yaml"
         described.write_text(dump_config(what))
         work += [str(described), str(where)]
+    return work
+
+
+def _processes(
+    words: list[str], logs: list[Path], environment: dict[str, str], stdin: int | None = None
+) -> list[subprocess.Popen[str]]:
+    ranks = len(logs)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
-    for rank in range(ranks):
+    for rank, path in enumerate(logs):
         variables = (
             os.environ
             | {
@@ -296,15 +312,9 @@ def start_ranks(
         if ranks == 1:
             for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 variables.pop(name)
-        log = open(output.parent / f"{output.name}-rank{rank}.log", "a")  # noqa: SIM115  handed to the process
+        log = open(path, "a")  # noqa: SIM115  handed to the process
         processes.append(
-            subprocess.Popen(
-                [sys.executable, script, *work],
-                env=variables,
-                stdout=log,
-                stderr=log,
-                text=True,
-            )
+            subprocess.Popen([sys.executable, *words], env=variables, stdin=stdin, stdout=log, stderr=log, text=True)
         )
     return processes
 
@@ -328,14 +338,22 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float = 150) -> list
 
 
 def wait_until(condition: Callable[[], bool], ranks: Ranks) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks), "ended before its moment"
         time.sleep(0.002)
 
 
-def run_ranks(config: Work, output: Path, ranks: int, timeout: float = 150, **settings: str) -> list[int]:
-    return finish(start_ranks(config, output, ranks, **settings), timeout)
+WARM = WarmRanks(lambda words: _processes([__file__, *words], [Path(os.devnull)] * 2, {}, subprocess.PIPE))
+
+
+def run_ranks(config: Work, output: Path, ranks: int, timeout: float = 300, **settings: str) -> list[int]:
+    """Exit codes of a run that nobody disturbs. Two ranks of this file's own are those that stay (warm_ranks.py)."""
+    if ranks != 2 or "script" in settings:
+        return finish(start_ranks(config, output, ranks, **settings), timeout)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    misbehaving = {name: value for name, value in os.environ.items() if name.startswith("FAKE_")}
+    return WARM.run(_described(config, output), output, misbehaving | settings, timeout)
 
 
 def complete_lines(path: Path) -> list[dict[str, Any]]:
@@ -368,10 +386,6 @@ def logs(output: Path) -> str:
 
 
 if __name__ == "__main__":
-    import yaml
-
-    from data_pipeline.errors import UserError
-    from pretrain.training import run
     from pretrain.training.distributed import leave
 
     if limit := os.environ.get("FAKE_FILE_LIMIT"):  # a full disk, as a file-size limit shows it
@@ -389,13 +403,7 @@ if __name__ == "__main__":
             copy_durably(source, target)
 
         saving.copy_durably = copying
-    try:
-        code = 0
-        for described, where in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-            chosen = parse_config(yaml.safe_load(Path(described).read_text()))
-            if (code := run(chosen, where)) not in (0, 75):
-                break
-        leave(code)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        leave(error.exit_code)
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+        leave(0)
+    leave(run_all(sys.argv[1:]))

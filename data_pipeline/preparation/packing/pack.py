@@ -26,7 +26,13 @@ from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.retries import wanted_again
 from data_pipeline.preparation.packing.rows import Captionless
-from data_pipeline.preparation.packing.samples import check_rows_per_shard, commit_shard, read_entry, shard_stem
+from data_pipeline.preparation.packing.samples import (
+    check_rows_per_shard,
+    commit_shard,
+    read_entry,
+    recover,
+    shard_stem,
+)
 from data_pipeline.preparation.packing.shuffling import Places, in_places, shuffled_places
 from data_pipeline.preparation.packing.staging import Due, Shards, staged_shards
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
@@ -142,6 +148,7 @@ def pack(
                     away.send(output, entry)
                 if stopping():
                     raise StoppedError(f"stopped behind shard {number}, as asked; the same command goes on in {output}")
+            recover(output)  # what a process left that an image killed
         finish(output, [entries[number] for number in numbers], names)
     counts = count_rows(output, [entries[number] for number in numbers], names)
     return PackSummary(

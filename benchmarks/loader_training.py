@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from machine import machine
 
 from data_pipeline.reading import Batch, DataConfig
+from data_pipeline.reading.order.course import Segment
 from pretrain.configuration import RunConfig, load_config
 from pretrain.tasks.pretraining.task import Pretraining
 from pretrain.tasks.task import ReaderOptions
@@ -50,8 +51,8 @@ class Alternating:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.reader, name)
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        stream = self.reader.batches(start)
+    def batches(self, start: int, segments: Sequence[Segment] = ()) -> Iterator[Batch]:
+        stream = self.reader.batches(start, segments)
         count = self.steps * self.config.training.accumulation
         while True:
             kept = []

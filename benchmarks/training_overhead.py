@@ -18,7 +18,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from machine import machine
 from data_pipeline.reading import Batch, ImageTextTargets, Targets
 from data_pipeline.reading.config import DataConfig
 from data_pipeline.reading.faults import FaultLog
+from data_pipeline.reading.order.course import Segment
 from pretrain.configuration import RunConfig, load_config
 from pretrain.tasks.module import StepKeys
 from pretrain.tasks.pretraining.task import Pretraining
@@ -113,7 +114,7 @@ class Interleaving:
         self.ours: list[float] = []
         self.theirs: list[float] = []
 
-    def batches(self, start: int) -> Iterator[Batch[Targets]]:
+    def batches(self, start: int, _segments: Sequence[Segment] = ()) -> Iterator[Batch[Targets]]:
         step, mark = start, None
         while True:
             if (step + self.lead) % self.steps == 0:

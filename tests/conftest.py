@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import os
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # so does nohup with SIGHUP
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+_OF_A_RANK = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+
+
+@pytest.fixture(autouse=True)
+def a_run_leaves_nothing_in_the_process_of_the_tests() -> Iterator[None]:
+    """A run in this process names itself a rank, and DeepSpeed's stage 3 puts another F.linear in place for good: the
+    tests that come after, in whatever order, find neither.
+    """
+    yield
+    for name, value in _OF_A_RANK.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    if "deepspeed" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.nn.functional.linear = torch._C._nn.linear
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

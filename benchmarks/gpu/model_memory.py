@@ -23,6 +23,9 @@ from needs import packages
 from record import headline, record, small
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from data_pipeline.reading.order.course import Segment
     from pretrain.configuration import RunConfig
     from pretrain.training.distributed import DistributedContext
     from pretrain.training.loop import LoopParts
@@ -93,7 +96,7 @@ def predicted(config: RunConfig) -> dict[str, Any]:
     return row
 
 
-def parts_of(config: RunConfig, context: DistributedContext, folder: Path) -> LoopParts:
+def parts_of(config: RunConfig, context: DistributedContext, folder: Path) -> tuple[LoopParts, Sequence[Segment]]:
     """What the product's loop needs, composed as a run composes it, but that nothing is saved."""
     from training_runs import MadeUpReader, made_up
 
@@ -106,9 +109,9 @@ def parts_of(config: RunConfig, context: DistributedContext, folder: Path) -> Lo
     not_started = Watchdog(folder, 0, 600.0, 60.0, lambda kind, message: None, lambda: False)
     reader, events = MadeUpReader(config), EventLog(folder, 0)
     run = made_up(config, device=context.device)
-    parts, _ = compose(run, folder, None, reader, context, events, not_started, Interruption())
+    parts, _, segments = compose(run, folder, None, reader, context, events, not_started, Interruption())
     stand_in: Any = NoCheckpoints(folder)
-    return replace(parts, checkpointer=stand_in)
+    return replace(parts, checkpointer=stand_in), segments
 
 
 def rows_of(letter: str, context: DistributedContext, folder: Path, *, tiny: bool) -> list[float]:
@@ -125,7 +128,7 @@ def rows_of(letter: str, context: DistributedContext, folder: Path, *, tiny: boo
         torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device) if cuda else 0
     started = time.perf_counter()
-    parts = parts_of(config_of(letter, sizes[0], tiny=tiny), context, folder)
+    parts, segments = parts_of(config_of(letter, sizes[0], tiny=tiny), context, folder)
     states = torch.cuda.memory_allocated(device) - before if cuda else 0
     built_s = time.perf_counter() - started
     for batch in sizes:
@@ -139,7 +142,7 @@ def rows_of(letter: str, context: DistributedContext, folder: Path, *, tiny: boo
             torch.cuda.reset_peak_memory_stats(device)
         started = time.perf_counter()
         try:
-            train(replace(parts, reader=MadeUpReader(config)), 0)
+            train(replace(parts, reader=MadeUpReader(config)), 0, segments)
         except torch.OutOfMemoryError as error:
             record(STEP, row | {"error": str(error).splitlines()[0]})
             break

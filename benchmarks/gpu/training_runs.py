@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from data_pipeline.reading import Batch, DataConfig, ImageTextTargets, Targets
 from data_pipeline.reading.faults import FaultLog
+from data_pipeline.reading.order.course import Segment
 from data_pipeline.reading.storage.sources import SourceRecord
 from pretrain.configuration import RunConfig, parse_config
 from pretrain.configuration.schema import ModelConfig
@@ -70,7 +71,7 @@ class MadeUpReader:
     def has_labels(self) -> bool:
         return True
 
-    def batches(self, start_step: int) -> Iterator[Batch[Targets]]:
+    def batches(self, start_step: int, _segments: Sequence[Segment] = ()) -> Iterator[Batch[Targets]]:
         step = start_step
         while True:
             if step == self.killed_at:

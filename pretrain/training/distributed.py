@@ -153,12 +153,12 @@ def join(timeout_seconds: float) -> DistributedContext:
     if cuda:
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # entries of NCCL's flight recorder (watchdog.py)
     timeout = datetime.timedelta(seconds=timeout_seconds)
+    if world_size == 1:  # DeepSpeed reads the variables all the same
+        for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(name, value)
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
-        if world_size == 1:
-            # A store in memory needs neither a port nor a file; DeepSpeed reads the variables all the same.
-            for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-                os.environ.setdefault(name, value)
+        if world_size == 1:  # a store in memory needs neither a port nor a file
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)

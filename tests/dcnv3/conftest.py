@@ -70,7 +70,10 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
     """The CUDA kernels for the CPU, before sm_90 and on it; skipped without a compiler."""
-    return compiled(tmp_path_factory.mktemp("emulation"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one compilation for all workers
+        folder = folder.parent
+    return compiled(folder / "emulation")
 
 
 @dataclass

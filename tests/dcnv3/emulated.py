@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,10 +27,16 @@ def compiled(built: Path) -> dict[int, ctypes.CDLL]:
     if compiler is None:
         pytest.skip("no g++ to compile the emulator with")
     command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{CSRC}", f"-I{HERE}", str(HERE / "kernels.cpp")]
+    built.mkdir(exist_ok=True)
+    targets = {architecture: built / f"kernels_{architecture}.so" for architecture in (800, 900)}
+    with open(built / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for architecture, target in targets.items():
+            if not target.exists():
+                own = [f"-DDCNV3_EMULATION={architecture}", "-o", str(target)]
+                subprocess.run([*command, *own], check=True, timeout=300)
     libraries = {}
-    for architecture in (800, 900):
-        target = built / f"kernels_{architecture}.so"
-        subprocess.run([*command, f"-DDCNV3_EMULATION={architecture}", "-o", str(target)], check=True, timeout=300)
+    for architecture, target in targets.items():
         loaded = ctypes.CDLL(str(target))
         loaded.run.argtypes = [ctypes.c_void_p, ctypes.c_double, ctypes.c_int, ctypes.c_int, ctypes.c_void_p] + [
             ctypes.c_int

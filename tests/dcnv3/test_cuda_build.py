@@ -177,8 +177,9 @@ def test_occupancy_is_bounded_by_registers_shared_memory_and_blocks(
     assert resources.occupancy(architecture, registers, warps, shared) == percent
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_to_no_worse_than_recorded(resources: ModuleType) -> None:
-    """Takes some 15 s of a core. Other compilers than the recorded one count otherwise."""
+    """Takes a minute of a core. Other compilers than the recorded one count otherwise."""
     if resources.find("nvcc") is None:
         pytest.skip("no nvcc: the CUDA kernels are not compiled here")
     if resources.nvcc_version() != json.loads(resources.RESULTS.read_text())["nvcc"]:

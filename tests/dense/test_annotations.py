@@ -236,13 +236,15 @@ def test_crowds_are_kept_in_the_set_and_no_target(coco_files, tmp_path: Path) ->
 
 
 COUNT = """
-import json, resource, sys
+import sys
 from pathlib import Path
 from data_pipeline.preparation.annotations.coco import CocoIndex
 index = CocoIndex(Path(sys.argv[1]), Path(sys.argv[2]))
 objects = sum(len(picture.objects) for picture in index.pictures())
 index.close()
-print(objects, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# ru_maxrss would keep the peak of the process that started this one
+(line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(objects, line.split()[1])
 """
 
 
@@ -262,13 +264,13 @@ def test_a_hundred_thousand_annotations_are_read_in_bounded_memory(tmp_path: Pat
         return path.stat().st_size
 
     used = []
-    for count in (2_000, 100_000):
+    for count in (40_000, 100_000):
         size = write(tmp_path / f"{count}.json", count)
         words = [sys.executable, "-c", COUNT, str(tmp_path / f"{count}.json"), str(tmp_path)]
         objects, kilobytes = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
         assert int(objects) == count
         used.append(int(kilobytes) * 1024)
-    assert size > 18e6 and used[1] - used[0] < 0.5 * size, "memory does not grow with the file"
+    assert size > 18e6 and used[1] - used[0] < 0.1 * size, "memory does not grow with the file"
 
 
 def test_what_is_taken_down_takes_its_annotation_along(coco_files, tmp_path: Path) -> None:

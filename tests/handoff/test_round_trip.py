@@ -110,7 +110,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
 @pytest.fixture(scope="module")
 def asked(given: Given, request: pytest.FixtureRequest) -> Given:
     """All tools that are installed have answered, at the cost of one import of torch."""
-    wanted = [item.callspec.params["layout"] for item in request.session.items if "asked" in item.fixturenames]
+    own = [item for item in request.session.items if item.path == request.path and "asked" in item.fixturenames]
+    wanted = [item.callspec.params["layout"] for item in own]
     given.ask([layout for layout in wanted if importlib.util.find_spec(TOOLS[layout])])
     return given
 

@@ -249,7 +249,8 @@ def test_killed_and_run_again_nothing_is_lost_and_nothing_is_there_twice(site, t
     last = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     assert int(last.stdout.split()[-1]) <= 60 - 6 * finished
     asked = sum(count for path, count in site.asked.items() if path.startswith("/ok"))
-    assert asked <= 60 + 2 * 2  # again only what a kill cut off: two requests a host are under way
+    # Again only what a kill cut off: two requests a host are under way, and some pictures are not decoded yet.
+    assert asked <= 60 + 2 * 6
     assert [row["row"] for row in rows(out)] == list(range(60))
     assert {row["url"] for row in rows(out)} == {site.url(f"/ok/{n}") for n in range(60)}
     assert verify(out, decode=True).sound

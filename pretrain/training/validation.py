@@ -211,10 +211,14 @@ def read_history(run: Path, score: str | None) -> History:
     entries: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     found = []
     for entry in entries:
-        name = score or next(key for key in entry if key != "step")
+        name = score or _score_in(entry)
         if name in entry:
             found.append((int(entry["step"]), float(entry[name])))
     return found
+
+
+def _score_in(entry: Mapping[str, Any]) -> str:
+    return next(key for key in entry if key != "step")
 
 
 def write_history(run: Path, score: str, history: Sequence[tuple[int, float]]) -> None:
@@ -235,7 +239,7 @@ def _forget_beyond(run: Path, score: str | None, step: int) -> History:
     history = read_history(run, score)
     kept = [entry for entry in history if entry[0] <= step]
     if len(kept) < len(history):
-        name = score or next(key for key in json.loads((run / HISTORY).read_text(encoding="utf-8"))[0] if key != "step")
-        write_history(run, name, kept)
+        entries = json.loads((run / HISTORY).read_text(encoding="utf-8"))
+        write_history(run, score or _score_in(entries[0]), kept)
         mark_best_of(run, kept)
     return kept

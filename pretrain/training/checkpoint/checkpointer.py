@@ -161,7 +161,7 @@ class Checkpointer:
         return [(key, copy) for (key, _), copy in zip(self._entries, self._staging, strict=True)]
 
     def _temporary(self, step: int) -> Path:
-        return self._folder / f"{disk.WRITING}{disk.step_name(step)}"
+        return disk.writing_folder(self._folder, step)
 
     def progress(self) -> tuple[bool, bool]:
         """(this rank is done with its part of the save under way, the part failed); (False, False) without one."""

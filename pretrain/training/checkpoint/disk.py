@@ -55,6 +55,11 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def writing_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies until it is complete."""
+    return checkpoints / f"{WRITING}{step_name(step)}"
+
+
 def sealed(manifest: Mapping[str, Any]) -> str:
     """The text of a manifest, with its own digest in it."""
     return json.dumps({**manifest, "digest": _digest(manifest)})

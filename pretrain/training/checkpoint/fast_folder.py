@@ -121,7 +121,7 @@ def _copy(found: Found, folder: Path, run: Path, rank: int) -> str | None:
 
 
 def _temporary(run: Path, step: int) -> Path:
-    return run / disk.FOLDER / f"{disk.WRITING}{disk.step_name(step)}"
+    return disk.writing_folder(run / disk.FOLDER, step)
 
 
 def _newest_step(run: Path) -> int:

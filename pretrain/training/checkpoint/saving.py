@@ -50,7 +50,7 @@ def commit(checkpoints: Path, step: int, files: Files, texts: Mapping[str, str])
     """Complete the checkpoint whose shards, `files`, are written: the other files, the manifest, the name, `latest`.
     Returns its folder. texts: of TEXTS those that are not there yet. The leader's.
     """
-    temporary, final = checkpoints / f"{disk.WRITING}{disk.step_name(step)}", checkpoints / disk.step_name(step)
+    temporary, final = disk.writing_folder(checkpoints, step), checkpoints / disk.step_name(step)
     for name in TEXTS:
         if name in texts:
             write_durably(temporary / name, texts[name])

@@ -1,7 +1,11 @@
 """Sets of small pictures, made by the product's own `pack`."""
 
+import functools
+import http.server
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +34,23 @@ def make_set(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def site_of() -> Iterator[Callable[[Path], str]]:
+    """site_of(folder) -> the address of a web server on this machine that has the folder's files."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ExitStack() as running:
+
+        def serve(folder: Path) -> str:
+            handler = functools.partial(Quiet, directory=str(folder))
+            server = running.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            running.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve

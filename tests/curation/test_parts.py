@@ -1,14 +1,12 @@
 """Packing and fetching shared among tasks: the same bytes as one task makes, whoever dies."""
 
 import functools
-import http.server
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,16 +103,8 @@ def test_other_processes_can_make_parts(images: Path, whole: dict[str, bytes], t
 
 
 @pytest.fixture
-def site(images: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(images))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
+def site(site_of: Callable[[Path], str], images: Path) -> str:
+    return site_of(images)
 
 
 def test_fetching_in_parts_gives_the_same_bytes(site: str, tmp_path: Path) -> None:

@@ -1,5 +1,17 @@
-"""`python -m launch` is `internimage`, also where the package is not installed."""
+"""`python -m launch` is `internimage`, also where the package is not installed.
 
-from launch.cli import main
+The processes that a command starts import this module anew: so that they need not load the command line, it does when
+called, not when imported.
+"""
 
-main()
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    from launch import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,12 @@
 import itertools
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
+
+from data_pipeline.executors.parent import end_with_parent
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -45,19 +45,6 @@ def ordered_map(
                 yield from waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """Ends this process when its parent is gone: a worker of a pool whose owner was killed waits for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler tells every process; the parent answers for all
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _each(work: Callable[[_Item], _Result], chunk: list[_Item]) -> list[_Result]:

@@ -5,18 +5,39 @@ ustar     tar headers: byte-stable encoder, walk over any archive that names its
 writer    ShardWriter
 probe     format and size of an image from its first bytes
 index     index_shard: what is in a shard that anybody made
+reasons   why a sample has no image, or what it lacks
 sidecar   the Parquet file beside a shard
 manifest  the set
 sets      open_set: by manifest, or by indexing foreign shards once
 """
 
-from data_pipeline.format.index import index_shard
-from data_pipeline.format.manifest import Manifest, ShardEntry, read_manifest, write_manifest
-from data_pipeline.format.sets import index_set, open_set
-from data_pipeline.format.sidecar import count_reasons, packed_rows, read_sidecar, slot_rows, write_sidecar
-from data_pipeline.format.writer import Place, ShardWriter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_pipeline.format.index import index_shard
+    from data_pipeline.format.manifest import Manifest, ShardEntry, read_manifest, write_manifest
+    from data_pipeline.format.sets import index_set, open_set
+    from data_pipeline.format.sidecar import count_reasons, packed_rows, read_sidecar, slot_rows, write_sidecar
+    from data_pipeline.format.writer import Place, ShardWriter
 
 __all__ = [
     "Manifest", "Place", "ShardEntry", "ShardWriter", "count_reasons", "index_set", "index_shard", "open_set",
     "packed_rows", "read_manifest", "read_sidecar", "slot_rows", "write_manifest", "write_sidecar",
 ]  # fmt: skip
+
+_MODULES = {
+    "index": ("index_shard",),
+    "manifest": ("Manifest", "ShardEntry", "read_manifest", "write_manifest"),
+    "sets": ("index_set", "open_set"),
+    "sidecar": ("count_reasons", "packed_rows", "read_sidecar", "slot_rows", "write_sidecar"),
+    "writer": ("Place", "ShardWriter"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads on use: a process that only decodes images needs no Parquet."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

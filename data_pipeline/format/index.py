@@ -27,23 +27,24 @@ from data_pipeline.errors import UserError
 from data_pipeline.format import sidecar, ustar
 from data_pipeline.format.image_header import read_image_header
 from data_pipeline.format.labels import LABEL_INVALID, InvalidLabelError, read_label
+from data_pipeline.format.reasons import (
+    BAD_JSON,
+    COMPRESSED,
+    DUPLICATE_KEY,
+    EMPTY_IMAGE,
+    EMPTY_SHARD,
+    EMPTY_TEXT,
+    MISSING_TEXT,
+    NO_IMAGE,
+    NOT_A_FILE,
+    NOT_AN_IMAGE,
+    TEXT_NOT_UTF8,
+)
 from data_pipeline.format.ustar import Damage, TarMember
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe")
 
 ANNOTATION_MEMBERS = ("objects.json", "labels.png")  # of annotated pictures, after the key
-
-NO_IMAGE = "image_missing"
-EMPTY_IMAGE = "image_empty"
-NOT_AN_IMAGE = "not_an_image"
-NOT_A_FILE = "not_a_file"
-DUPLICATE_KEY = "duplicate_key"
-EMPTY_SHARD = "empty_shard"
-COMPRESSED = "compressed_archive"  # the whole file is gzip, zstd, bzip2 or xz: its members have no offsets
-MISSING_TEXT = "text_missing"
-EMPTY_TEXT = "text_empty"
-TEXT_NOT_UTF8 = "text_not_utf8"
-BAD_JSON = "bad_json"
 
 _COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")
 

@@ -82,9 +82,10 @@ def _stops(data: bytes, start: int) -> list[int]:
     """Lists where, counted from `start`, entropy-coded data could end: FF before what is neither a stuffed zero nor a
     restart marker."""
     found = np.frombuffer(data, dtype=np.uint8, offset=min(start, len(data)))
-    marked = found[:-1] == 0xFF
-    marked &= found[1:] != 0
-    return [at for at in np.flatnonzero(marked).tolist() if not 0xD0 <= data[start + at + 1] <= 0xD7]
+    marks = np.flatnonzero(found[:-1] == 0xFF)
+    codes = found[marks + 1]
+    stops: list[int] = marks[(codes != 0) & (codes & 0xF8 != 0xD0)].tolist()
+    return stops
 
 
 class _Frame:

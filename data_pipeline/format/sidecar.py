@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from data_pipeline.durable import atomic_file
 from data_pipeline.errors import BadDataError
+from data_pipeline.format.columns import column
 from data_pipeline.format.labels import LABEL_INVALID
+from data_pipeline.format.reasons import END_MARKER_ADDED
 
 PACKED = "packed"
 REJECTED = "rejected"
@@ -63,7 +65,6 @@ PDQ, PDQ_QUALITY = "pdq", "pdq_quality"
 PDQ_COLUMNS = [pa.field(PDQ, pa.string()), pa.field(PDQ_QUALITY, pa.int32())]
 
 # What a packed sample's reason says of a sample that is good for training all the same.
-END_MARKER_ADDED = "end_marker_added"  # a JPEG that lacked only its end marker has it now
 HARMLESS_NOTES = frozenset({END_MARKER_ADDED, LABEL_INVALID})
 
 
@@ -71,12 +72,13 @@ def table(rows: Iterable[Mapping[str, Any]], further: pa.Schema | None = None) -
     """Makes a table of `SIDECAR_SCHEMA`, of the columns of annotations and of hashes where a row has them, and of the
     columns `further`, from dictionaries; missing entries are null.
     """
-    listed = [dict(row) for row in rows]
+    listed = list(rows)
     annotated = any("annotation_member" in row for row in listed)
     hashed = any(PDQ in row for row in listed)
     optional = [*(ANNOTATION_COLUMNS if annotated else ()), *(PDQ_COLUMNS if hashed else ())]
     schema = joined_columns(SIDECAR_SCHEMA, pa.schema(optional), further)
-    return pa.Table.from_pylist(listed, schema=schema)
+    columns = [column([row.get(field.name) for row in listed], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_sidecar(path: Path, rows: pa.Table) -> None:
@@ -138,7 +140,7 @@ def count_reasons(rows: pa.Table, *statuses: str) -> dict[str, int]:
 
     What a reason names in particular (`duplicate of SET/KEY`) is left out: `duplicate`.
     """
-    chosen = rows.filter(pc.is_in(rows["status"], pa.array(statuses or (REJECTED,))))["reason"].to_pylist()
+    chosen = rows.filter(pc.is_in(rows["status"], column(statuses or (REJECTED,), pa.string())))["reason"].to_pylist()
     reasons = Counter(reason.partition(" of ")[0] for reason in chosen)
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
@@ -149,7 +151,7 @@ def carry_decisions(former: pa.Table, rows: pa.Table) -> pa.Table:
     A sample is the same where key and image digest are. An erased one has no digest left: its key decides, and its row
     is the former one.
     """
-    decided = former.filter(pc.is_in(former["status"], pa.array([DROPPED, ERASED])))
+    decided = former.filter(pc.is_in(former["status"], column((DROPPED, ERASED), pa.string())))
     if not decided.num_rows:
         return rows
     known = {row["key"]: row for row in decided.to_pylist()}

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from data_pipeline.preparation.fetching.fetch import FetchSummary, fetch
     from data_pipeline.preparation.fetching.web import WebRules
     from data_pipeline.preparation.inspection import IndexSummary, VerifySummary, index, verify
-    from data_pipeline.preparation.packing.images import ImageRules
     from data_pipeline.preparation.packing.pack import PackSummary, pack
+    from data_pipeline.preparation.packing.rules import ImageRules
     from data_pipeline.preparation.packing.usable import check_usable
     from data_pipeline.preparation.sources.columns import Columns, TableFormat
     from data_pipeline.preparation.statistics import Stats, stats
@@ -33,7 +33,7 @@ _MODULES = {
     "fetching.fetch": ("FetchSummary", "fetch"),
     "fetching.web": ("WebRules",),
     "inspection": ("IndexSummary", "VerifySummary", "index", "verify"),
-    "packing.images": ("ImageRules",),
+    "packing.rules": ("ImageRules",),
     "packing.pack": ("PackSummary", "pack"),
     "packing.usable": ("check_usable",),
     "sources.columns": ("Columns", "TableFormat"),

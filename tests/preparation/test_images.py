@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_pipeline.errors import UserError
-from data_pipeline.preparation.packing.images import ImageRules, Prepared, Refused, prepare
+from data_pipeline.preparation.packing.images import prepare
+from data_pipeline.preparation.packing.rules import ImageRules, Prepared, Refused
 from data_pipeline.reading.decode.pixels import decode, read_header
 
 RULES = ImageRules()

@@ -22,7 +22,8 @@ from data_pipeline.format import ShardWriter, index_shard, read_sidecar, ustar, 
 from data_pipeline.format.image_header import is_image, read_image_header
 from data_pipeline.format.jpeg_markers import is_sound_jpeg
 from data_pipeline.preparation import ImageRules, TableFormat
-from data_pipeline.preparation.packing.images import Prepared, Refused, prepare
+from data_pipeline.preparation.packing.images import prepare
+from data_pipeline.preparation.packing.rules import Prepared, Refused
 from data_pipeline.preparation.sources.columns import Columns
 from data_pipeline.preparation.sources.opening import open_urls
 from data_pipeline.reading.decode.pixels import BadSample, decode, read_header

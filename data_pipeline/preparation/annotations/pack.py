@@ -24,10 +24,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.executors.processes import available
 from data_pipeline.preparation.annotations.coco import CocoIndex, LeftOut, Picture
 from data_pipeline.preparation.annotations.label_maps import NO_MAP, Pair, convert_label_map, pairs
-from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import folder_digest, hold_output
 from data_pipeline.preparation.packing.pack import PackSummary, count_rows, finish, run_plan
 from data_pipeline.preparation.packing.rows import read_image, with_data
+from data_pipeline.preparation.packing.rules import ImageRules
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry
 from data_pipeline.preparation.packing.staging import DECODER_DIED
 from data_pipeline.preparation.packing.workers import surviving_map

@@ -8,11 +8,13 @@ with `retry` asks again for failed rows of these reasons alone, and writes a sha
 """
 
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.callbacks import Notice, ProgressCallback
@@ -25,20 +27,22 @@ from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER, NoLocksError
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
 from data_pipeline.preparation.packing.away import Away
-from data_pipeline.preparation.packing.images import ImageRules
+from data_pipeline.preparation.packing.checking import checked_fetched
+from data_pipeline.preparation.packing.decoders import decoders
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.pack import count_rows, finish, run_plan, shard_numbers
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
-from data_pipeline.preparation.packing.rows import Captionless, sample_of, with_fetched
+from data_pipeline.preparation.packing.rows import Captionless, sample_of, with_image
+from data_pipeline.preparation.packing.rules import ImageRules
 from data_pipeline.preparation.packing.samples import Sample, check_rows_per_shard, pack_shard, read_entry, shard_stem
 from data_pipeline.preparation.packing.staging import DECODER_DIED
-from data_pipeline.preparation.packing.workers import decoders
 from data_pipeline.preparation.sources.columns import Columns, TableFormat
 from data_pipeline.preparation.sources.labels import numbered, survey
 from data_pipeline.preparation.sources.opening import open_urls
 from data_pipeline.preparation.sources.rows import Row, Source
 
 _ROWS_UNDER_WAY = 16_384  # rows of all shards that are under way; what memory is needed for
+_COLLECTED_OBJECTS = 10_000  # new ones, between two collections of cyclic garbage
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ def fetch(
     with ExitStack() as held:
         held.enter_context(hold_output(output, plan))
         stopping = held.enter_context(stop_requests())
+        held.enter_context(_rare_collections())
         shared = None
         if part is not None:
             try:
@@ -192,7 +197,8 @@ class _Run:
         shards: Iterator[Shard] = itertools.groupby(rows, key=lambda row: row.number // self._rows_per_shard)
         if self._mix is not None:
             shards = in_keyed_order(shards, self._mix, self._source.further, self._output)
-        async with web, decoders(with_fetched, workers) as self._decoders, asyncio.TaskGroup() as tasks:
+        work = partial(checked_fetched, rules=self._rules)
+        async with web, decoders(work, workers) as self._decoders, asyncio.TaskGroup() as tasks:
             while not self._stopping() and (shard := await asyncio.to_thread(_next, shards)) is not None:
                 await turns.acquire()
                 tasks.create_task(self._shard(web, *shard)).add_done_callback(lambda _: turns.release())
@@ -258,25 +264,38 @@ class _Run:
             if sample.reason:
                 spill.add(sample)
             else:
-                async with web.fetched(row.url) as found:
-                    self._tally.requests += found.asked
+                found = await web.fetch(row.url)
+                self._tally.requests += found.asked
+                try:
                     spill.add(await self._sample(sample, found, row.expected))
+                finally:
+                    web.release(found)
             self._tally.packed += spill.is_packed(row.number)
         self._step(1)
 
     async def _sample(self, sample: Sample, found: Fetched, expected: str | None) -> Sample:
         if found.data is None:
             return replace(sample, reason=found.reason, width=found.width, height=found.height)
-        bare = replace(sample, further={})  # processes need not be sent what the spill does not keep
-        made = await self._decoders.do((bare, found.data, expected, self._rules))
+        made = await self._decoders.do((found.data, expected))
         if made is None:
             return replace(sample, reason=DECODER_DIED)
-        return made if made.image is None else replace(made, fields={"status": "success"})  # as img2dataset has it
+        return with_image(sample, made, fields={"status": "success"})  # as img2dataset has it
 
     def _step(self, rows: int) -> None:
         self._tally.done += rows
         if self._progress is not None and rows:
             self._progress(self._tally.done, self._tally.total)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Has Python look for cyclic garbage less often: it would go over all rows under way, and find next to none."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECTED_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 async def _all_or_none(tasks: list[asyncio.Task[None]]) -> None:

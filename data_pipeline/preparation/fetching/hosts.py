@@ -10,7 +10,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -117,7 +117,7 @@ class Hosts:
         host = self.host(name)
         host.users += 1
         try:
-            async with host.slots, self._shared_turn(name):
+            async with host.slots, nullcontext() if self._shared is None else self._shared_turn(self._shared, name):
                 pause = host.not_before - time.monotonic()
                 if 0 < pause <= self._max_wait:
                     await asyncio.sleep(pause)
@@ -126,17 +126,14 @@ class Hosts:
             host.users -= 1
 
     @asynccontextmanager
-    async def _shared_turn(self, name: str) -> AsyncIterator[None]:
+    async def _shared_turn(self, shared: SharedHosts, name: str) -> AsyncIterator[None]:
         """Waits until other tasks leave a turn at the host."""
-        if self._shared is None:
-            yield
-            return
-        while (taken := await asyncio.to_thread(self._shared.take, name)) is None:
+        while (taken := await asyncio.to_thread(shared.take, name)) is None:
             await asyncio.sleep(random.uniform(*_LOOK_AGAIN))
         try:
             yield
         finally:
-            self._shared.give(taken)
+            shared.give(taken)
 
     async def robots_of(self, origin: str, read: Callable[[], Awaitable[Robots]]) -> Robots:
         """Returns what another task has read of a server's robots.txt, else what `read` does."""

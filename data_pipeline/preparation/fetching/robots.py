@@ -23,7 +23,7 @@ class Robots:
 
     def allows(self, path: str) -> bool:
         """Tells whether `path` (with its query) may be fetched. Of rules equally long, allow wins (section 2.2.2)."""
-        if path == "/robots.txt":
+        if path == "/robots.txt" or not self.rules:
             return True
         best, allowed = -1, True
         path = _normal(path)

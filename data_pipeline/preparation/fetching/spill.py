@@ -1,11 +1,13 @@
 """Results of a shard under way, on disk: memory holds places alone, and a killed run takes up what it had fetched.
 
     .00012.spill    records of one row each, in the order of arrival; gone once the shard is whole
-    record          length of the fields, length of the image, CRC-32 of both | fields as JSON | image
+    record          length of the fields, length of the image, CRC-32 of the fields | fields as JSON | image
 
-A record that a kill cut off, or that a power cut spoiled, ends the file: what stands before it counts.
+The fields have the SHA-256 of the image. A record that a kill cut off, or that a power cut spoiled, ends the file: what
+stands before it counts.
 """
 
+import hashlib
 import json
 import os
 import struct
@@ -47,16 +49,17 @@ class Spill:
     def add(self, sample: Sample) -> None:
         """Writes a result. Raises OSError where the disk is full."""
         image = sample.image or b""
-        known = {name: getattr(sample, name) for name in _FIELDS} | {"packed": sample.image is not None}
-        fields = json.dumps({"row": sample.row, **known}).encode()
-        head = _HEAD.pack(len(fields), len(image), zlib.crc32(image, zlib.crc32(fields)))
-        record = head + fields + image
+        known = {name: getattr(sample, name) for name in _FIELDS}
+        packed = sample.image is not None
+        fields = json.dumps({"row": sample.row, **known, "packed": packed}).encode()
+        head = _HEAD.pack(len(fields), len(image), zlib.crc32(fields))
         if self._file < 0:
             raise ValueError(f"{self._path} is closed")
-        if os.pwrite(self._file, record, self._end) < len(record):
+        begin = self._end + len(head) + len(fields)
+        if os.pwritev(self._file, [head, fields, image], self._end) < begin + len(image) - self._end:
             raise OSError(28, "No space left on device", str(self._path))
-        self._note(self._end + len(head) + len(fields), len(image), json.loads(fields))
-        self._end += len(record)
+        self._places[sample.row] = _Place(begin, len(image), known, packed)
+        self._end = begin + len(image)
 
     def result(self, sample: Sample) -> Sample:
         """Completes a row's sample with its result, image and all."""
@@ -83,15 +86,15 @@ class Spill:
             begin = position + _HEAD.size
             if fields_size == 0 or begin + fields_size + image_size > size:
                 break
-            fields = os.pread(self._file, fields_size, begin)
-            image = os.pread(self._file, image_size, begin + fields_size)
-            if zlib.crc32(image, zlib.crc32(fields)) != checksum:
+            content = os.pread(self._file, fields_size, begin)
+            begin += fields_size
+            if zlib.crc32(content) != checksum:
                 break
-            self._note(begin + fields_size, image_size, json.loads(fields))
-            position = begin + fields_size + image_size
+            fields = json.loads(content)
+            row, packed = fields.pop("row"), fields.pop("packed")
+            if packed and hashlib.sha256(os.pread(self._file, image_size, begin)).hexdigest() != fields["sha256"]:
+                break
+            self._places[row] = _Place(begin, image_size, fields, packed)
+            position = begin + image_size
         os.ftruncate(self._file, position)
         return position
-
-    def _note(self, offset: int, size: int, fields: dict[str, Any]) -> None:
-        row, packed = fields.pop("row"), fields.pop("packed")
-        self._places[row] = _Place(offset, size, fields, packed)

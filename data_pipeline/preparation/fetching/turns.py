@@ -47,18 +47,22 @@ class ByteBudget:
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
-        self._change = asyncio.Condition()
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def acquire(self, count: int) -> int:
         """Waits until `count` bytes are free and takes them; returns how many were taken."""
         count = min(count, self._size)
-        async with self._change:
-            await self._change.wait_for(lambda: self._free >= count)
-            self._free -= count
+        while self._free < count:
+            change = asyncio.get_running_loop().create_future()
+            self._waiting.append(change)
+            await change
+        self._free -= count
         return count
 
-    async def release(self, count: int) -> None:
+    def release(self, count: int) -> None:
         if count:
-            async with self._change:
-                self._free += count
-                self._change.notify_all()
+            self._free += count
+            waiting, self._waiting = self._waiting, []
+            for change in waiting:
+                if not change.done():  # else its caller was cancelled
+                    change.set_result(None)

@@ -7,15 +7,16 @@ import resource
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import aiohttp
 from yarl import URL
 
 from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import is_image, read_image_header
-from data_pipeline.format.index import EMPTY_IMAGE
+from data_pipeline.format.reasons import EMPTY_IMAGE
 from data_pipeline.preparation.fetching import robots
 from data_pipeline.preparation.fetching.addresses import AddressRule, PrivateAddressError
 from data_pipeline.preparation.fetching.hosts import Host, Hosts, Server
@@ -24,7 +25,7 @@ from data_pipeline.preparation.fetching.robots import Robots, opted_out, retry_a
 from data_pipeline.preparation.fetching.shared import SharedHosts
 from data_pipeline.preparation.fetching.turns import ByteBudget, Turns
 from data_pipeline.preparation.fetching.urls import join_url, parse_url
-from data_pipeline.preparation.packing.images import ImageRules, no_image_reason, size_refused
+from data_pipeline.preparation.packing.rules import ImageRules, no_image_reason, size_refused
 
 URL_MISSING = "url_missing"
 URL_INVALID = "url_invalid"
@@ -41,6 +42,8 @@ TOO_MANY_REDIRECTS = "too_many_redirects"
 
 _REDIRECT = (301, 302, 303, 307, 308)
 _REDIRECTS = 5  # at most, of one URL; RFC 9309 asks for as many for robots.txt
+_HEAD_BYTES = 1 << 20  # within which the size of a picture is looked for before it is there in full
+_BUFFER_BYTES = 1 << 17  # of a connection; twice as many stop it until they are read, which most pictures need not
 _IDLE_SECONDS = 2.0  # that an unused connection is kept: a list of many hosts leaves many behind
 _AGAIN = {TIMEOUT, CONNECTION_FAILED, *(f"http_{status}" for status in (408, 425, 429, 500, 502, 503, 504))}
 
@@ -95,8 +98,7 @@ class WebRules:
         return self.user_agent.split("/")[0].split()[0]
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """Bytes of a URL, or the reason why there are none. `asked` counts requests, `wait` is the server's Retry-After."""
 
     data: bytes | None
@@ -134,6 +136,7 @@ class Web:
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=self.rules.connect_timeout, sock_read=self.rules.read_timeout
             ),
+            read_bufsize=_BUFFER_BYTES,
             auto_decompress=False,  # a compressed answer could be a bomb, and images do not compress
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -143,17 +146,8 @@ class Web:
         await self._session.close()
         await self._names.close()
 
-    @asynccontextmanager
-    async def fetched(self, url: str | None) -> AsyncIterator[Fetched]:
-        """Fetches an image as `fetch` does; its bytes count as held until the block ends."""
-        found = await self.fetch(url)
-        try:
-            yield found
-        finally:
-            await self._held.release(found.held)
-
     async def fetch(self, url: str | None) -> Fetched:
-        """Fetches an image, with as many tries as the rules allow."""
+        """Fetches an image, with as many tries as the rules allow. Its bytes count as held until `release`."""
         if not url:
             return Fetched(None, URL_MISSING, asked=0)
         asked = 0
@@ -165,7 +159,11 @@ class Web:
                 break
             pause = self.rules.backoff * 2**attempt * self._chance.uniform(0.5, 1.5)
             await asyncio.sleep(max(pause, result.wait))
-        return replace(result, asked=asked)
+        return result._replace(asked=asked)
+
+    def release(self, found: Fetched) -> None:
+        """Says that the bytes of an image are held no longer."""
+        self._held.release(found.held)
 
     async def _attempt(self, url: str) -> Fetched:
         try:
@@ -177,16 +175,17 @@ class Web:
             for _ in range(_REDIRECTS + 1):
                 if (reason := self._refused(target)) is not None:
                     return Fetched(None, reason, asked)
-                if self.rules.respect_robots and (reason := await self._robots(target)) is not None:
+                origin = str(target.origin())
+                if self.rules.respect_robots and (reason := await self._robots(target, origin)) is not None:
                     return Fetched(None, reason, asked, wait=math.inf if reason in _AGAIN else 0.0)
                 async with self._hosts.slot(target.host or "") as host:
                     if host.not_before - time.monotonic() > self.rules.max_wait:
                         return Fetched(None, "http_429", asked, wait=math.inf)
                     asked += 1
                     loop = asyncio.get_running_loop()
-                    async with self._request(target, left) as (answer, clock):
+                    async with self._request(target, origin, left) as (answer, clock):
                         if answer.status not in _REDIRECT:
-                            return replace(await self._read(answer, host, clock), asked=asked)
+                            return (await self._read(answer, host, clock))._replace(asked=asked)
                         location = answer.headers.get("Location", "")
                         left = max(0.0, (clock.when() or 0.0) - loop.time())
                 if not location:
@@ -201,12 +200,14 @@ class Web:
             return Fetched(None, _why(error), asked)
 
     @asynccontextmanager
-    async def _request(self, url: URL, seconds: float) -> AsyncIterator[tuple[aiohttp.ClientResponse, asyncio.Timeout]]:
+    async def _request(
+        self, url: URL, origin: str, seconds: float
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, asyncio.Timeout]]:
         """Asks for `url` when it is its turn. The name is resolved first; from then on the clock runs.
 
         Raises _SilentError for a server that has not answered too often, and what aiohttp and `Names` raise.
         """
-        host, origin = url.host or "", str(url.origin())
+        host = url.host or ""
         if not _looks_like_address(host):
             await self._names.look_up(host)
         if reason := self._hosts.given_up(origin):
@@ -244,8 +245,8 @@ class Web:
             found = await self._body(answer)
         finally:
             kept = 0 if found is None or found.data is None else min(held, len(found.data))
-            await self._held.release(held - kept)
-        return replace(found, held=kept)
+            self._held.release(held - kept)
+        return found._replace(held=kept)
 
     async def _hold(self, count: int, clock: asyncio.Timeout) -> int:
         """Waits until `count` bytes may be held. That is no fault of the server: its clock stands meanwhile."""
@@ -257,29 +258,32 @@ class Web:
         return held
 
     async def _body(self, answer: aiohttp.ClientResponse) -> Fetched:
-        body = bytearray()
-        sized = False
+        chunks: list[bytes] = []
+        size, sized, head = 0, False, b""
         async for chunk in answer.content.iter_any():
-            body += chunk
-            if len(body) > self.rules.max_bytes:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self.rules.max_bytes:
                 return Fetched(None, TOO_LARGE)
-            if not sized and len(body) >= 16:
-                if not is_image(body):
-                    return Fetched(None, no_image_reason(body))
-                header = read_image_header(bytes(body[: 1 << 20]))
-                sized = header is not None or len(body) > 1 << 20
+            if sized:
+                continue
+            head += chunk
+            if size >= 16:
+                if not is_image(head):
+                    return Fetched(None, no_image_reason(head))
+                header = read_image_header(head)
+                sized = header is not None or size > _HEAD_BYTES
                 refused = None if header is None else size_refused(header, self._images)
                 if refused is not None:
                     return Fetched(None, refused.reason, width=refused.width, height=refused.height)
-        return Fetched(bytes(body)) if body else Fetched(None, EMPTY_IMAGE)
+        return Fetched(b"".join(chunks)) if size else Fetched(None, EMPTY_IMAGE)
 
-    async def _robots(self, url: URL) -> str | None:
+    async def _robots(self, url: URL, origin: str) -> str | None:
         """Returns the reason why robots.txt forbids `url`, None where it does not. Reads each server's file once.
 
         A file that cannot be read for want of a connection forbids too (RFC 9309, section 2.3.1.4): that error is
         raised, and the next attempt asks again.
         """
-        origin = str(url.origin())
         server = self._hosts.server(origin)
         reading = server.robots
         if reading is None:
@@ -307,7 +311,8 @@ class Web:
         for _ in range(_REDIRECTS + 1):
             if self._refused(url) is not None:
                 raise PrivateAddressError(f"{url} is not a public address")
-            async with self._hosts.slot(url.host or ""), self._request(url, self.rules.deadline) as (answer, _clock):
+            request = self._request(url, str(url.origin()), self.rules.deadline)
+            async with self._hosts.slot(url.host or ""), request as (answer, _clock):
                 if answer.status in _REDIRECT and "Location" in answer.headers:
                     url = join_url(url, answer.headers["Location"])
                     continue

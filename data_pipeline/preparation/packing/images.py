@@ -9,8 +9,6 @@ shrink (area average)  ->  turn upright  ->  encode
 import io
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,86 +16,31 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import ImageHeader, read_image_header, too_many_scans
-from data_pipeline.format.index import EMPTY_IMAGE, NOT_AN_IMAGE
 from data_pipeline.format.jpeg_markers import is_sound_jpeg
 from data_pipeline.format.opaque import opaque
-from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, Pdq, pdq
-from data_pipeline.format.sidecar import END_MARKER_ADDED
+from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, pdq
+from data_pipeline.format.reasons import EMPTY_IMAGE, END_MARKER_ADDED
 from data_pipeline.format.upright import UPRIGHT, orientation, turned_by_pillow, upright
+from data_pipeline.preparation.packing.rules import (
+    KEPT,
+    TOO_MANY_PIXELS,
+    UNSUPPORTED,
+    ImageRules,
+    Prepared,
+    Refused,
+    no_image_reason,
+    size_refused,
+)
 
-TOO_MANY_PIXELS = "too_many_pixels"
 TOO_MANY_SCANS = "too_many_scans"
-TOO_SMALL = "too_small"
 TRUNCATED = "image_truncated"
 UNDECODABLE = "image_undecodable"
-UNSUPPORTED = "format_unsupported"  # a picture, of a format that is not read here
 
-ImageFormat = Literal["keep", "jpg", "png", "webp"]
-
-_KEPT = {"jpeg": "jpg", "png": "png", "webp": "webp"}  # formats that may stand in a shard, by their extension
-_FORMATS = {extension: format for format, extension in _KEPT.items()}
+_FORMATS = {extension: format for format, extension in KEPT.items()}
 _END_MARKER = b"\xff\xd9"
-_FOREIGN = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"8BPS")  # JPEG XL, JPEG 2000, PSD
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class ImageRules:
-    """Rules for every image of a set.
-
-    shorter_side: images whose shorter side is longer are shrunk to it (JPEGs halved in their DCT, then area average);
-        None leaves the size alone
-    min_side: images with a shorter side below it are rejected
-    max_pixels: images above it are refused before they are decoded (decompression bombs)
-    max_bytes: files above it are refused; no more of a file is read
-    quality: of the JPEG or WebP that an image becomes where it cannot stay as it is
-    pdq: also makes each image's perceptual hash, from the pixels that are encoded, or of a file that stays as it is
-    format: keep leaves JPEG, PNG and WebP as they are where nothing else changes; jpg, png, webp bring all to one
-    """
-
-    shorter_side: int | None = None
-    min_side: int = 1
-    max_pixels: int = 89_478_485
-    max_bytes: int = 100_000_000
-    quality: int = 95
-    format: ImageFormat = "keep"
-    pdq: bool = False
-
-    def __post_init__(self) -> None:
-        if self.shorter_side is not None and self.shorter_side < 1:
-            raise UserError(f"shorter_side {self.shorter_side}: give a number of pixels of 1 or more, or leave it out")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"quality {self.quality}: JPEG quality runs from 1 to 100")
-        if not 1 <= self.max_pixels <= 178_956_970:
-            raise UserError(f"max_pixels {self.max_pixels}: the decoder takes 1 to 178,956,970 pixels")
-        if self.max_bytes < 1:
-            raise UserError(f"max_bytes {self.max_bytes}: must be above zero")
-        if self.format != "keep" and self.format not in _FORMATS:
-            raise UserError(f"format {self.format!r}: give keep, {', '.join(_FORMATS)}")
-
-
-class Prepared(NamedTuple):
-    """Bytes as they will stand in the shard; `extension` is the member's, `format` the sidecar's. `note`: what was
-    mended, "" for nothing."""
-
-    data: bytes
-    extension: str
-    format: str
-    width: int
-    height: int
-    note: str = ""
-    pdq: Pdq | None = None
-
-
-class Refused(NamedTuple):
-    """An image that is not packed; its size where the header told."""
-
-    reason: str
-    width: int | None = None
-    height: int | None = None
 
 
 def prepare(data: bytes, rules: ImageRules) -> Prepared | Refused:
@@ -142,20 +85,6 @@ def _stays_jpeg(header: ImageHeader, rules: ImageRules) -> bool:
     return header.format == "jpeg" and not shrinks and rules.format in ("keep", "jpg")
 
 
-def size_refused(header: ImageHeader, rules: ImageRules) -> Refused | None:
-    """Returns the reason to reject an image of this size, None where there is none."""
-    if header.width * header.height > rules.max_pixels:
-        return Refused(TOO_MANY_PIXELS, header.width, header.height)
-    if min(header.width, header.height) < rules.min_side:
-        return Refused(TOO_SMALL, header.width, header.height)
-    return None
-
-
-def no_image_reason(data: bytes | bytearray) -> str:
-    """Tells a picture of a format that is not read here (HEIC, JPEG XL, JPEG 2000, PSD) from what is no picture."""
-    return UNSUPPORTED if data[4:8] == b"ftyp" or data.startswith(_FOREIGN) else NOT_AN_IMAGE
-
-
 def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
     turn = orientation(data, header.format)
     width, height = (header.width, header.height) if turn < 5 else (header.height, header.width)
@@ -164,7 +93,7 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
         assert rules.shorter_side is not None
         ratio = rules.shorter_side / min(width, height)
         width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
-    kept = _KEPT.get(header.format, "")
+    kept = KEPT.get(header.format, "")
     may_stay = kept != "" and turn == UPRIGHT and not shrinks and rules.format in ("keep", kept)
     note = ""
     pixels: Pixels | None = None
@@ -183,8 +112,8 @@ def _converted(data: bytes, header: ImageHeader, rules: ImageRules) -> Prepared:
                 return Prepared(data, kept, header.format, *image.size)
             pixels = np.array(opaque(image))
             turned = turned_by_pillow(header.format)
-    if shrinks:
-        stored = (width, height) if turn < 5 or turned else (height, width)
+    stored = (width, height) if turn < 5 or turned else (height, width)
+    if shrinks and stored != pixels.shape[1::-1]:  # else halving has brought it to its size
         pixels = cv2.resize(pixels, stored, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     if not turned:
         pixels = upright(pixels, turn)

@@ -22,10 +22,10 @@ from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation.packing.away import Away
-from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.retries import wanted_again
 from data_pipeline.preparation.packing.rows import Captionless
+from data_pipeline.preparation.packing.rules import ImageRules
 from data_pipeline.preparation.packing.samples import (
     check_rows_per_shard,
     commit_shard,

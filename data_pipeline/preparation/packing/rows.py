@@ -1,21 +1,21 @@
 """Prepares one input row: reads its image, compares the digest that is expected, and brings the image into its form."""
 
-import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from data_pipeline.format.index import NO_IMAGE
-from data_pipeline.preparation.packing.images import ImageRules, Refused, prepare
+from data_pipeline.format.reasons import NO_IMAGE
+from data_pipeline.preparation.packing.checking import Checked, checked
+from data_pipeline.preparation.packing.rules import ImageRules, Refused
 from data_pipeline.preparation.packing.samples import Sample
 from data_pipeline.preparation.sources.rows import Row
 
 UNREADABLE = "image_unreadable"
 NO_PLAIN_FILE = "not_a_file"
 TOO_LARGE = "too_large"
-HASH_MISMATCH = "hash_mismatch"
 NO_CAPTION = "caption_missing"
 
 Captionless = Literal["keep", "reject", "empty"]
@@ -75,28 +75,23 @@ def sample_of(row: Row, captionless: Captionless = "keep") -> Sample:
 
 def with_data(sample: Sample, data: bytes, expected: str | None, rules: ImageRules) -> Sample:
     """Adds an image from a file's bytes, or the reason why there is none. expected: the digest that they must have."""
-    digest = None
-    if expected is not None:
-        digest = hashlib.new({32: "md5", 40: "sha1", 64: "sha256"}[len(expected)], data).hexdigest()
-        if digest != expected:
-            return replace(sample, reason=HASH_MISMATCH)
-    made = prepare(data, rules)
+    return with_image(sample, checked(data, expected, rules))
+
+
+def with_image(sample: Sample, made: Checked | Refused, fields: Mapping[str, Any] | None = None) -> Sample:
+    """Adds an image and fields of its JSON member, or the reason why there is no image."""
     if isinstance(made, Refused):
         return replace(sample, reason=made.reason, width=made.width, height=made.height)
-    known = made.data is data and digest is not None and len(digest) == 64
+    image = made.image
     return replace(
         sample,
-        image=made.data,
-        extension=made.extension,
-        format=made.format,
-        width=made.width,
-        height=made.height,
-        reason=sample.reason or made.note,
-        pdq=made.pdq,
-        sha256=digest if known else hashlib.sha256(made.data).hexdigest(),
+        image=image.data,
+        extension=image.extension,
+        format=image.format,
+        width=image.width,
+        height=image.height,
+        reason=sample.reason or image.note,
+        fields=fields or sample.fields,
+        pdq=image.pdq,
+        sha256=made.sha256,
     )
-
-
-def with_fetched(work: tuple[Sample, bytes, str | None, ImageRules]) -> Sample:
-    """Does what `with_data` does, of one argument; stands here, where a process finds it without an HTTP client."""
-    return with_data(*work)

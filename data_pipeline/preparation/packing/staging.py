@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from data_pipeline.format import ShardEntry
 from data_pipeline.preparation.packing.away import Away
-from data_pipeline.preparation.packing.images import ImageRules
 from data_pipeline.preparation.packing.retries import merged, unchanged
 from data_pipeline.preparation.packing.rows import Captionless, pack_row, sample_of
+from data_pipeline.preparation.packing.rules import ImageRules
 from data_pipeline.preparation.packing.samples import Sample, stage_shard
 from data_pipeline.preparation.packing.workers import surviving_map
 from data_pipeline.preparation.sources.rows import Row

@@ -4,24 +4,20 @@ A decoder that crashes (signal 11) or is killed for its memory (signal 9) breaks
 then done again one item at a time, each in a process of its own; the item whose process dies is given up.
 """
 
-import asyncio
 import itertools
 import multiprocessing
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import TypeVar
 
-from data_pipeline.executors.processes import end_with_parent
+from data_pipeline.executors.parent import end_with_parent
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_In = TypeVar("_In", contravariant=True)
-_Out = TypeVar("_Out", covariant=True)
 
 _CHUNK = 16  # items a message: enough to hide the pipe, few enough to share the work evenly
 
@@ -62,62 +58,6 @@ def surviving_map(
             yield from results
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-class Decoders(Protocol[_In, _Out]):
-    """Does items for callers that wait asynchronously."""
-
-    async def do(self, item: _In) -> _Out | None:
-        """Returns the result, None for an item that kills its process."""
-
-
-@asynccontextmanager
-async def decoders(work: Callable[[_Item], _Result], workers: int) -> AsyncIterator["Decoders[_Item, _Result]"]:
-    """Opens processes that do `work`; with one worker it is a thread of this process, which an item can kill."""
-    if workers > 1:
-        async with _Processes(work, workers) as processes:
-            yield processes
-    else:
-        with ThreadPoolExecutor(1) as threads:
-            yield _Thread(work, threads)
-
-
-class _Thread(Generic[_Item, _Result]):
-    def __init__(self, work: Callable[[_Item], _Result], threads: ThreadPoolExecutor) -> None:
-        self._work, self._threads = work, threads
-
-    async def do(self, item: _Item) -> _Result | None:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._work, item)
-
-
-class _Processes(Generic[_Item, _Result]):
-    def __init__(self, work: Callable[[_Item], _Result], workers: int) -> None:
-        self._work, self._workers = work, workers
-        self._pool = _pool(workers)
-        self._alone = asyncio.Semaphore(1)
-
-    async def do(self, item: _Item) -> _Result | None:
-        pool = self._pool
-        try:
-            return await asyncio.wrap_future(_submit(pool, self._work, item))
-        except BrokenProcessPool:
-            if self._pool is pool:  # the first to notice makes the next one
-                pool.shutdown(wait=False)
-                self._pool = _pool(self._workers)
-        async with self._alone:
-            with _pool(1) as single:
-                await asyncio.wrap_future(_submit(single, _ready, self._work))
-                with suppress(BrokenProcessPool):
-                    return await asyncio.wrap_future(_submit(single, self._work, item))
-        return None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

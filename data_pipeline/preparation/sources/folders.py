@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from data_pipeline.errors import UserError
 from data_pipeline.format.image_header import is_image
-from data_pipeline.format.index import BAD_JSON, IMAGE_EXTENSIONS, TEXT_NOT_UTF8
-from data_pipeline.preparation.packing.images import UNSUPPORTED, no_image_reason
+from data_pipeline.format.index import IMAGE_EXTENSIONS
+from data_pipeline.format.reasons import BAD_JSON, TEXT_NOT_UTF8
+from data_pipeline.preparation.packing.rules import UNSUPPORTED, no_image_reason
 from data_pipeline.preparation.sources.cells import caption_of, text_of
 from data_pipeline.preparation.sources.rows import CAPTION_TOO_LONG, TEXT_HAS_NUL, Row, is_text
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadDataError, UserError
-from data_pipeline.format.index import TEXT_NOT_UTF8
+from data_pipeline.format.reasons import TEXT_NOT_UTF8
 from data_pipeline.preparation.sources import files, text_tables
 from data_pipeline.preparation.sources.cells import caption_of, digest_of, text_of
 from data_pipeline.preparation.sources.columns import Columns, TableFormat, further_columns, resolve, stored_type

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.errors import BadDataError, UserError
-from data_pipeline.format.index import BAD_JSON, TEXT_NOT_UTF8
+from data_pipeline.format.reasons import BAD_JSON, TEXT_NOT_UTF8
 from data_pipeline.preparation.sources.columns import TableFormat, check_header, check_names
 from data_pipeline.preparation.sources.files import TableFile, text_lines
 from data_pipeline.preparation.sources.rows import BAD_QUOTES, WRONG_CELL_COUNT, is_text

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline.callbacks import EventSink, Heartbeat
 from data_pipeline.errors import BadDataError
 from data_pipeline.format import open_set
-from data_pipeline.format.index import EMPTY_SHARD
+from data_pipeline.format.reasons import EMPTY_SHARD
 from data_pipeline.format.sets import SHARD_INDEX_SUFFIX
 from data_pipeline.reading.config import CacheConfig, DataConfig
 from data_pipeline.reading.events import DAMAGED_SHARD

@@ -106,29 +106,36 @@ def _costs(settings: Settings, arms: Sequence[Arm]) -> dict[str, tuple[float, ..
 
 
 class TrainingStep:
-    """One training step without the loop around: read, teacher, loss, gradient, AdamW."""
+    """One training step without the loop around: read, teacher, loss, gradient, optimizer."""
 
     def __init__(self, config: RunConfig) -> None:
         import torch
 
         from pretrain.tasks.task import ReaderOptions, module_of, task_of
+        from pretrain.training.parameter_groups import is_map
 
         options = ReaderOptions(config.training.batch_size, 1, 0, 1, 0, lambda _: None, lambda: None)
         self.reader = task_of(config).open_reader(config.data, options)
         self.batches = self.reader.batches(0)
         self.module = module_of(config, classes=self.reader.num_classes).train()
         self.teacher = self.module.teacher()
-        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, 1e-4)
+        trained = {name: one for name, one in self.module.named_parameters() if one.requires_grad}
+        muon = config.optimizer.name == "muon"
+        maps = [one for name, one in trained.items() if muon and is_map(name, one.shape)]
+        others = [one for name, one in trained.items() if not (muon and is_map(name, one.shape))]
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, 1e-4)]
+        if maps:
+            self.optimizers.append(torch.optim.Muon(maps, 1e-4))
 
     def __call__(self) -> None:
         from pretrain.objectives.keys import StepKeys
 
         batch, keys = next(self.batches), StepKeys(0, 0)
         taught = self.module.teacher_targets(self.teacher, batch, keys) if self.teacher is not None else None
-        self.optimizer.zero_grad()
+        self.module.zero_grad()
         self.module(batch, keys, taught, False).total.backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def close(self) -> None:
         self.reader.close()

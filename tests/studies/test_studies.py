@@ -99,7 +99,7 @@ def test_every_arm_is_a_configuration_that_builds(arm, tmp_path: Path) -> None:
         config = load_config("study_m3i", (*SMALL, *changes))
         module = module_of(config, classes=3)
         assert any(parameter.requires_grad for parameter in module.parameters())
-        assert config.data.augmentation.caption_dropout == 0.4 and config.data.augmentation.rotate == 15, "the same for all"
+        assert config.data.augmentation.caption_dropout == 0.4 and config.data.augmentation.rotate == 15
 
 
 def test_an_arm_that_there_is_none_of_is_refused() -> None:

@@ -5,11 +5,12 @@ where a rare class is, and then nothing is learned of that class, whatever the i
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from dense_runs import LABEL_MAPS, tiny
+from dense_runs import LABEL_MAPS, MASK2FORMER, tiny
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from data_pipeline.reading.dense import parse_annotation, whole_pictures
@@ -24,12 +25,14 @@ STEPS_AND_LR = {
     "semantic": (150, 2e-3),
     "instance": (400, 2e-3),
     "query_detection": (800, 1e-3),
-    "query_instance": (800, 1e-3),
+    "query_instance": (1200, 1e-3),
     "query_segmentation": (800, 1e-3),
 }
 
-
-WIDER = {"semantic": {"width": 64, "auxiliary_width": 32}}
+WIDER: dict[str, dict[str, Any]] = {
+    "semantic": {"width": 64, "auxiliary_width": 32},
+    "query_instance": {"mask2former": {**MASK2FORMER, "width": 64, "hidden": 64, "encoder_hidden": 64, "points": 512}},
+}
 
 
 def memorizing(task: str, folder: Path) -> RunConfig:

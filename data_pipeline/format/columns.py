@@ -1,4 +1,4 @@
-"""Makes Arrow columns of Python values.
+"""Makes Arrow columns of Python values, and names what a damaged Parquet file raises.
 
 `pyarrow.array` loads pandas wherever that is installed, which takes every process that writes a sidecar a fifth of a
 second. Text and integers, all that most sidecars hold, are laid out here as Arrow's format has them; the rest it makes.
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns
 
 _INTEGERS = {pa.int32(): "i", pa.int64(): "q"}
 _MOST_BYTES = 2**31 - 1  # of the text of one column: offsets are 32-bit

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.durable import atomic_file
 from data_pipeline.errors import BadDataError
-from data_pipeline.format.columns import column
+from data_pipeline.format.columns import PARQUET_ERRORS, column
 from data_pipeline.format.labels import LABEL_INVALID
 from data_pipeline.format.reasons import END_MARKER_ADDED
 
@@ -91,7 +91,7 @@ def further_columns(path: Path) -> pa.Schema | None:
     """Returns the columns that a sidecar has beyond `SIDECAR_SCHEMA`; None where there is no sidecar."""
     try:
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException):
+    except PARQUET_ERRORS:
         return None
     return pa.schema([field for field in schema if field.name not in SIDECAR_SCHEMA.names])
 
@@ -114,7 +114,7 @@ def read_sidecar(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             rows = file.read(columns=None if columns is None else list(columns))
     except FileNotFoundError:
         raise BadDataError(f"sidecar {path} is missing; {remedy}") from None
-    except (pa.ArrowException, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise BadDataError(f"sidecar {path} cannot be read ({error}); {remedy}") from None
     for field in SIDECAR_SCHEMA:
         if field.name not in schema.names:

@@ -191,6 +191,16 @@ def test_mutated_sidecars_are_read_or_refused(steps: list, shard: Path, tmp_path
             columns.place("image", row)
 
 
+def test_columns_whose_names_are_no_text_are_refused(shard: Path, tmp_path: Path) -> None:
+    path = tmp_path / "00000.parquet"
+    write_sidecar(path, index_shard(shard))
+    path.write_bytes(path.read_bytes().replace(b"caption", b"capt\xf3on"))
+    with pytest.raises(BadDataError, match="00000.parquet cannot be read"):
+        read_sidecar(path)
+    with pytest.raises(BadDataError, match="00000.parquet cannot be read"):
+        open_urls(str(path), Columns(), TableFormat())
+
+
 def pictures() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (24, 33, 3), np.uint8))

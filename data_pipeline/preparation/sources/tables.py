@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadDataError, UserError
+from data_pipeline.format.columns import PARQUET_ERRORS
 from data_pipeline.format.reasons import TEXT_NOT_UTF8
 from data_pipeline.preparation.sources import files, text_tables
 from data_pipeline.preparation.sources.cells import caption_of, digest_of, text_of
@@ -185,7 +186,7 @@ def _parquet(file: TableFile, look: Callable[[pq.ParquetFile], _Found]) -> _Foun
     try:
         with closing(file.open_raw()) as raw, pq.ParquetFile(raw) as opened:
             return look(opened)
-    except (pa.ArrowException, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise BadDataError(f"table {file.name} cannot be read: {error}; check the file") from None
 
 
@@ -195,7 +196,7 @@ def _parquet_records(file: TableFile, wanted: Sequence[str], batch_rows: int) ->
             for batch in opened.iter_batches(batch_size=batch_rows, columns=list(wanted), use_threads=False):
                 columns = [_values(batch.column(name)) for name in wanted]
                 yield from ((values, "") for values in zip(*columns, strict=True))
-    except (pa.ArrowException, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise BadDataError(f"table {file.name} cannot be read: {error}; check the file") from None
 
 

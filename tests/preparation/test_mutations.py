@@ -195,9 +195,9 @@ def test_columns_whose_names_are_no_text_are_refused(shard: Path, tmp_path: Path
     path = tmp_path / "00000.parquet"
     write_sidecar(path, index_shard(shard))
     path.write_bytes(path.read_bytes().replace(b"caption", b"capt\xf3on"))
-    with pytest.raises(BadDataError, match="00000.parquet cannot be read"):
+    with pytest.raises(BadDataError, match=r"00000\.parquet cannot be read"):
         read_sidecar(path)
-    with pytest.raises(BadDataError, match="00000.parquet cannot be read"):
+    with pytest.raises(BadDataError, match=r"00000\.parquet cannot be read"):
         open_urls(str(path), Columns(), TableFormat())
 
 

@@ -15,7 +15,7 @@ PACKAGES = ("dcnv3", "data_pipeline", "pretrain", "launch")
 # From the bottom up; a module may import from its own entry and from those before it.
 FLOORS = [
     ["dcnv3"],
-    ["data_pipeline.errors", "data_pipeline.callbacks", "data_pipeline.hashing"],
+    ["data_pipeline.errors", "data_pipeline.callbacks", "data_pipeline.hashing", "data_pipeline.lazy"],
     ["data_pipeline.durable"],
     ["data_pipeline.format", "data_pipeline.executors"],
     ["data_pipeline.preparation", "data_pipeline.reading"],

@@ -11,8 +11,9 @@ manifest  the set
 sets      open_set: by manifest, or by indexing foreign shards once
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from data_pipeline.lazy import names_on_use
 
 if TYPE_CHECKING:
     from data_pipeline.format.index import index_shard
@@ -26,18 +27,14 @@ __all__ = [
     "packed_rows", "read_manifest", "read_sidecar", "slot_rows", "write_manifest", "write_sidecar",
 ]  # fmt: skip
 
-_MODULES = {
-    "index": ("index_shard",),
-    "manifest": ("Manifest", "ShardEntry", "read_manifest", "write_manifest"),
-    "sets": ("index_set", "open_set"),
-    "sidecar": ("count_reasons", "packed_rows", "read_sidecar", "slot_rows", "write_sidecar"),
-    "writer": ("Place", "ShardWriter"),
-}
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads on use: a process that only decodes images needs no Parquet."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+# A process that only decodes images needs no Parquet.
+__getattr__ = names_on_use(
+    __name__,
+    {
+        "index": ("index_shard",),
+        "manifest": ("Manifest", "ShardEntry", "read_manifest", "write_manifest"),
+        "sets": ("index_set", "open_set"),
+        "sidecar": ("count_reasons", "packed_rows", "read_sidecar", "slot_rows", "write_sidecar"),
+        "writer": ("Place", "ShardWriter"),
+    },
+)

@@ -8,8 +8,9 @@ workers/     positions -> a batch's arrays, in processes, with bad samples repla
 reader       Reader: the batches of one rank                        evaluation   whole sets, centre crops
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from data_pipeline.lazy import names_on_use
 
 if TYPE_CHECKING:
     from data_pipeline.reading.batch import Batch, SampleRef, normalize
@@ -24,19 +25,15 @@ __all__ = [
     "Targets", "evaluation_batches", "normalize",
 ]  # fmt: skip
 
-_MODULES = {
-    "batch": ("Batch", "SampleRef", "normalize"),
-    "config": ("DataConfig",),
-    "evaluation": ("evaluation_batches",),
-    "image_text": ("ImageText", "ImageTextTargets"),
-    "reader": ("Reader",),
-    "targets": ("TargetSource", "TargetSpec", "Targets"),
-}
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads on use: the configuration reads `config` from here, and must not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+# The configuration reads `config` from here, and must not wait for torch.
+__getattr__ = names_on_use(
+    __name__,
+    {
+        "batch": ("Batch", "SampleRef", "normalize"),
+        "config": ("DataConfig",),
+        "evaluation": ("evaluation_batches",),
+        "image_text": ("ImageText", "ImageTextTargets"),
+        "reader": ("Reader",),
+        "targets": ("TargetSource", "TargetSpec", "Targets"),
+    },
+)

@@ -112,7 +112,7 @@ class TrainingStep:
         import torch
 
         from pretrain.tasks.task import ReaderOptions, module_of, task_of
-        from pretrain.training.parameter_groups import is_map
+        from pretrain.training.parameter_groups import parameter_groups
 
         options = ReaderOptions(config.training.batch_size, 1, 0, 1, 0, lambda _: None, lambda: None)
         self.reader = task_of(config).open_reader(config.data, options)
@@ -120,12 +120,11 @@ class TrainingStep:
         self.module = module_of(config, classes=self.reader.num_classes).train()
         self.teacher = self.module.teacher()
         trained = {name: one for name, one in self.module.named_parameters() if one.requires_grad}
-        muon = config.optimizer.name == "muon"
-        maps = [one for name, one in trained.items() if muon and is_map(name, one.shape)]
-        others = [one for name, one in trained.items() if not (muon and is_map(name, one.shape))]
-        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, 1e-4)]
-        if maps:
-            self.optimizers.append(torch.optim.Muon(maps, 1e-4))
+        groups = parameter_groups([(name, one.shape) for name, one in trained.items()], config.optimizer, None)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            (torch.optim.Muon if group.muon else torch.optim.AdamW)([trained[name] for name in group.names], 1e-4)
+            for group in groups
+        ]
 
     def __call__(self) -> None:
         from pretrain.objectives.keys import StepKeys

@@ -18,13 +18,14 @@ def _only(*names: str) -> str:
 class Arm:
     """One thing to train. stages: changes of each stage; a stage starts from the weights of the one before, and all
     have the same time. equal_steps: as many steps as the study's first whole arm has, whatever they cost. steps: these
-    and no others.
+    and no others. lr: chosen on validation, where it is another than the configuration's.
     """
 
     name: str
     stages: tuple[tuple[str, ...], ...] = ((),)
     equal_steps: bool = False
     steps: int | None = None
+    lr: float | None = None
 
     @property
     def slug(self) -> str:
@@ -32,8 +33,8 @@ class Arm:
         return "-".join(re.findall(r"[a-z0-9]+", self.name))
 
 
-def _preset(name: str) -> Arm:
-    return Arm(name, ((f"task.preset={name}", "task.balance=null"),))
+def _preset(name: str, lr: float | None = None) -> Arm:
+    return Arm(name, ((f"task.preset={name}", "task.balance=null"),), lr=lr)
 
 
 def _without(part: str, *changes: str) -> tuple[Arm, Arm]:
@@ -51,7 +52,8 @@ def _weights(*names: str) -> tuple[str, ...]:
 M3I = (
     Arm("random", (("optimizer.lr=0.0", "task.balance=null"),), steps=1),
     Arm("supervised", ((SUPERVISED,),)),
-    *map(_preset, ("clip", "siglip", "clip_category", "simmim", "siamese", "byol")),
+    *map(_preset, ("clip", "siglip", "clip_category", "simmim", "siamese")),
+    _preset("byol", lr=1.8e-3),
     Arm(WHOLE),
     *_without("dense intra", *_weights("inter", "text", "category")),
     *_without("dense inter", *_weights("intra", "text", "category")),

@@ -40,8 +40,17 @@ def paired_bootstrap(ours: NDArray[np.float64], whole: NDArray[np.float64], draw
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]  # score -> arm -> hits [seeds, concepts]
 
 
-def table(scores: Scores, arms: Sequence[str], whole: str, steps: Mapping[str, Sequence[int]]) -> str:
-    """Markdown: a row an arm, a column a score: its mean, and the difference from `whole` with its interval."""
+def table(
+    scores: Scores,
+    arms: Sequence[str],
+    whole: str,
+    steps: Mapping[str, Sequence[int]],
+    diverged: Mapping[str, str] | None = None,
+) -> str:
+    """Markdown: a row an arm, a column a score: its mean, and the difference from `whole` with its interval.
+
+    diverged: arm -> how many of its seeds, which have no scores.
+    """
     names = list(scores)
     lines = [f"| Arm | steps | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
     for arm in arms:
@@ -57,20 +66,25 @@ def table(scores: Scores, arms: Sequence[str], whole: str, steps: Mapping[str, S
                 mark = "" if found.told else " ≈"
                 cells.append(f"{own.mean():.3f} ({found.of:+.3f}: {found.low:+.3f} to {found.high:+.3f}){mark}")
         count = " + ".join(str(one) for one in steps.get(arm, ()))
-        lines.append(f"| {arm} | {count} | {' | '.join(cells)} |")
+        shown = f"{arm} ({diverged[arm]} diverged)" if diverged and arm in diverged else arm
+        lines.append(f"| {shown} | {count} | {' | '.join(cells)} |")
     lines += ["", f"In parentheses: the difference from `{whole}` and its 95 % interval, paired over concepts; ≈ where "
               "the interval contains 0, so that these pictures do not tell the two arms apart."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def plot(scores: Scores, arms: Sequence[str], whole: str, path: Path) -> None:
-    """A panel a score: each arm's difference from `whole` with its interval, dark where told apart."""
+    """A panel a score: each arm's difference from `whole` with its interval, dark where told apart; nothing without
+    scores of `whole`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     shown = [name for name in scores if whole in scores[name]]
+    if not shown:
+        return
     figure, axes = pyplot.subplots(
         1, len(shown), figsize=(2.6 * len(shown) + 2.4, 0.26 * len(arms) + 1.4), sharey=True, squeeze=False
     )

@@ -16,7 +16,7 @@ from data_pipeline.durable import write_durably
 from pretrain.studies.arms import WHOLE_ARMS, Arm, arms_of
 from pretrain.studies.comparison import plot, table
 from pretrain.studies.features import Hits, classified, frozen_scores
-from pretrain.studies.training import Settings, finetune_folder, plan, stage_folder, train
+from pretrain.studies.training import Settings, diverged, finetune_folder, plan, stage_folder, train
 
 QUICK_SECONDS, FULL_SECONDS = 110.0, 400.0  # CPU time of the training of one arm
 QUICK_FINETUNE, FULL_FINETUNE = 0, 150  # steps
@@ -36,14 +36,13 @@ def study(
     seconds: float | None = None,
     finetune_steps: int | None = None,
     jobs: int = 2,
-    lr: float | None = None,
     changes: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
     """Run study `name` into `output`, or go on with it; the table's path.
 
-    held_out: score on the held-out sets, which is done once; by default on validation. only: some of the arms. lr: of
-    all arms. changes: of the configuration, for all arms. Raises UserError for unknown arms, and where a run failed.
+    held_out: score on the held-out sets, which is done once; by default on validation. only: some of the arms. changes:
+    of the configuration, for all arms. Raises UserError for unknown arms, and where a run failed.
     """
     arms, whole = arms_of(name, tuple(only)), WHOLE_ARMS[name]
     output = Path(output)
@@ -60,7 +59,6 @@ def study(
         seeds,
         finetune_steps if finetune_steps is not None else QUICK_FINETUNE if quick else FULL_FINETUNE,
         jobs,
-        lr,
         tuple(changes),
     )
     planned = plan(settings, arms, whole)
@@ -70,8 +68,12 @@ def study(
     train(settings, arms, planned)
     split = "held-out" if held_out else "validation"
     tests = {title: shards / pattern.format(split) for title, pattern in SETS.items()}
+    lost = {arm.name: [seed for seed in range(settings.seeds) if diverged(settings, arm, seed)] for arm in arms}
     scored = {
-        (arm.name, seed): _scores(settings, arm, seed, tests, split) for arm in arms for seed in range(settings.seeds)
+        (arm.name, seed): _scores(settings, arm, seed, tests, split)
+        for arm in arms
+        for seed in range(settings.seeds)
+        if seed not in lost[arm.name]
     }
     hits: dict[str, dict[str, list[list[float]]]] = {}
     for (named, _), found in scored.items():
@@ -82,9 +84,10 @@ def study(
     names = [arm.name for arm in arms]
     steps = {arm.name: planned[arm.name].steps for arm in arms}
     path = output / "study.md"
-    write_durably(path, table(arrays, names, whole, steps))
+    shares = {name: f"{len(seeds_lost)} of {settings.seeds}" for name, seeds_lost in lost.items() if seeds_lost}
+    write_durably(path, table(arrays, names, whole, steps, shares))
     plot(arrays, names, whole, output / "study.png")
-    say(f"{path} and {output / 'study.png'}")
+    say(f"{path}, {output / 'study.png'}" if whole in names and len(lost[whole]) < settings.seeds else str(path))
     return path
 
 

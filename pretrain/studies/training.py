@@ -1,7 +1,8 @@
 """Steps from equal time, and the runs themselves: ordinary `internimage pretrain` commands, a folder each.
 
     OUTPUT/plan.json                          cost of a step and steps of every arm; measured once, then fixed
-    OUTPUT/runs/ARM/seed-0/stage-0/           a run like any other; `done` beside it when it has ended
+    OUTPUT/runs/ARM/seed-0/stage-0/           a run like any other; `done` in it when it has ended, `gave-up` when it
+                                              would not be trained (exit code 4)
     OUTPUT/runs/ARM/seed-0/finetune/
 
 A study that is started again goes on where it was. Every run has one thread, so that the same plan gives the same
@@ -19,16 +20,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.durable import write_durably
-from data_pipeline.errors import UserError
+from data_pipeline.errors import DONE, GAVE_UP, UserError
 from pretrain.configuration import RunConfig, load_config
 from pretrain.studies.arms import Arm
+from pretrain.training.logging.record import METRICS
 
 ROUNDS = 6  # of which the first is not counted
+ENDED, GIVEN_UP = "done", "gave-up"
+_CROSS_ENTROPIES = ("loss/text", "loss/category")  # other losses may rise with their targets
 
 
 @dataclass(frozen=True)
 class Settings:
-    """seconds: CPU time of the training of one arm. lr: of all arms. batches: changes for tests, as a smaller batch."""
+    """seconds: CPU time of the training of one arm. changes: of the configuration (`key.path=value`), for all arms."""
 
     config: str
     shards: Path
@@ -37,12 +41,10 @@ class Settings:
     seeds: int
     finetune_steps: int
     jobs: int
-    lr: float | None = None
     changes: tuple[str, ...] = ()
 
-    def common(self, folder: str = "train") -> tuple[str, ...]:
-        rate = () if self.lr is None else (f"optimizer.lr={self.lr}",)
-        return (f"data.sources.0.path={self.shards / folder}", *rate, *self.changes)
+    def common(self) -> tuple[str, ...]:
+        return (f"data.sources.0.path={self.shards / 'train'}", *self.changes)
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,19 @@ def finetune_folder(settings: Settings, arm: Arm, seed: int) -> Path:
     return stage_folder(settings, arm, seed).parent / "finetune"
 
 
+def diverged(settings: Settings, arm: Arm, seed: int) -> bool:
+    """Whether the arm's training gave up, or ended with no cross-entropy below the one that it began with."""
+    folders = [stage_folder(settings, arm, seed, stage) for stage in range(len(arm.stages))]
+    return any((folder / GIVEN_UP).exists() or _learnt_nothing(folder / METRICS) for folder in folders)
+
+
+def _learnt_nothing(metrics: Path) -> bool:
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    logged = [row for row in rows if "loss" in row]
+    judged = [name for name in _CROSS_ENTROPIES if len(logged) > 1 and name in logged[0]]
+    return bool(judged) and not any(logged[-1][name] < logged[0][name] for name in judged)
+
+
 def train(settings: Settings, arms: Iterable[Arm], planned: dict[str, Planned]) -> None:
     """Every run that is not done yet, `settings.jobs` at a time. Raises UserError naming the log of one that failed."""
     work = [(arm, seed) for seed in range(settings.seeds) for arm in arms]
@@ -159,14 +174,16 @@ def train(settings: Settings, arms: Iterable[Arm], planned: dict[str, Planned]) 
 
 
 def _train(settings: Settings, arm: Arm, seed: int, planned: Planned) -> None:
+    rate = () if arm.lr is None else (f"optimizer.lr={arm.lr}",)
     for stage, changes in enumerate(arm.stages):
         folder = stage_folder(settings, arm, seed, stage)
         steps = planned.steps[stage]
-        own = [*settings.common(), *changes, f"schedule.steps={steps}", f"training.seed={seed}"]
+        own = [*rate, *settings.common(), *changes, f"schedule.steps={steps}", f"training.seed={seed}"]
         own.append(f"schedule.warmup_steps={min(steps // 10, 60)}")
         if stage:
             own.append(f"initialize_from={stage_folder(settings, arm, seed, stage - 1)}")
-        _run(["pretrain", settings.config, *own], folder)
+        if not _run(["pretrain", settings.config, *own], folder):
+            return
     if settings.finetune_steps:
         steps = settings.finetune_steps
         shape = [
@@ -177,17 +194,23 @@ def _train(settings: Settings, arm: Arm, seed: int, planned: Planned) -> None:
         _run(["pretrain", "demo_finetune", *own], finetune_folder(settings, arm, seed))
 
 
-def _run(command: list[str], folder: Path) -> None:
-    done = folder / "done"
-    if done.exists():
-        return
+def _run(command: list[str], folder: Path) -> bool:
+    """Run the command into `folder` where that has not been done; False for one that gave up. Raises UserError where it
+    failed otherwise.
+    """
+    if (folder / ENDED).exists() or (folder / GIVEN_UP).exists():
+        return (folder / ENDED).exists()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "output.log"
-    with log.open("ab") as output:
-        code = subprocess.run(
-            [sys.executable, "-m", "launch", *command, "--output", str(folder), "--processes", "1"],
-            stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-        ).returncode  # fmt: skip
-    if code != 0:
+    code = _launch([*command, "--output", str(folder), "--processes", "1"], log)
+    if code not in (DONE, GAVE_UP):
         raise UserError(f"{folder} ended with exit code {code}; {log} says why. The same command goes on after it")
-    write_durably(done, "")
+    write_durably(folder / (ENDED if code == DONE else GIVEN_UP), "")
+    return code == DONE
+
+
+def _launch(command: list[str], log: Path) -> int:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as output:
+        words = [sys.executable, "-m", "launch", *command]
+        return subprocess.run(words, stdout=output, stderr=output, env=environment, check=False).returncode

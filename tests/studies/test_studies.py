@@ -60,13 +60,7 @@ def shards(tmp_path: Path) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without a process each, which would import torch and DeepSpeed every time."""
 
-    def run(command: list[str], folder: Path) -> None:
-        if not (folder / "done").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            assert command_line([*command, "--output", str(folder), "--processes", "1"]) == 0
-            (folder / "done").touch()
-
-    monkeypatch.setattr(training, "_run", run)
+    monkeypatch.setattr(training, "_launch", lambda command, log: command_line(command))
 
 
 def test_a_study_is_planned_trained_scored_and_goes_on(shards: Path, tmp_path: Path) -> None:
@@ -89,6 +83,29 @@ def test_a_study_is_planned_trained_scored_and_goes_on(shards: Path, tmp_path: P
     assert study("m3i", tmp_path / "b", **options).read_text() == text
     with pytest.raises(UserError, match="other settings"):
         study("m3i", tmp_path / "a", **{**options, "seconds": 9.0})
+
+
+def test_a_diverged_arm_is_counted_and_the_others_scored(shards: Path, tmp_path: Path) -> None:
+    once = ("training.policy.max_skipped=0", "training.policy.rollbacks=0")
+    output, only = tmp_path / "study", ("random", "clip_category")
+    options = dict(seeds=1, only=only, shards=shards, seconds=1.0, finetune_steps=0, jobs=1)
+    changes = (*SMALL, *once, "optimizer={name: adamw, lr: 1e25}", "training.log_every=1")
+    text = study("m3i", output, changes=changes, **options).read_text()
+    assert "| clip_category (1 of 1 diverged) |" in text and "| random |" in text
+    run = output / "runs" / "clip-category" / "seed-0" / "stage-0"
+    assert (run / training.GIVEN_UP).exists()
+    assert study("m3i", output, changes=changes, **options).read_text() == text
+
+
+@pytest.mark.parametrize(("last", "diverged"), [(1.8, False), (2.1, True)])
+def test_no_cross_entropy_that_came_down_is_divergence(tmp_path: Path, last: float, diverged: bool) -> None:
+    settings = training.Settings("study_m3i", tmp_path, tmp_path, 1.0, 1, 0, 1)
+    (arm,) = arms_of("m3i", ("clip",))
+    run = training.stage_folder(settings, arm, 0)
+    run.mkdir(parents=True)
+    rows = [{"loss": 2.0, "loss/text": 2.0}, {"alarm": "x"}, {"loss": 9.0, "loss/text": last}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training.diverged(settings, arm, 0) == diverged
 
 
 @pytest.mark.parametrize("arm", [*M3I, *OPERATOR], ids=lambda arm: arm.name)
@@ -126,7 +143,7 @@ def test_the_bootstrap_is_paired_and_tells_what_the_data_can_tell() -> None:
 
 
 def test_a_plan_measures_every_stage_and_shares_the_time(shards: Path, tmp_path: Path) -> None:
-    settings = training.Settings("study_m3i", shards, tmp_path / "plan", 2.0, 1, 0, 1, None, SMALL)
+    settings = training.Settings("study_m3i", shards, tmp_path / "plan", 2.0, 1, 0, 1, SMALL)
     arms = arms_of("m3i", ("m3i", "staged", "m3i - mixing, equal steps", "random"))
     planned = training.plan(settings, arms, "m3i")
     assert planned["random"].steps == (1,)

@@ -8,6 +8,7 @@ from data_pipeline.errors import UserError
 WHOLE = "m3i"
 SUPERVISED = "task={name: classification, label_smoothing: 0.1}"
 _PARTS = ("intra", "inter", "text", "category")
+_PLAIN = ("task.balance=null", "task.dense_every=1")  # dense losses that have no other loss beside them
 
 
 def _only(*names: str) -> str:
@@ -34,7 +35,7 @@ class Arm:
 
 
 def _preset(name: str, lr: float | None = None) -> Arm:
-    return Arm(name, ((f"task.preset={name}", "task.balance=null"),), lr=lr)
+    return Arm(name, ((f"task.preset={name}", *_PLAIN),), lr=lr)
 
 
 def _without(part: str, *changes: str) -> tuple[Arm, Arm]:
@@ -46,7 +47,7 @@ def _without(part: str, *changes: str) -> tuple[Arm, Arm]:
 def _weights(*names: str) -> tuple[str, ...]:
     changes = (_only(*names),)
     measured = {"intra", "inter"} & set(names) and {"text", "category"} & set(names)
-    return changes if measured else (*changes, "task.balance=null")
+    return changes if measured else (*changes, *_PLAIN)
 
 
 M3I = (
@@ -64,7 +65,7 @@ M3I = (
     Arm("staged", tuple(_weights(part) for part in _PARTS)),  # the paper's rival: one loss after another
 )
 
-_OPERATOR = ("task.preset=clip_category", "task.balance=null")
+_OPERATOR = ("task.preset=clip_category", *_PLAIN)
 OPERATOR = (
     Arm("as published", (_OPERATOR,)),
     Arm("sigmoid", ((*_OPERATOR, "model.overrides.mask_activation=sigmoid"),)),

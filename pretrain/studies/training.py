@@ -97,9 +97,7 @@ def _costs(settings: Settings, arms: Sequence[Arm]) -> dict[str, tuple[float, ..
         seen: dict[tuple[str, int], list[float]] = {key: [] for key in stages}
         for _ in range(ROUNDS):
             for key, step in stages.items():
-                began = time.process_time()
-                step()
-                seen[key].append(time.process_time() - began)
+                seen[key].append(step.mean_seconds())
         for step in stages.values():
             step.close()
     finally:
@@ -108,14 +106,19 @@ def _costs(settings: Settings, arms: Sequence[Arm]) -> dict[str, tuple[float, ..
 
 
 class TrainingStep:
-    """One training step without the loop around: read, teacher, loss, gradient, optimizer."""
+    """One training step without the loop around: read, teacher, loss, gradient, optimizer.
+
+    every: of that many steps the last has more to do (`task.dense_every`).
+    """
 
     def __init__(self, config: RunConfig) -> None:
         import torch
 
+        from pretrain.tasks.pretraining.task import Pretraining
         from pretrain.tasks.task import ReaderOptions, module_of, task_of
         from pretrain.training.parameter_groups import parameter_groups
 
+        self.every = config.task.dense_every if isinstance(config.task, Pretraining) else 1
         options = ReaderOptions(config.training.batch_size, 1, 0, 1, 0, lambda _: None, lambda: None)
         self.reader = task_of(config).open_reader(config.data, options)
         self.batches = self.reader.batches(0)
@@ -128,15 +131,22 @@ class TrainingStep:
             for group in groups
         ]
 
-    def __call__(self) -> None:
+    def mean_seconds(self) -> float:
+        """CPU seconds of a step, in the mean over `every` of them, of which one of each kind is made."""
+        last = self._seconds(self.every - 1)
+        return last if self.every == 1 else (last + (self.every - 1) * self._seconds(0)) / self.every
+
+    def _seconds(self, number: int) -> float:
         from pretrain.objectives.keys import StepKeys
 
-        batch, keys = next(self.batches), StepKeys(0, 0)
+        began = time.process_time()
+        batch, keys = next(self.batches), StepKeys(0, number)
         taught = self.module.teacher_targets(self.teacher, batch, keys) if self.teacher is not None else None
         self.module.zero_grad()
         self.module(batch, keys, taught, False).total.backward()
         for optimizer in self.optimizers:
             optimizer.step()
+        return time.process_time() - began
 
     def close(self) -> None:
         self.reader.close()

@@ -5,9 +5,9 @@ seeds; concepts are drawn again with replacement, and the differences' mean has 
 percentile. Where it contains 0, these pictures do not tell the two apart, and the table says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,62 +47,83 @@ def table(
     steps: Mapping[str, Sequence[int]],
     diverged: Mapping[str, str] | None = None,
 ) -> str:
-    """Markdown: a row an arm, a column a score: its mean, and the difference from `whole` with its interval.
+    """Markdown: a table a set of drawings; a row an arm, a column a score: its mean, and the interval of its difference
+    from `whole`.
 
-    diverged: arm -> how many of its seeds, which have no scores.
+    scores: named "SET: SCORE". diverged: arm -> how many of its seeds, which have no scores.
     """
-    names = list(scores)
-    lines = [f"| Arm | steps | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
-    for arm in arms:
-        cells = []
-        for name in names:
-            own, other = scores[name].get(arm), scores[name].get(whole)
-            if own is None:
-                cells.append("–")
-            elif other is None or arm == whole:
-                cells.append(f"**{own.mean():.3f}**" if arm == whole else f"{own.mean():.3f}")
-            else:
-                found = paired_bootstrap(own, other)
-                mark = "" if found.told else " ≈"
-                cells.append(f"{own.mean():.3f} ({found.of:+.3f}: {found.low:+.3f} to {found.high:+.3f}){mark}")
-        count = " + ".join(str(one) for one in steps.get(arm, ()))
-        shown = f"{arm} ({diverged[arm]} diverged)" if diverged and arm in diverged else arm
-        lines.append(f"| {shown} | {count} | {' | '.join(cells)} |")
-    lines += ["", f"In parentheses: the difference from `{whole}` and its 95 % interval, paired over concepts; ≈ where "
-              "the interval contains 0, so that these pictures do not tell the two arms apart."]  # fmt: skip
+    lines = []
+    for title, names in _by_set(scores).items():
+        columns = [name.partition(": ")[2] or name for name in names]
+        lines += [f"| {title} | steps | {' | '.join(columns)} |", f"|---|---|{'---|' * len(names)}"]
+        for arm in arms:
+            cells = [_cell(scores[name].get(arm), scores[name].get(whole), arm == whole) for name in names]
+            count = " + ".join(str(one) for one in steps.get(arm, ()))
+            shown = f"{arm} ({diverged[arm]} diverged)" if diverged and arm in diverged else arm
+            lines.append(f"| {shown} | {count} | {' | '.join(cells)} |")
+        lines.append("")
+    lines.append(
+        f"In brackets: the 95 % interval of the difference from `{whole}`, paired over concepts; ≈ where it contains "
+        "0, so that these drawings do not tell the two arms apart."
+    )
     return "\n".join(lines) + "\n"
 
 
+def _cell(own: NDArray[np.float64] | None, other: NDArray[np.float64] | None, whole: bool) -> str:
+    if own is None:
+        return "–"
+    if whole:
+        return f"**{own.mean():.3f}**"
+    if other is None:
+        return f"{own.mean():.3f}"
+    found = paired_bootstrap(own, other)
+    return f"{own.mean():.3f} [{found.low:+.3f}, {found.high:+.3f}]" + ("" if found.told else " ≈")
+
+
 def plot(scores: Scores, arms: Sequence[str], whole: str, path: Path) -> None:
-    """A panel a score: each arm's difference from `whole` with its interval, dark where told apart; nothing without
-    scores of `whole`.
+    """A row a set of drawings, a panel a score: each arm's difference from `whole` with its interval, dark where told
+    apart; nothing without scores of `whole`.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [name for name in scores if whole in scores[name]]
-    if not shown:
+    sets = _by_set([name for name in scores if whole in scores[name]])
+    if not sets:
         return
-    figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(2.6 * len(shown) + 2.4, 0.26 * len(arms) + 1.4), sharey=True, squeeze=False
-    )
-    for axis, name in zip(axes[0], shown, strict=True):
-        for row, arm in enumerate(arms):
-            if arm == whole or arm not in scores[name]:
-                continue
-            found = paired_bootstrap(scores[name][arm], scores[name][whole])
-            colour = "#1f4e79" if found.told else "#a8a8a8"
-            axis.plot([found.low, found.high], [row, row], color=colour, linewidth=2)
-            axis.plot([found.of], [row], "o", color=colour, markersize=4)
-        axis.axvline(0, color="black", linewidth=0.8)
-        title = name.replace(": ", "\n")
-        axis.set_title(f"{title}\n{whole}: {scores[name][whole].mean():.3f}", fontsize=7)
-        axis.tick_params(labelsize=7)
-    axes[0][0].set_yticks(range(len(arms)), arms, fontsize=8)
+    wide = max(map(len, sets.values()))
+    size = (2.4 * wide + 2.4, (0.22 * len(arms) + 1.0) * len(sets))
+    figure, axes = pyplot.subplots(len(sets), wide, figsize=size, sharey=True, squeeze=False)
+    for line, names in zip(axes, sets.values(), strict=True):
+        for axis, name in zip(line, names, strict=False):
+            _panel(axis, scores[name], arms, whole, name.replace(": ", "\n").replace(", within", "\nwithin"))
+        for axis in line[len(names) :]:
+            axis.axis("off")
+    axes[0][0].set_yticks(range(len(arms)), arms)
     axes[0][0].invert_yaxis()
-    figure.supxlabel(f"difference from {whole}, 95 % interval over concepts", fontsize=8)
+    figure.supxlabel(f"difference from {whole}, 95 % interval over concepts", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _panel(axis: Any, scores: Mapping[str, NDArray[np.float64]], arms: Sequence[str], whole: str, title: str) -> None:
+    for row, arm in enumerate(arms):
+        if arm == whole or arm not in scores:
+            continue
+        found = paired_bootstrap(scores[arm], scores[whole])
+        colour = "#1f4e79" if found.told else "#a8a8a8"
+        axis.plot([found.low, found.high], [row, row], color=colour, linewidth=2)
+        axis.plot([found.of], [row], "o", color=colour, markersize=4)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_title(f"{title}\n{whole}: {scores[whole].mean():.3f}", fontsize=8)
+    axis.tick_params(labelsize=8)
+
+
+def _by_set(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names "SET: SCORE", by set."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.partition(": ")[0], []).append(name)
+    return found

@@ -140,12 +140,14 @@ def _one_step(parts: LoopParts, step: int, batches: Iterator[Batch[Targets]]) ->
             parts.teacher.ready()
             taught = engine.teacher_targets(parts.teacher.module, batch, keys)
         out = engine(batch, keys, taught, logged)
-        parts.meter.add(out.total, out.parts, out.metrics if logged else {})
+        parts.meter.add(out.total, out.parts)
         last = micro + 1 == settings.accumulation
         parts.times.forwarded(last=last)
         if last:
             agreement = begin_agreement(parts.context, parts.meter.micro_loss(), _said(parts, step))
         engine.backward(out.total)
+        if logged:
+            parts.meter.measure(out.metrics)  # of which the backward pass has found some
 
     agreed = agreement()
     parts.bad_samples.check(agreed.seen, agreed.bad)

@@ -126,6 +126,13 @@ def test_an_alarm_waits_for_measurements_in_a_row(task):
     assert said == [False] * (len(said) - 1) + [True]
 
 
+def test_a_step_without_dense_losses_ends_no_row_of_measurements(task):
+    sick, without = healthy() | {"intra/feature_std": 0.03}, {"text/accuracy": 0.5}
+    said = [bool(task.alarms(values)) for values in [sick, without] * (PATIENCE - 1) + [sick, without]]
+    assert said == [False] * (len(said) - 2) + [True, False]
+    assert not task.alarms(healthy()) and not task.alarms(without)
+
+
 def test_gradient_norms_of_the_losses_are_noted_apart(task):
     batch, keys = make_batch(12), StepKeys(0, 0)
     norms = {}

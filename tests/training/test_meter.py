@@ -18,7 +18,8 @@ def take(watch: Meter, step: int, *, applied: bool = True, metrics: dict[str, to
     """One step of two micro-batches; its total is text + 2 category."""
     for micro in range(2):
         parts = {"text": torch.tensor(1.0 + step + micro), "category": torch.tensor(10.0 / (1 + step))}
-        watch.add(parts["text"] + 2 * parts["category"], parts, metrics or {})
+        watch.add(parts["text"] + 2 * parts["category"], parts)
+        watch.measure(metrics or {})
     loss = float(watch.micro_loss())
     watch.end_step(applied=applied, loss=loss, norm=float(step))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from training_fakes import logs, metrics, run_ranks
 
+from launch.cli import run
 from launch.planning import count
 from pretrain.configuration import load_config
 
@@ -41,3 +42,12 @@ def test_stage_recomputation_and_compiling_change_no_loss(
     for output in work:
         row = metrics(output)[-1]
         assert row["tflops_per_rank"] * 1e12 * 2 / row["images_per_second"] == pytest.approx(planned, rel=0.05)
+
+
+def test_what_the_backward_pass_finds_is_logged(tiny_run: Callable[..., Path], tmp_path: Path) -> None:
+    path = str(tiny_run("task.balance=0.25", "schedule.steps=2", "training.log_every=2", "checkpoint.every_steps=null"))
+    assert run(["pretrain", path, "--output", str(tmp_path / "run"), "--processes", "1"]) == 0
+    (row,) = metrics(tmp_path / "run")
+    for name in ("intra", "inter"):
+        assert row[f"grad_norm/{name}"] > 0 and row[f"balance/{name}"] > 0
+    assert row["grad_norm/text"] > 0 and row["grad_norm/pooled"] > 0

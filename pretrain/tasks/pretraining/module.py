@@ -144,9 +144,13 @@ class PretrainingModule(TaskModule):
         return LossOutput(total, {name: part.detach() for name, part in parts.items()}, metrics.values)
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
-        """Signs of collapse that `PATIENCE` calls in a row agree on (objectives/metrics.py)."""
+        """Signs of collapse that `PATIENCE` measurements in a row agree on (objectives/metrics.py). A call without a
+        target's measurement, as on a step without dense losses, says nothing of that target.
+        """
         found = collapse_alarms(metrics, self.settings.decoder.dim, self.decorrelation)
-        self._suspected = {kind: self._suspected.get(kind, 0) + 1 for kind in found}
+        measured = {name.partition("/")[0] for name in metrics if name.endswith("/feature_std")}
+        before = {kind: times for kind, times in self._suspected.items() if kind.partition("/")[0] not in measured}
+        self._suspected = before | {kind: self._suspected.get(kind, 0) + 1 for kind in found}
         return [message for kind, message in found.items() if self._suspected[kind] >= PATIENCE]
 
     # -- what evaluation calls

@@ -58,11 +58,14 @@ class Meter:
         yield
         self._wait += time.perf_counter() - start
 
-    def add(self, total: Tensor, parts: Mapping[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
-        """One micro-batch's output; no device synchronisation."""
+    def add(self, total: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """One micro-batch's losses; no device synchronisation."""
         self._micro_losses.append(total.detach().float())
-        named = {f"{LOSS}{name}": value for name, value in parts.items()} | dict(metrics)
-        self._micro_values += [(name, value.detach().double()) for name, value in named.items()]
+        self.measure({f"{LOSS}{name}": value for name, value in parts.items()})
+
+    def measure(self, metrics: Mapping[str, Tensor]) -> None:
+        """Other numbers of a micro-batch, after its backward pass; no device synchronisation."""
+        self._micro_values += [(name, value.detach().double()) for name, value in metrics.items()]
 
     def micro_loss(self) -> Tensor:
         """This rank's mean over the micro-batches of the step, 0-d, on the device; no synchronisation."""

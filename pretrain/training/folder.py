@@ -1,4 +1,6 @@
-"""The run's folder: made, locked against a second run, and checked before anything is written into it."""
+"""The run's folder: made, locked against a second run, checked before anything is written into it, and given the
+configuration once that has made a run.
+"""
 
 import json
 import sys
@@ -12,7 +14,7 @@ from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, dump_config
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.record import CONFIG, ENVIRONMENT, environment, turn_over_events
-from pretrain.training.resume import Changes, check_same_run
+from pretrain.training.resume import Changes, check_same_run, remember_changes
 
 AFTER_THE_GRACE = 30.0  # seconds until a launcher's guardian has killed what did not end by itself
 
@@ -52,9 +54,6 @@ def open_run(output: Path, config: RunConfig, context: DistributedContext) -> It
                     )
                 changes = check_same_run(output, config)
                 turn_over_events(output)
-                write_durably(output / CONFIG, dump_config(config))
-                about = environment(context.world_size, context.device.type) | {"time": time.time()}
-                write_durably(output / ENVIRONMENT, json.dumps(about, indent=1))
             except UserError as error:
                 problem = str(error)
             except OSError as error:
@@ -62,3 +61,14 @@ def open_run(output: Path, config: RunConfig, context: DistributedContext) -> It
         if problems := [found for found in context.gather(problem) if found]:
             raise UserError(problems[0])
         yield changes
+
+
+def record_start(output: Path, config: RunConfig, context: DistributedContext, changes: Changes, step: int) -> None:
+    """Write down what a run that has been put together goes on with, from `step`. The leader's.
+
+    Not before: what a start was refused for must not bind the next one, nor a change be there that was never made.
+    """
+    remember_changes(output, changes, step)
+    write_durably(output / CONFIG, dump_config(config))
+    about = environment(context.world_size, context.device.type) | {"time": time.time()}
+    write_durably(output / ENVIRONMENT, json.dumps(about, indent=1))

@@ -7,13 +7,14 @@
 """
 
 import socket
+import sys
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from data_pipeline.errors import DONE, STOPPED, GaveUpError, UserError
+from data_pipeline.errors import DONE, STOPPED, GaveUpError, UserError, first_ten
 from data_pipeline.reading.order.course import Segment
 from data_pipeline.reading.order.share import rows_per_rank
 from pretrain.configuration import RunConfig, dump_config
@@ -25,7 +26,7 @@ from pretrain.training.checkpoint.disk import complete_checkpoints
 from pretrain.training.checkpoint.fast_folder import bring_over, fast_folder
 from pretrain.training.checkpoint.trained_on import TrainedOn
 from pretrain.training.distributed import DistributedContext, join, lost_a_partner
-from pretrain.training.folder import open_run
+from pretrain.training.folder import open_run, record_start
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.meter import Meter
 from pretrain.training.logging.notifying import Notifier
@@ -35,7 +36,6 @@ from pretrain.training.logging.record import EventLog
 from pretrain.training.logging.run_log import RunLog
 from pretrain.training.loop import LoopParts, train
 from pretrain.training.parameter_groups import parameter_groups
-from pretrain.training.resume import remember_changes
 from pretrain.training.safeguards.bad_samples import BadSampleMonitor, replaced_before
 from pretrain.training.safeguards.interruption import STOP_FILE, Interruption
 from pretrain.training.safeguards.policy import DivergencePolicy, read_policy
@@ -100,7 +100,8 @@ def run(
             stack.callback(parts.checkpointer.abandon)
             if changes:
                 events(EventKind.CONFIG_CHANGED, step=start, changes=changes)
-                remember_changes(output, changes, start)
+            if context.leader:
+                record_start(output, config, context, changes, start)
             try:
                 finished = train(parts, start, segments)
             finally:
@@ -285,3 +286,4 @@ def _initialize_from(
     fresh = initialize_from(module, path, classes)
     if leader:
         report(EventKind.INITIALIZED, source=path, kept_fresh=fresh)
+        print(f"started from {path}; fresh: {first_ten(fresh) or 'nothing'}", file=sys.stderr, flush=True)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from evaluation_shapes import write_set
 from finetuning_configurations import tiny_configuration
+from safetensors.torch import save_file
 
 from data_pipeline.errors import UserError
 from pretrain.evaluation import evaluate, load_module
 from pretrain.handoff import export, read_backbone
+from pretrain.models import official
 from pretrain.training import run
 from pretrain.training.checkpoint.disk import mark_best
 from pretrain.training.initialize import initialize_from
@@ -96,6 +98,22 @@ def test_a_new_run_takes_a_classifier_of_the_same_classes_alone(classifier):
         kept, module = started(classes)
         assert kept == ["image.head.weight", "image.head.bias"]
         assert not torch.equal(module.image.head.weight.cpu(), trained.image.head.weight.cpu())
+
+
+@pytest.mark.parametrize("source", ["run", "file"])
+@pytest.mark.parametrize("change", [{"depths": (1, 2, 1, 1)}, {"channels": 32}], ids=["deeper", "wider"])
+def test_a_new_run_takes_no_encoder_of_another_model(classifier, tmp_path, source, change):
+    config = tiny_configuration(Path("nowhere"), "supervised", 1)
+    shape = config.model.model_copy(update={"overrides": {**config.model.overrides, **change}})
+    fresh = config.task.build(shape, config.data, classes=3)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    path = classifier
+    if source == "file":
+        path = tmp_path / "weights.safetensors"
+        save_file(official.state_dict(load_module(classifier).module.image.cpu()), path)
+    with pytest.raises(UserError, match=r"of another image model:\n(missing|shape): .*(.|\n)*Set model.name"):
+        initialize_from(fresh, path, ("red", "green", "blue"))
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
 
 
 def test_the_best_checkpoint_is_scored_where_there_is_one(tmp_path):

@@ -364,3 +364,16 @@ def test_metrics_hold_every_step_once_after_a_cut_line(finished: Path, unbroken:
     assert go(finished) == 0
     assert [e["step"] for e in metrics(finished)] == list(range(1, 13))
     assert_ends_like(finished, unbroken)
+
+
+def test_a_start_that_was_refused_binds_no_later_one(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(UserError, match="warm"):
+        go(output, schedule__warmup_steps=500)
+    assert not (output / "config.yaml").exists() and not (output / "environment.json").exists()
+    assert go(output) == 0 and (output / "config.yaml").exists() and (output / "environment.json").exists()
+    # The same of a change in the middle of a run: what is refused was never made.
+    with pytest.raises(UserError, match="warm"):
+        go(output, schedule__warmup_steps=500, training__allow_changes=["schedule"])
+    assert go(output) == 0
+    assert not (output / "config-history.jsonl").exists() and not events(output, "config_changed")

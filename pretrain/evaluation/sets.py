@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UserError
-from data_pipeline.format import open_set
+from data_pipeline.format import open_set, packed_rows, read_sidecar
 from data_pipeline.reading.storage.sources import merge_classes
 from pretrain.evaluation.pictures import is_picture_folder, list_pictures
 from pretrain.tasks.class_names import rows_by_name
@@ -58,6 +58,17 @@ def describe_set(set_folder: Path | str) -> AboutSet:
     credit = {"attribution": str(attribution)} if attribution else {}
     distinct = merge_classes([manifest.classes])[0]
     return AboutSet(manifest.folder, manifest.name, manifest.samples, manifest.classes, distinct, credit)
+
+
+def captions_refusal(set_folder: Path | str) -> str | None:
+    """Why nothing can be retrieved from the set; None where a sample of it has a caption."""
+    if is_picture_folder(set_folder):
+        found = any(picture.caption for picture in list_pictures(set_folder).pictures)
+    else:
+        manifest = open_set(set_folder)
+        sidecars = (read_sidecar(manifest.sidecar_path(entry), ["status", "caption"]) for entry in manifest.shards)
+        found = any(any(packed_rows(rows)["caption"].to_pylist()) for rows in sidecars)
+    return None if found else f"no sample of {set_folder} has a caption"
 
 
 def classes_refusal(set_folder: Path | str, names: Sequence[str] | None) -> str | None:

@@ -159,6 +159,24 @@ def test_a_renamed_class_is_refused_with_both_lists(animals, tmp_path):
     assert "ant, bee, cat, dog, eel" in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["shards", "folder"])
+def test_without_captions_the_other_scores_are_made(kind, tmp_path):
+    config = run_config("m3i")
+    write_checkpoint(tmp_path / "run", config, module_of(config, classes=len(CLASSES)))
+    names = CLASSES[:3]
+    if kind == "shards":
+        data = write_set(tmp_path / "set", captions=False, classes=names, labels=names)
+    else:
+        data = paint(tmp_path / "set")
+        for colour, name in zip(COLOURS, names, strict=True):
+            (data / colour).rename(data / name)
+    told: list[str] = []
+    assert sorted(evaluate(tmp_path / "run", data, untrained=False, say=told.append)) == ["top1", "zero-shot"]
+    assert f"left out: retrieval: no sample of {data} has a caption" in told
+    with pytest.raises(UserError, match="retrieval: no sample of"):
+        evaluate(tmp_path / "run", data, tasks=["retrieval"])
+
+
 def test_fitted_scores_need_a_training_set_and_no_classifier(animals, tmp_path):
     with pytest.raises(UserError, match="--train SET"):
         evaluate(animals / "run", animals / "pictures", tasks=["knn"])

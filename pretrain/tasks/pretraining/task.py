@@ -143,7 +143,7 @@ class Pretraining(Task):
         self, name: str, module: "TaskModule", data: Path | str, *, classes: Sequence[str] | None
     ) -> str | None:
         from pretrain.evaluation.classification import top1_refusal
-        from pretrain.evaluation.sets import describe_set
+        from pretrain.evaluation.sets import captions_refusal, describe_set
 
         parts = _own(module)
         if name == "top1":
@@ -152,7 +152,7 @@ class Pretraining(Task):
             return f"preset {self.preset} trains no text tower"
         if name == "zero-shot" and not describe_set(data).classes:
             return f"{data} names no classes"
-        return None
+        return captions_refusal(data) if name == "retrieval" else None
 
     def evaluate(
         self,

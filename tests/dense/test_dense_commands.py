@@ -105,6 +105,21 @@ def test_what_is_no_picture_is_an_error_of_predict(source: Path, tmp_path: Path)
             predict_pictures(source, [path], tmp_path / "out")
 
 
+def test_predictions_cost_neither_pictures_nor_each_other(source: Path, coco_set: Path, tmp_path: Path) -> None:
+    picture = Image.open(sorted((coco_set.parent / "images").iterdir())[0])
+    for name in ("one/a.png", "one/a.jpg", "two/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture.save(tmp_path / name)
+    before = (tmp_path / "one/a.png").read_bytes()
+    with pytest.raises(UserError, match=r"written over the picture .*one/a\.png; name another --to"):
+        predict_pictures(source, [tmp_path / "one/a.png"], tmp_path / "one")
+    assert (tmp_path / "one/a.png").read_bytes() == before
+    assert predict_pictures(source, [tmp_path / "one"] * 2, tmp_path / "to") == 2
+    assert sorted(path.name for path in (tmp_path / "to").glob("*.png")) == ["a.jpg.png", "a.png.png"]
+    with pytest.raises(UserError, match=r"one/a\.jpg and .*two/a\.jpg would both be drawn into .*a\.jpg\.png"):
+        predict_pictures(source, [tmp_path / "one/a.jpg", tmp_path / "two/a.jpg"], tmp_path / "both")
+
+
 def test_a_classifier_predicts_the_classes_of_a_picture(tmp_path: Path) -> None:
     import torch
 

@@ -58,8 +58,11 @@ class Planned:
 def plan(settings: Settings, arms: Sequence[Arm], whole: str) -> dict[str, Planned]:
     """Steps of every arm: from OUTPUT/plan.json, or measured now, all arms by turns.
 
-    Raises UserError where the file is of another study.
+    Raises UserError where the file is of another study, and for an arm of as many steps as `whole` without `whole`.
     """
+    alike = [arm.name for arm in arms if arm.equal_steps]
+    if alike and whole not in {arm.name for arm in arms}:
+        raise UserError(f"arm {alike[0]!r} has as many steps as {whole!r}: study that one too (--only {whole!r})")
     path = settings.output / "plan.json"
     wanted = {"seconds": settings.seconds, "config": settings.config, "changes": list(settings.common())}
     if path.exists():
@@ -74,7 +77,7 @@ def plan(settings: Settings, arms: Sequence[Arm], whole: str) -> dict[str, Plann
         steps = tuple(arm.steps or max(1, int(share / cost)) for cost in costs[arm.name])
         planned[arm.name] = Planned(costs[arm.name], steps)
     for arm in arms:
-        if arm.equal_steps and whole in planned:
+        if arm.equal_steps:
             planned[arm.name] = Planned(costs[arm.name], planned[whole].steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = wanted | {"arms": {name: asdict(one) for name, one in planned.items()}}

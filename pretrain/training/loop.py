@@ -205,7 +205,7 @@ def _roll_back(parts: LoopParts, step: int, segments: Sequence[Segment]) -> tupl
     if parts.context.leader:
         parts.events(EventKind.ROLLBACK, step=step, to=to, passed_over=list(rollback.passed_over))
     if state is not None:
-        parts.policy.load(state["policy"])
+        parts.policy.load(state["policy"] | {"outcomes": []})  # bad steps of before count for no further rollback
         parts.log.rewind(int(state["step"]))
         if parts.validation is not None:
             parts.validation.rewind(int(state["step"]))

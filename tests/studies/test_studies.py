@@ -144,6 +144,12 @@ def test_the_bootstrap_is_paired_and_tells_what_the_data_can_tell() -> None:
     assert "| a | 3 + 4 |" in text and " ≈ |" in text and "**" in text
 
 
+def test_equal_steps_are_those_of_an_arm_that_is_there(tmp_path: Path) -> None:
+    settings = training.Settings("study_m3i", tmp_path, tmp_path, 1.0, 1, 0, 1, SMALL)
+    with pytest.raises(UserError, match=r"as many steps as 'm3i': study that one too \(--only 'm3i'\)"):
+        training.plan(settings, arms_of("m3i", ("m3i - text, equal steps",)), "m3i")
+
+
 def test_a_plan_measures_every_stage_and_shares_the_time(shards: Path, tmp_path: Path) -> None:
     settings = training.Settings("study_m3i", shards, tmp_path / "plan", 2.0, 1, 0, 1, SMALL)
     arms = arms_of("m3i", ("m3i", "staged", "m3i - mixing, equal steps", "random"))

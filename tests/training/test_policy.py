@@ -169,6 +169,23 @@ def test_skips_that_are_not_in_a_row_add_up(tmp_path: Path) -> None:
     assert verdicts.index(StepDecision.ROLL_BACK) == 2 * (WINDOW // 4) + 1
 
 
+def test_a_resumed_run_counts_the_skips_of_before(tmp_path: Path) -> None:
+    def verdicts(saved_at: int | None) -> list[StepDecision]:
+        policy = DivergencePolicy(PolicyConfig(max_skipped=3), tmp_path, None, leader=True)
+        found = []
+        for step in range(WINDOW):
+            if step == saved_at:
+                state = json.loads(json.dumps(policy.state()))
+                policy = DivergencePolicy(policy.config, tmp_path, None, leader=True)
+                policy.load(state)
+            found.append(policy.record(step, 1.0, 1.0, applied=step % 2 == 0))
+        return found
+
+    unbroken = verdicts(None)
+    assert StepDecision.ROLL_BACK in unbroken
+    assert all(verdicts(step) == unbroken for step in (1, 10, 2 * (WINDOW // 4)))
+
+
 def board(output: Path) -> dict[int, float]:
     """The losses that TensorBoard shows, by step; fails where it shows a step twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -124,13 +124,14 @@ class DivergencePolicy:
         return Rollback(before, passed_over)
 
     def state(self) -> dict[str, Any]:
-        return {"taken": [list(taken) for taken in self._taken], "skipped": self._skipped}
+        taken = [list(taken) for taken in self._taken]
+        return {"taken": taken, "skipped": self._skipped, "outcomes": list(self._outcomes)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Checkpoints of earlier versions hold no history of steps: it begins afresh then."""
         self._taken = deque((Taken(*taken) for taken in state.get("taken", ())), maxlen=REMEMBERED)
         self._skipped = list(state["skipped"])
-        self._outcomes.clear()
+        self._outcomes = deque(state.get("outcomes", ()), maxlen=WINDOW)
 
 
 def read_policy(run: Path) -> dict[str, Any] | None:

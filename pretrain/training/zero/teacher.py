@@ -66,6 +66,7 @@ class PartitionedTeacher:
         self._wrapper, *_ = import_deepspeed().initialize(model=module, config=settings)
         if engine.compiled:
             gather_by_region(module)
+        self._filled = torch.cuda.Event() if context.device.type == "cuda" else None
         self._parameters: dict[str, Any] = dict(module.named_parameters())
         self._pairs: list[tuple[Tensor, Tensor]] = []
         rank = context.rank
@@ -86,9 +87,13 @@ class PartitionedTeacher:
             if parameter.ds_status.name == "AVAILABLE":
                 parameter.partition()
         torch._foreach_copy_([mine for mine, _ in self._pairs], [value for _, value in self._pairs])
+        if self._filled is not None:
+            self._filled.record()
 
     def ready(self) -> None:
-        """Nothing is under way: each rank has filled its own part."""
+        """Wait until this rank's part is filled: DeepSpeed gathers on a stream of its own, which waits for no other."""
+        if self._filled is not None:
+            self._filled.synchronize()
 
 
 class WholeTeacher:

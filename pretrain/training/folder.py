@@ -12,6 +12,7 @@ from pathlib import Path
 from data_pipeline.durable import file_lock, write_durably
 from data_pipeline.errors import UserError
 from pretrain.configuration import RunConfig, dump_config
+from pretrain.training.checkpoint.second_tier import claim
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.record import CONFIG, ENVIRONMENT, environment, turn_over_events
 from pretrain.training.resume import Changes, check_same_run, remember_changes
@@ -53,6 +54,8 @@ def open_run(output: Path, config: RunConfig, context: DistributedContext) -> It
                         "stop it, or name another --output"
                     )
                 changes = check_same_run(output, config)
+                if config.checkpoint.copy_to is not None:
+                    claim(config.checkpoint.copy_to, output, config)
                 turn_over_events(output)
             except UserError as error:
                 problem = str(error)

@@ -112,7 +112,7 @@ def run(
                 what = "done" if finished else f"stopped ({interruption.reason}) and saved; the same command goes on"
                 parts.log.progress.say(f"{what}: {output}")
             if finished:
-                parts.checkpointer.close()
+                parts.checkpointer.close(watchdog.heartbeat)
             context.barrier()  # nobody leaves before everybody is done: a launcher ends the others at the first exit
             parts.engine.close()
         except Exception as error:

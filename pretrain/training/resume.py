@@ -83,9 +83,7 @@ def check_same_run(run: Path, config: RunConfig) -> Changes:
         return {}
     before = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-    changed = [key for key in sorted(old | new) if _differs(old, new, key) and not _is_free(key)]
-    wanted = [key for key in changed if _below(key, allowed) and key not in NEVER]
-    refused = [key for key in changed if key not in wanted]
+    wanted, refused = changed_keys(before, config)
     if refused:
         lines = "\n".join(f"  {key}: {_said(old, key)} there, {_said(new, key)} now" for key in refused)
         may = [key for key in refused if _changeable(key) and key not in NEVER]
@@ -95,6 +93,14 @@ def check_same_run(run: Path, config: RunConfig) -> Changes:
             f"or start a new run with another --output (initialize_from={run} takes its weights)"
         )
     return {key: (old.get(key), new.get(key)) for key in wanted}
+
+
+def changed_keys(before: RunConfig, config: RunConfig) -> tuple[list[str], list[str]]:
+    """Keys of a run that `config` changes: those that training.allow_changes of it allows, and the others."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    changed = [key for key in sorted(old | new) if _differs(old, new, key) and not _is_free(key)]
+    wanted = [key for key in changed if _below(key, tuple(config.training.allow_changes)) and key not in NEVER]
+    return wanted, [key for key in changed if key not in wanted]
 
 
 def remember_changes(run: Path, changes: Changes, step: int) -> None:

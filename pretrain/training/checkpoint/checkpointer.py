@@ -29,6 +29,7 @@ from pretrain.configuration.schema import CheckpointConfig
 from pretrain.training.checkpoint import disk
 from pretrain.training.checkpoint.disk import Checkpoint, DamagedError, OpenFiles
 from pretrain.training.checkpoint.fast_folder import fast_folder
+from pretrain.training.checkpoint.identity import run_identity
 from pretrain.training.checkpoint.retention import Kept, to_delete
 from pretrain.training.checkpoint.saving import Files, Save, commit, set_aside, shard_name
 from pretrain.training.checkpoint.second_tier import SecondTier
@@ -41,6 +42,7 @@ from pretrain.training.zero.ema import Ema
 from pretrain.training.zero.engine import Engine
 
 FAILURES_ALLOWED = 3
+COPY_TICK = 2.0  # seconds
 STALE_SECONDS = 90.0  # attributes and names are cached by NFS for 60 s by default
 
 
@@ -83,7 +85,9 @@ class Checkpointer:
         self.last_step = -1
         self._fetched: set[str] = set()  # names of copies that were asked for in place of damaged checkpoints
         copies = settings.copy_to if context.leader else None
-        self._second = SecondTier(copies, report, settings.keep_copies) if copies is not None else None
+        self._second = None
+        if copies is not None:
+            self._second = SecondTier(copies, report, run_identity(run), settings.keep_copies)
         self._fast = fast_folder(settings.fast_folder, run, context) if settings.fast_folder is not None else None
         if context.leader:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -201,10 +205,13 @@ class Checkpointer:
             )
         return True
 
-    def close(self) -> None:
-        """The run is done: its last checkpoint's copy is made, however long that takes."""
-        if self._second is not None:
-            self._second.finish()
+    def close(self, alive: Callable[[], None]) -> None:
+        """The run is done: its last checkpoint's copy is made, however long that takes. Collective.
+
+        alive: called again and again meanwhile.
+        """
+        while not self._context.from_leader(lambda: self._second is None or self._second.finish(COPY_TICK)):
+            alive()
 
     def _end_save(self, failed: bool) -> None:
         assert self._save is not None

@@ -5,27 +5,26 @@
                             index.json state.json config.yaml   on the leader's node
        --in the background-->  RUN/checkpoints/step-00001000, and gone from FAST
 
-ID, of the run, stands in RUN/checkpoints/fast-id. What a start finds in FAST is a save that came no further. Where the
+ID, of the run, stands in RUN/checkpoints/run-id. What a start finds in FAST is a save that came no further. Where the
 ranks have every part of it between them and the run has nothing newer, they bring it over before anything is restored.
 """
 
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.durable import file_sha256, write_durably
+from data_pipeline.durable import file_sha256
 from pretrain.training.checkpoint import disk
+from pretrain.training.checkpoint.identity import run_identity
 from pretrain.training.checkpoint.saving import TEXTS, commit, copy_durably, shard_name
 from pretrain.training.distributed import DistributedContext
 from pretrain.training.logging.kinds import EventKind
 from pretrain.training.logging.record import EventLog
 
-IDENTITY = "fast-id"
 Inventory = dict[int, dict[str, dict[str, Any]]]  # step -> file -> bytes, sha256, ranks; of texts nothing
 
 
@@ -40,15 +39,8 @@ class Found:
 
 def fast_folder(root: str, run: Path, context: DistributedContext) -> Path:
     """This node's folder of this run. root: as the configuration has it; variables as $TMPDIR are the node's own."""
-    identity = context.from_leader(lambda: _identity(run / disk.FOLDER / IDENTITY))
+    identity = context.from_leader(lambda: run_identity(run))
     return Path(os.path.expandvars(root)) / identity
-
-
-def _identity(path: Path) -> str:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, uuid.uuid4().hex)
-    return path.read_text(encoding="utf-8").strip()
 
 
 def bring_over(folder: Path, run: Path, context: DistributedContext, report: EventLog) -> None:

@@ -11,7 +11,6 @@ goes on. Copies are of one run: `claim` refuses those of another one, which woul
 import json
 import threading
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import yaml
@@ -57,12 +56,12 @@ def claim(url: str, run: Path, config: RunConfig) -> None:
         )
 
 
-def _owner(files: Any, root: str) -> str | None:
+def _owner(files: fsspec.AbstractFileSystem, root: str) -> str | None:
     path = f"{root}/{IDENTITY}"
     return files.cat_file(path).decode().strip() if files.exists(path) else None
 
 
-def _complete(files: Any, root: str) -> list[str]:
+def _complete(files: fsspec.AbstractFileSystem, root: str) -> list[str]:
     """Names of the copies that have a manifest, newest first."""
     found = files.glob(f"{root}/step-*/{MANIFEST}") if files.exists(root) else []
     return sorted((str(path).split("/")[-2] for path in found), reverse=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from curation_sets import encoded, files, photo
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import StoppedError, UserError
 from data_pipeline.executors.units import Part
 from data_pipeline.preparation import WebRules, fetch, pack, verify
 from data_pipeline.preparation.packing.parts import finish_parts, in_parts
@@ -116,3 +116,22 @@ def test_fetching_in_parts_gives_the_same_bytes(site: str, tmp_path: Path) -> No
     done = in_parts(output, 5, functools.partial(one, output))
     assert done is not None and (done.shards, done.samples) == (8, 21)
     assert files(output) == files(tmp_path / "whole/set")
+
+
+def test_a_signal_behind_the_last_shard_still_ends_the_task(site: str, tmp_path: Path) -> None:
+    """Where the shards under way were all that the part had, there is nothing left that fetching could stop."""
+    (tmp_path / "urls.txt").write_text("".join(f"{site}/{n % 22:02d}.jpg\n" for n in range(24)))
+    output = tmp_path / "set"
+
+    def at_the_end(done: int, total: int) -> None:
+        if done == total:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    one = functools.partial(
+        fetch, tmp_path / "urls.txt", output, web=WebRules(private_networks=("127.0.0.0/8",), attempts=1),
+        rows_per_shard=3, workers=1,
+    )  # fmt: skip
+    with pytest.raises(StoppedError):
+        in_parts(output, 4, functools.partial(one, progress=at_the_end))
+    assert [path.parent.name for path in output.glob(".parts/*/manifest.json")] == ["00001-of-00004"]
+    assert in_parts(output, 4, one) is not None

@@ -78,6 +78,8 @@ def shared_command(command: Sequence[str], tasks: int) -> tuple[str, ...]:
         raise UserError(
             f"--tasks: {shlex.join(command)!r} is not work that tasks share; these are shards {', '.join(_SHARED)}"
         )
+    if words[1] in _IN_PARTS and any(re.match(r"--retry(=|$)", word) for word in words):
+        raise UserError("--tasks: parts that are done are not made again; finish the set, then --retry by one task")
     given = any(re.match(r"--parts?(=|$)", word) for word in words)
     if words[1] in _IN_PARTS and not given:
         words += ["--parts", str(tasks * _PARTS_A_TASK)]

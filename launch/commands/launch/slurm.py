@@ -181,6 +181,12 @@ def slurm(
         )
 
     if chain is not None:
+        if array is not None:
+            raise UserError(
+                "--chain, --array: a stage waits until every job of the one before has ended well, which those of an "
+                "array do not; leave --array out (a stage is requeued as often as it needs), or submit one stage with "
+                "--array at a time"
+            )
         from pretrain.configuration import load_config
 
         commands = stages.chain(chain.split(","), words, output, lambda config: load_config(config).task.name)

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from launch import restarting
+from launch import restarting, sbatch_lines
 from launch.job import SlurmJob
 
 GATE_SECONDS = 180  # for all nodes together; a healthy one answers within a minute
@@ -137,7 +137,6 @@ def script(job: SlurmJob) -> str:
 
 def _options(job: SlurmJob) -> list[str]:
     log = "slurm-%A_%a.out" if job.array else "slurm-%j.out"
-    logs = job.logs.replace("%", "%%")  # in a file name sbatch takes %j for the job's number
     named: list[tuple[str, object]] = [
         ("job-name", job.name),
         ("partition", job.partition),
@@ -151,25 +150,16 @@ def _options(job: SlurmJob) -> list[str]:
         ("mem", job.memory),
         ("time", job.time),
         ("array", f"1-{job.array}%1" if job.array else None),
-        ("dependency", f"afterok:{':'.join(job.after)}" if job.after else None),
+        ("dependency", sbatch_lines.after(job.after)),
         ("signal", f"USR1@{job.signal_seconds}"),
         ("chdir", job.directory),
-        ("output", f"{logs}/{log}"),
+        ("output", sbatch_lines.log_file(job.logs, log)),
         ("open-mode", "append"),
     ]
-    options = [f"--{name}={_escaped(str(value))}" for name, value in named if value is not None]
+    options = sbatch_lines.options(named)
     options += ["--no-kill"] if job.spare_nodes else []
     options += ["--kill-on-invalid-dep=yes"] if job.after else []
     return [*options, "--no-requeue" if job.array else "--requeue", *job.extra]
-
-
-def _escaped(value: str) -> str:
-    """As sbatch reads the words of a #SBATCH line: in double quotes, where a backslash makes a character ordinary. It
-    expands nothing there.
-    """
-    if all(character.isalnum() or character in "_-./=:,%@+[]" for character in value):
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _preparation(job: SlurmJob) -> list[str]:
@@ -178,7 +168,7 @@ def _preparation(job: SlurmJob) -> list[str]:
     lines = [
         "export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1",
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"',
-        'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun no longer takes it from sbatch',
+        sbatch_lines.CPUS_PER_TASK,
         f'export WORD={logs}/.word-"$SLURM_JOB_ID" PER_NODE={job.ranks_per_node} CORES_NEEDED={job.cpus_per_rank or 0}',
         f"export RANK_LOGS={logs if job.run else chr(39) * 2} START=$((${{SLURM_RESTART_COUNT:-0}} * 100))",
         *job.setup,

@@ -54,25 +54,17 @@ class SlurmJob:
     extra: tuple[str, ...] = ()  # further #SBATCH options, as --exclusive
 
     def __post_init__(self) -> None:
-        if self.time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
-            raise UserError(f"--time {self.time!r}: expected [days-]hours:minutes:seconds, as 2-00:00:00")
-        if self.time is not None and 0 < seconds(self.time) <= self.signal_seconds:
-            raise UserError(
-                f"--time {self.time} is no longer than the {self.signal_seconds} s that the ranks are given to save at "
-                "its end: give the job more time, or set training.policy.grace_seconds (or --signal-seconds)"
-            )
+        check_request(
+            self.time,
+            self.signal_seconds,
+            "set training.policy.grace_seconds (or --signal-seconds)",
+            name=self.name,
+            logs=self.logs,
+            directory=self.directory,
+            extra=self.extra,
+        )
         if self.nodes < 1 or self.ranks_per_node < 1:
             raise UserError("--nodes and --ranks-per-node are at least 1")
-        for option in self.extra:
-            if not option.startswith("--"):
-                raise UserError(f"--sbatch {option!r}: expected an option of sbatch, as --sbatch=--exclusive")
-        for what, value in (("--name", self.name), ("the folder of the logs", self.logs), ("folder", self.directory)):
-            if value is not None and ("\n" in value or "\r" in value):
-                raise UserError(
-                    f"{what} {value!r}: a line break cannot stand in a line of #SBATCH; choose another name"
-                )
-        if "\\" in self.logs:
-            raise UserError(f"{self.logs!r}: sbatch takes no '\\' in the name of a log; choose another --output")
         if self.container is not None:
             for path in (self.run, self.directory):
                 if path is not None and ("," in path or ":" in path):
@@ -82,6 +74,37 @@ class SlurmJob:
     def user_excluded(self) -> tuple[str, ...]:
         """Nodes that the user's own --exclude names: an update of the job's list must keep them."""
         return tuple(option.partition("=")[2] for option in self.extra if option.startswith("--exclude="))
+
+
+def check_request(
+    time: str | None,
+    signal_seconds: int,
+    otherwise: str,
+    *,
+    name: str,
+    logs: str,
+    directory: str | None,
+    extra: Sequence[str],
+) -> None:
+    """Raises UserError for what any job asks for that sbatch could not read, and for a limit that leaves no time.
+
+    otherwise: what to do where no longer limit can be had.
+    """
+    if time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
+        raise UserError(f"--time {time!r}: expected [days-]hours:minutes:seconds, as 2-00:00:00")
+    if time is not None and 0 < seconds(time) <= signal_seconds:
+        raise UserError(
+            f"--time {time} is no longer than the {signal_seconds} s that are kept for saving at its end: give the job "
+            f"more time, or {otherwise}"
+        )
+    for option in extra:
+        if not option.startswith("--"):
+            raise UserError(f"--sbatch {option!r}: expected an option of sbatch, as --sbatch=--exclusive")
+    for what, value in (("--name", name), ("the folder of the logs", logs), ("folder", directory)):
+        if value is not None and ("\n" in value or "\r" in value):
+            raise UserError(f"{what} {value!r}: a line break cannot stand in a line of #SBATCH; choose another name")
+    if "\\" in logs:
+        raise UserError(f"{logs!r}: sbatch takes no '\\' in the name of a log; choose another --output")
 
 
 def seconds(time: str) -> int:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
+from launch import sbatch_lines
 from launch.invocation import own_command
+from launch.job import check_request
 
 _SHARED = ("pack", "fetch", "reshard", "merge", "split")
 _IN_PARTS = ("pack", "fetch")
@@ -38,7 +40,7 @@ exit $code
 
 @dataclass(frozen=True)
 class TaskArray:
-    """What goes into the script. Times as Slurm writes them."""
+    """What goes into the script. Times as Slurm writes them. Raises UserError for what sbatch could not read."""
 
     command: tuple[str, ...]
     tasks: int
@@ -53,8 +55,20 @@ class TaskArray:
     logs: str = "."
     directory: str | None = None
     restarts: int = 100
+    after: tuple[str, ...] = ()  # jobs that must have ended well before the first task starts
     setup: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_request(
+            self.time,
+            self.signal_seconds,
+            "set --signal-seconds to what a shard takes",
+            name=self.name,
+            logs=self.logs,
+            directory=self.directory,
+            extra=self.extra,
+        )
 
 
 def shared_command(command: Sequence[str], tasks: int) -> tuple[str, ...]:
@@ -64,6 +78,8 @@ def shared_command(command: Sequence[str], tasks: int) -> tuple[str, ...]:
         raise UserError(
             f"--tasks: {shlex.join(command)!r} is not work that tasks share; these are shards {', '.join(_SHARED)}"
         )
+    if words[1] in _IN_PARTS and any(re.match(r"--retry(=|$)", word) for word in words):
+        raise UserError("--tasks: parts that are done are not made again; finish the set, then --retry by one task")
     given = any(re.match(r"--parts?(=|$)", word) for word in words)
     if words[1] in _IN_PARTS and not given:
         words += ["--parts", str(tasks * _PARTS_A_TASK)]
@@ -83,11 +99,13 @@ def array_script(array: TaskArray) -> str:
         ("cpus-per-task", array.cpus_per_task),
         ("mem", array.memory),
         ("time", array.time),
+        ("dependency", sbatch_lines.after(array.after)),
         ("signal", f"USR1@{array.signal_seconds}"),
         ("chdir", array.directory),
-        ("output", f"{array.logs}/shards-%A_%a.out"),
+        ("output", sbatch_lines.log_file(array.logs, "shards-%A_%a.out")),
         ("open-mode", "append"),
     ]
-    options = [f"--{name}={value}" for name, value in named if value is not None]
-    head = ["#!/bin/bash", *(f"#SBATCH {option}" for option in [*options, "--requeue", *array.extra]), ""]
+    options = [*sbatch_lines.options(named), *(["--kill-on-invalid-dep=yes"] if array.after else []), "--requeue"]
+    head = ["#!/bin/bash", *(f"#SBATCH {option}" for option in [*options, *array.extra]), ""]
+    head += [sbatch_lines.CPUS_PER_TASK]
     return "\n".join([*head, *array.setup, _BODY + f"srun {shlex.join(array.command)}\n" + _END % vars(array)])

@@ -7,24 +7,25 @@ OUTPUT/build.json          what was done, by stage: identity (options, and what 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.curation.decisions import SetPath, open_settled
 from data_pipeline.curation.duplicates import dedup_sets
-from data_pipeline.curation.filters import filter_set
+from data_pipeline.curation.filters import check_rules, filter_set
 from data_pipeline.curation.recipes import ForecastRecipe, Recipe, SourceRecipe
 from data_pipeline.curation.resharding import Running, merge_sets
-from data_pipeline.curation.takedown import take_down
+from data_pipeline.curation.takedown import read_list, take_down
 from data_pipeline.durable import file_lock, file_sha256, remove_leftovers, write_durably
 from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation import check_usable, fetch, pack, stats, verify
-from data_pipeline.preparation.packing.output import folder_digest
+from data_pipeline.preparation.packing.output import PLAN, folder_digest
 
 _RECORD = "build.json"
 
@@ -96,10 +97,11 @@ def build(
 ) -> BuildSummary:
     """Carries out `recipe` below `output`; goes on where a killed or stopped run was.
 
-    said: told of every stage as it begins. Raises UserError where a stage was done with other options: its decisions
-    cannot be taken back; BadDataError where the outcome does not verify.
+    said: told of every stage as it begins. Raises UserError where a stage has decided something with other options, for
+    that cannot be taken back; BadDataError where the outcome does not verify.
     """
     output = Path(output)
+    _check_named(recipe)
     output.mkdir(parents=True, exist_ok=True)
     with file_lock(output / ".lock", wait=False) as mine:
         if not mine:
@@ -110,11 +112,14 @@ def build(
         for source in recipe.sources:
             sets.append(_source(run, source, output, workers, progress))
         if recipe.filter is not None:
+            named = {name: Path(path) for name, path in recipe.filter.scores.items()}
+            if not all(run.is_done(f"filter {source.name}") for source in recipe.sources):
+                for source, one in zip(recipe.sources, sets, strict=True):  # before the first set is decided about
+                    check_rules(one, recipe.filter.rules, named.get(source.name), memory_gb)
             for source, one in zip(recipe.sources, sets, strict=True):
-                scores = recipe.filter.scores.get(source.name)
-                path = None if scores is None else Path(scores)
-                options = {"rules": recipe.filter.rules.as_json(), "scores": path and file_sha256(path)}
-                with run.stage(f"filter {source.name}", options) as stage:
+                path = named.get(source.name)
+                options: dict[str, Any] = {"rules": recipe.filter.rules.as_json(), "scores": path and file_sha256(path)}
+                with run.stage(f"filter {source.name}", options, partial(_decided, [one])) as stage:
                     if stage.due:
                         stage.starts(_used(one))
                         filter_set(
@@ -124,7 +129,8 @@ def build(
                         stage.ends(_used(one), {})
         if recipe.takedown is not None:
             wanted = Path(recipe.takedown.list)
-            with run.stage("takedown", {"list": file_sha256(wanted), "erase": recipe.takedown.erase}) as stage:
+            options = {"list": file_sha256(wanted), "erase": recipe.takedown.erase}
+            with run.stage("takedown", options, partial(_decided, sets)) as stage:
                 if stage.due:
                     stage.starts(sum(map(_used, sets)))
                     take_down(
@@ -139,7 +145,8 @@ def build(
         if recipe.dedup is not None:
             against = [SetPath(Path(path)) for path in recipe.dedup.against]
             seen = [open_settled(path).revision for path in against]
-            with run.stage("dedup", {"rules": asdict(recipe.dedup.rules), "against": seen}) as stage:
+            options = {"rules": asdict(recipe.dedup.rules), "against": seen}
+            with run.stage("dedup", options, partial(_decided, sets)) as stage:
                 if stage.due:
                     stage.starts(sum(map(_used, sets)))
                     dedup_sets(
@@ -152,7 +159,7 @@ def build(
                     )
                     stage.ends(sum(map(_used, sets)), {})
         final = output / "shards"
-        with run.stage("shards", recipe.shards.model_dump()) as stage:
+        with run.stage("shards", recipe.shards.model_dump(), (final / PLAN).exists) as stage:
             if stage.due:
                 stage.starts(sum(map(_used, sets)))
                 running = Running(workers=workers, memory_gb=memory_gb, progress=progress)
@@ -161,7 +168,7 @@ def build(
                     running=running,
                 )  # fmt: skip
                 stage.ends(_used(SetPath(final)), {})
-        with run.stage("verify", recipe.verify.model_dump(), repeatable=True) as stage:
+        with run.stage("verify", recipe.verify.model_dump(), lambda: False, repeatable=True) as stage:
             if stage.due:
                 checked = verify(final, decode=recipe.verify.decode, progress=progress)
                 if not checked.sound:
@@ -184,13 +191,13 @@ def _source(
     if source.set is not None:
         options["input"] = source.set  # decisions change its files
         path = SetPath(Path(source.set), folder if not (Path(source.set) / SET_MANIFEST).exists() else None)
-        with run.stage(f"source {source.name}", options) as stage:
+        with run.stage(f"source {source.name}", options, lambda: False) as stage:
             if stage.due:
                 found = stats(path.folder, index_folder=path.index_folder, progress=progress)
                 stage.starts(found.rows)
                 stage.ends(found.packed, found.rejected)
         return path
-    with run.stage(f"source {source.name}", options) as stage:
+    with run.stage(f"source {source.name}", options, (folder / PLAN).exists) as stage:
         if stage.due:
             for attempt in range(1 + source.retries):
                 retry = source.retry if attempt else ()
@@ -213,6 +220,26 @@ def _source(
             stage.starts(done.rows)
             stage.ends(done.packed, done.rejected)
     return SetPath(folder)
+
+
+def _check_named(recipe: Recipe) -> None:
+    """Raises UserError for what later stages need and is not there, before the first one takes its hours."""
+    for name, path in {} if recipe.filter is None else recipe.filter.scores.items():
+        if not Path(path).is_file():
+            raise UserError(f"filter.scores.{name}: no such file {path}; correct the recipe")
+    if recipe.takedown is not None:
+        read_list(Path(recipe.takedown.list))
+    for path in () if recipe.dedup is None else recipe.dedup.against:
+        open_settled(SetPath(Path(path)))
+
+
+def _decided(sets: Sequence[SetPath]) -> list[str] | None:
+    """Tells what was decided about each set; None where a decision is half done. The first one that is written down
+    changes it."""
+    try:
+        return [open_settled(path).revision for path in sets]
+    except UserError:
+        return None
 
 
 def _input(source: SourceRecipe) -> str:
@@ -254,26 +281,36 @@ class _Build:
         self._identity = ""
         self.steps: list[Step] = []
 
+    def is_done(self, name: str) -> bool:
+        return bool(self._record.get(name, {}).get("done"))
+
     @contextmanager
-    def stage(self, name: str, options: Mapping[str, Any], *, repeatable: bool = False) -> Iterator[_Stage]:
-        """Yields the stage; its identity is that of its options and of all stages before it. A repeatable one may have
-        been done with others: it decides nothing."""
+    def stage(
+        self, name: str, options: Mapping[str, Any], decided: Callable[[], object], *, repeatable: bool = False
+    ) -> Iterator[_Stage]:
+        """Yields the stage; its identity is that of its options and of all stages before it.
+
+        decided: tells what the stage changes with the first thing that it does for good, None where nobody can tell;
+        one that was begun and has done nothing may be begun anew with other options. A repeatable one may always be.
+        """
         content = json.dumps([self._identity, name, options], sort_keys=True, default=str)
         self._identity = hashlib.sha256(content.encode()).hexdigest()
         known = self._record.get(name)
-        if repeatable and known is not None and known["identity"] != self._identity:
+        if known is not None and known["identity"] != self._identity:
+            undone = not self.is_done(name) and known.get("before") is not None and known["before"] == decided()
+            if not repeatable and not undone:
+                raise UserError(
+                    f"stage {name!r} of {self._path.parent} was begun with other options, or after other stages; what "
+                    "it decided cannot be taken back: run with the former recipe, or build into another folder"
+                )
             del self._record[name]
             known = None
-        if known is not None and known["identity"] != self._identity:
-            raise UserError(
-                f"stage {name!r} of {self._path.parent} was begun with other options, or after other stages; what it "
-                "decided cannot be taken back: run with the former recipe, or build into another folder"
-            )
         due = known is None or not known.get("done")
         if due:
             if self._said is not None:
                 self._said(name)
-            self.note(name, identity=self._identity)
+            if known is None:
+                self.note(name, identity=self._identity, before=decided())
         yield _Stage(self, name, due)
         self.note(name, done=True)
         entry = self._record[name]

@@ -69,7 +69,7 @@ class FilterRules:
             ("max_characters", self.max_characters, f"characters <= {self.max_characters}"),
             ("min_words", self.min_words, f"words >= {self.min_words}"),
             ("scripts", self.scripts, _script_rule(self.scripts)),
-            ("min_similarity", self.min_similarity, f"similarity >= {self.min_similarity}"),
+            ("min_similarity", self.min_similarity, f"try_cast(similarity as double) >= {self.min_similarity}"),
             ("nsfw", self.nsfw, f"nsfw in ({_literals(self.nsfw)})"),
             ("licences", self.licences, f"licence in ({_literals(self.licences)})"),
             ("domains", self.domains, _domain_rule(self.domains)),
@@ -149,6 +149,16 @@ def filter_set(
     return FilterSummary(one.folder, rows, rows - dropped, dropped, tuple(falls), not dry_run, preview)
 
 
+def check_rules(path: SetPath, rules: FilterRules, scores: Path | None, memory_gb: float = 1.0) -> None:
+    """Raises UserError for rules that a set has no columns for, or none of their type; decides nothing."""
+    with (
+        held_sets([path]) as (one,),
+        open_catalogue([one], further=[scores] if scores else [], memory_gb=memory_gb) as catalogue,
+    ):
+        _describe(catalogue, scores)
+        _check(catalogue, rules.rules())
+
+
 def _describe(catalogue: Catalogue, scores: Path | None) -> None:
     """Makes the view `described`: used rows with derived columns and scores."""
     run, present = catalogue.connection.execute, catalogue.columns()
@@ -195,8 +205,8 @@ def _score_columns(catalogue: Catalogue, scores: Path) -> tuple[list[str], list[
     return columns, names
 
 
-def _judge(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> None:
-    """Makes the table `refused`: id, number of the rule, whether a value was lacking, and the reason."""
+def _check(catalogue: Catalogue, rules: Sequence[Rule]) -> None:
+    """Raises UserError for a rule that is no condition over the columns of `described`."""
     connection = catalogue.connection
     for rule in rules:
         try:
@@ -204,10 +214,23 @@ def _judge(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> N
             kind = connection.execute(f"select typeof({rule.keep}) from described limit 1").fetchone()
         except duckdb.Error as error:
             columns = ", ".join(sorted({*catalogue.columns(), *DERIVED} - {"id", "set"}))
-            message = str(error).splitlines()[0]
-            raise UserError(f"rule {rule.name!r} cannot be evaluated: {message}; columns are {columns}") from None
+            raise UserError(f"rule {rule.name!r} cannot be evaluated: {_told(error)}; columns are {columns}") from None
         if len(statements) != 1 or (kind is not None and kind[0] != "BOOLEAN"):
             raise UserError(f"rule {rule.name!r} is no condition (it gives {kind and kind[0]}): write one, as a >= 3")
+
+
+def _told(error: duckdb.Error) -> str:
+    """Returns what an error says, and how a column of text is compared with a number where that is its cause."""
+    message = str(error).splitlines()[0]
+    if "VARCHAR" in message or "convert string" in message:
+        message += " (a text table's columns are text: write try_cast(NAME as double) to compare numbers)"
+    return message
+
+
+def _judge(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> None:
+    """Makes the table `refused`: id, number of the rule, whether a value was lacking, and the reason."""
+    connection = catalogue.connection
+    _check(catalogue, rules)
     cases = " ".join(f"when {_refuses(rule, keep_unknown)} then {n}" for n, rule in enumerate(rules))
     lacking = " ".join(f"when rule = {n} then ({rule.keep}) is null" for n, rule in enumerate(rules))
     names = " ".join(f"when {n} then {quoted(f'filter: {rule.name}')}" for n, rule in enumerate(rules))
@@ -219,7 +242,7 @@ def _judge(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> N
             f"(select *, (case {cases} end) as rule from described) where rule is not null)"
         )
     except duckdb.Error as error:
-        raise UserError(f"the rules cannot be evaluated: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the rules cannot be evaluated: {_told(error)}") from None
 
 
 def _waterfall(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> tuple[int, list[Fall]]:

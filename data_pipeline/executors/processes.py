@@ -1,14 +1,13 @@
 """Maps a function over many items in several processes: results in the order of the items, memory bounded."""
 
 import itertools
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
-from data_pipeline.executors.parent import end_with_parent
+from data_pipeline.executors.parent import WorkerContext, end_with_parent
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -33,8 +32,7 @@ def ordered_map(
         yield from map(work, items)
         return
     source = iter(items)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=WorkerContext(), initializer=end_with_parent) as pool:
         waiting: deque[Future[list[_Result]]] = deque()
         try:
             while True:

@@ -52,23 +52,38 @@ class Part:
         return range(total * self.index // self.count, total * (self.index + 1) // self.count)
 
 
+class _Noted:
+    """Signal handler that notes that a stop was asked for, and passes it on to the one that it stands in for."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._outer = {int(number): signal.getsignal(number) for number in _SIGNALS}
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        outer = self._outer[number]
+        if isinstance(outer, _Noted):  # of the work that this is a part of: a scheduler asks once, for both
+            outer(number, frame)
+
+    def restore(self) -> None:
+        """Puts the former handlers back."""
+        for number, handler in self._outer.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether this process was asked to stop, by SIGUSR1 or SIGTERM."""
-    asked: list[int] = []
+    """Yields a function that tells whether this process was asked to stop, by SIGUSR1 or SIGTERM; nested, all tell."""
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield lambda: False
         return
-
-    def note(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-
-    former = {number: signal.signal(number, note) for number in _SIGNALS}
+    noted = _Noted()
+    for number in _SIGNALS:
+        signal.signal(number, noted)
     try:
-        yield lambda: bool(asked)
+        yield lambda: noted.asked
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        noted.restore()
 
 
 def run_units(

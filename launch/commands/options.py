@@ -1,5 +1,6 @@
 """Arguments and options that several commands have."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -44,3 +45,20 @@ def with_allowed_changes(overrides: list[str] | None, allowed: list[str] | None)
     import json
 
     return [*(overrides or []), f"training.allow_changes={json.dumps(allowed)}"]
+
+
+def refuse_other_options(context: typer.Context, taken: Collection[str], beside: str) -> None:
+    """Raises UserError for options of this command line that have no effect beside another one.
+
+    taken: parameters that have one, by their names in Python.
+    """
+    from data_pipeline.errors import UserError
+
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None and parameter.name not in taken
+        if (source := context.get_parameter_source(parameter.name)) is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UserError(f"{', '.join(given)}: no effect beside {beside}; leave it out")

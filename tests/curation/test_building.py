@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from curation_sets import all_rows, encoded, files, photo
@@ -92,6 +94,31 @@ def test_other_options_of_a_stage_that_decided_are_refused(recipe: Path, tmp_pat
     capsys.readouterr()
     assert run([*words, "filter.rules.min_side=60"]) == 2
     assert "stage 'filter mine'" in capsys.readouterr().err
+
+
+def test_a_mistake_that_decided_nothing_can_be_corrected(recipe: Path, tmp_path: Path, capsys) -> None:
+    """In a source as in a filter; no set is decided about before the rules can be tried on every set."""
+    words = ["shards", "build", str(recipe), str(tmp_path / "out"), "--workers", "1"]
+    assert run([*words, f"sources.0.pack={tmp_path / 'nowhere'}"]) == 2
+    assert run([*words, "filter.rules.expressions=['caption < 5']"]) == 2
+    assert "cannot be evaluated" in capsys.readouterr().err
+    made = all_rows(tmp_path / "out/sources/mine")
+    pq.write_table(pa.table({"key": [row["key"] for row in made]} | {"s": [0.0] * len(made)}), tmp_path / "s.parquet")
+    of_one = [f"filter.scores={{mine: {tmp_path / 's.parquet'}}}", "filter.rules.expressions=['s > 0.5']"]
+    assert run([*words, *of_one]) == 2, "the other set has no such column"
+    assert all_rows(tmp_path / "out/sources/mine") == made
+    assert run(words) == 0
+    assert run([*words, "filter.rules.min_side=60"]) == 2, "now it has decided"
+
+
+def test_what_later_stages_need_is_looked_for_first(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["shards", "build", str(recipe), str(tmp_path / "out"), "--workers", "1"]
+    for change in ("takedown.list=gone.txt", "dedup.against=[gone.txt]", "filter.scores={mine: gone.txt}"):
+        assert run([*words, change]) == 2
+        assert "gone.txt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from curation_sets import all_rows, encoded, files, photo
 from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.errors import UserError
 from data_pipeline.format import read_manifest
-from data_pipeline.preparation import verify
+from data_pipeline.preparation import pack, verify
 from launch.cli import run
+from launch.commands.shards import filter as filter_command
 
 CAPTIONS = [
     "a dog on a beach",
@@ -153,3 +155,33 @@ def test_the_command_line_prints_the_waterfall(mixed: Path, capsys: pytest.Captu
     told = json.loads(capsys.readouterr().out)
     assert [fall["rule"] for fall in told["waterfall"]] == ["min_words", "domains", "mine"]
     assert told["rows"] == told["left"] + told["dropped"]
+
+
+@pytest.fixture
+def textual(tmp_path: Path) -> Path:
+    """A set of a CSV, whose further columns are text."""
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(encoded(photo(n)))
+    rows = "".join(f"{n}.png,picture {n},{score}\n" for n, score in enumerate(["0.1", "0.28", "0.9", "none"]))
+    (tmp_path / "t.csv").write_text("image,caption,similarity\n" + rows)
+    pack(tmp_path / "t.csv", tmp_path / "textual", workers=1)
+    return tmp_path / "textual"
+
+
+def test_min_similarity_reads_numbers_of_a_text_column(textual: Path) -> None:
+    filter_set(textual, FilterRules(min_similarity=0.28))
+    assert [reason for _, reason in status(textual)] == [
+        "filter: min_similarity", "", "", "filter: min_similarity (unknown)",
+    ]  # fmt: skip
+
+
+def test_a_text_column_beside_a_number_is_told_how_to_cast(textual: Path) -> None:
+    for condition in ("similarity >= 0.28", "similarity::DOUBLE >= 0.28"):
+        with pytest.raises(UserError, match=r"try_cast\(NAME as double\)"):
+            filter_set(textual, FilterRules(expressions=(condition,)))
+
+
+def test_the_example_of_the_help_works_on_a_text_column(textual: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(textual.parent)
+    words = shlex.split(filter_command.EXAMPLE)[1:]
+    assert run([str(textual) if word == "shards/web" else word for word in words]) == 0

@@ -210,7 +210,9 @@ def start(filtered: Path, output: Path, *words: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "launch", "shards", "reshard", str(filtered), str(output)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     more = ["--samples-per-shard", "1", "--workers", "1", *words]
-    return subprocess.Popen([*command, *more], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*command, *more], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def test_several_tasks_share_the_work_and_one_may_die(filtered: Path, tmp_path: Path) -> None:
@@ -238,6 +240,14 @@ def test_a_signal_ends_a_task_behind_a_shard_with_75(filtered: Path, tmp_path: P
         assert Counter(path.suffix for path in output.glob("0*"))[".tar"] < 19
     reshard_set(SetPath(filtered), output, samples_per_shard=1, running=HERE)
     assert verify(output).sound and contents(output) == contents(filtered)
+
+
+def test_sigterm_to_all_processes_ends_a_task_with_75(filtered: Path, tmp_path: Path) -> None:
+    task = start(filtered, tmp_path / "new", "--workers", "2")
+    while not list((tmp_path / "new").glob("*.tar")) and task.poll() is None:
+        time.sleep(0.005)
+    os.killpg(task.pid, signal.SIGTERM)
+    assert task.wait(120) in (75, 0), task.stderr.read()
 
 
 def test_a_task_may_find_the_work_finished_and_cleared_up(tmp_path: Path) -> None:

@@ -48,6 +48,35 @@ def test_every_task_runs_the_same_command_in_parts(capsys: pytest.CaptureFixture
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
 
+def test_tasks_wait_for_jobs_in_folders_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a b%j").mkdir()
+    monkeypatch.chdir(tmp_path / "a b%j")
+    assert run(["launch", "slurm", "--tasks", "2", "--after", "123", "--dry-run", "shards", "fetch", "a", "b"]) == 0
+    text = capsys.readouterr().out
+    assert f'#SBATCH --chdir="{tmp_path}/a b%j"\n' in text
+    assert f'#SBATCH --output="{tmp_path}/a b%%j/shards-%A_%a.out"\n' in text
+    assert "#SBATCH --dependency=afterok:123\n" in text and "#SBATCH --kill-on-invalid-dep=yes\n" in text
+    assert "\nexport SRUN_CPUS_PER_TASK=" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--container", "img.sqsh", "--gpus-per-node", "2"], "--gpus-per-node, --container"),
+        (["--max-restarts", "3"], "--max-restarts"),
+        (["--array", "2", "--no-gate"], "--gate, --array"),
+        (["--time", "00:04:00"], "--signal-seconds"),
+        (["--time", "soon"], "--time"),
+    ],
+)
+def test_what_tasks_cannot_have_is_refused(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["launch", "slurm", "--tasks", "2", *words, "--dry-run", "shards", "fetch", "a", "b"]
+    assert run(command) == 2
+    assert named in capsys.readouterr().err
+
+
 def test_work_that_is_not_shared_is_refused() -> None:
     for words in (["pretrain", "demo"], ["shards", "dedup", "x"], ["shards"]):
         with pytest.raises(UserError, match="tasks share"):

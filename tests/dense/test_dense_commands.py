@@ -159,6 +159,23 @@ def test_shards_are_packed_by_the_command_line(coco_files, tmp_path: Path, capsy
     assert run([*words, "--label-maps", str(images)]) == 2 and run([*words[:-3], "--root", str(images)]) == 2
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--retry", "image_missing"), ("--shuffle", "1"), ("--captionless", "reject"), ("--columns", "image"),
+        ("--max-caption", "9"), ("--labels", "none"), ("--caption-column", "none"), ("--parts", "2"),
+        ("--reduce-zero-label",), ("--classes", "names.txt"),
+    ],
+)  # fmt: skip
+def test_options_without_effect_on_objects_are_refused(
+    option: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("names.txt").write_text("a\n")
+    assert run(["shards", "pack", "images", "set", "--coco", "instances.json", *option]) == 2
+    assert f"{option[0]}: no effect beside --coco" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("task", ["query_detection", "query_instance"])
 def test_a_plan_counts_heads_of_queries_as_pytorch_keeps_them(task: str, tmp_path: Path) -> None:
     """On the CPU with real tensors, in training: what autograd saves of the whole, less what the image model saves."""

@@ -70,6 +70,17 @@ def test_jobs_of_a_chain_wait_for_the_one_before(
     assert json.loads((tmp_path / "big" / "second" / "job.json").read_text())["number"] == "42"
 
 
+def test_a_chain_of_arrays_is_refused(
+    tiny_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that needs two jobs of its array has one that ends with 75, for which nothing behind it would start."""
+    chain = ["--chain", f"{tiny_run()},evaluate:val", "--output", str(tmp_path / "big"), "--dry-run"]
+    assert run(["launch", "slurm", *chain]) == 0
+    assert "#SBATCH --requeue\n" in capsys.readouterr().out, "what stands in its place"
+    assert run(["launch", "slurm", "--array", "2", *chain]) == 2
+    assert "leave --array out" in capsys.readouterr().err
+
+
 def test_a_mistake_in_a_later_stage_queues_nothing(
     tiny_run: Callable[..., Path],
     tmp_path: Path,

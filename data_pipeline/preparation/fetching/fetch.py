@@ -29,7 +29,7 @@ from data_pipeline.preparation.fetching.web import Fetched, Web, WebRules
 from data_pipeline.preparation.packing.away import Away
 from data_pipeline.preparation.packing.checking import checked_fetched
 from data_pipeline.preparation.packing.decoders import decoders
-from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
+from data_pipeline.preparation.packing.output import check_part, hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.pack import count_rows, finish, run_plan, shard_numbers
 from data_pipeline.preparation.packing.retries import merged, unchanged, wanted_again
 from data_pipeline.preparation.packing.rows import Captionless, sample_of, with_image
@@ -117,6 +117,8 @@ def fetch(
     if notice is not None:
         notice(source.describe())
     plan = run_plan("fetch", source.identity(), number_of_rows, rows_per_shard, names, rules)
+    if part is not None:
+        check_part(output, part)
     plan = part_plan(plan | {"captionless": captionless}, part)
     whole, output = output, part_folder(output, part)
     numbers = shard_numbers(number_of_rows, rows_per_shard, part)

@@ -8,7 +8,6 @@ at a time, in a process of its own; an item whose process dies again is given up
 """
 
 import asyncio
-import multiprocessing
 import pickle
 import socket
 from collections import deque
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Generic, Protocol, TypeVar, cast
 
+from data_pipeline.executors.parent import WorkerContext
 from data_pipeline.preparation.packing.decoding import SIZE, Answer, answer_items
 
 _Item = TypeVar("_Item")
@@ -107,8 +107,7 @@ class _Process(asyncio.Protocol, Generic[_Item, _Result]):
         self.is_dead = False
         loop = asyncio.get_running_loop()
         self._socket, theirs = socket.socketpair()
-        context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=answer_items, args=(theirs, work), daemon=True)
+        self._process = WorkerContext().Process(target=answer_items, args=(theirs, work), daemon=True)
         with theirs:
             self._process.start()
         self._transport: asyncio.Transport | None = None

@@ -46,6 +46,20 @@ def part_folder(output: Path, part: Part | None) -> Path:
     return output if part is None else output / PARTS_FOLDER / f"{part.index + 1:05d}-of-{part.count:05d}"
 
 
+def check_part(output: Path, part: Part) -> None:
+    """Raises UserError where a run in another number of parts has begun: its parts are other ranges of shards."""
+    if (output / SET_MANIFEST).exists():
+        return
+    folder = output / PARTS_FOLDER
+    counts = {int(path.name.rpartition("-of-")[2]) for path in folder.glob("*-of-*")} - {part.count}
+    if counts:
+        begun = min(counts)
+        raise UserError(
+            f"{output} was begun in {begun} parts, not in {part.count}; go on with --parts {begun}, or delete {folder} "
+            "and begin anew"
+        )
+
+
 def part_plan(plan: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
     return dict(plan) if part is None else {**plan, "part": f"{part.index + 1}/{part.count}"}
 

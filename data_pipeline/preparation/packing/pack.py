@@ -22,7 +22,7 @@ from data_pipeline.executors.units import Part, stop_requests
 from data_pipeline.format import ShardEntry, count_reasons, read_sidecar, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST
 from data_pipeline.preparation.packing.away import Away
-from data_pipeline.preparation.packing.output import hold_output, part_folder, part_plan
+from data_pipeline.preparation.packing.output import check_part, hold_output, part_folder, part_plan
 from data_pipeline.preparation.packing.retries import wanted_again
 from data_pipeline.preparation.packing.rows import Captionless
 from data_pipeline.preparation.packing.rules import ImageRules
@@ -107,6 +107,8 @@ def pack(
     if notice is not None:
         notice(found.describe())
     plan = run_plan("pack", found.identity(), number_of_rows, rows_per_shard, names, rules)
+    if part is not None:
+        check_part(output, part)
     plan = part_plan(plan | {"captionless": captionless, "shuffle": shuffle}, part)
     places = None if shuffle is None else shuffled_places(number_of_rows, shuffle)
     output = part_folder(output, part)

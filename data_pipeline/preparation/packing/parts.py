@@ -9,6 +9,7 @@ OUTPUT/00000.tar ...            moved here by `finish_parts`; the manifest comes
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,16 +20,20 @@ from data_pipeline.executors.units import UNITS_FOLDER, Executor, Part, run_unit
 from data_pipeline.format import ShardEntry, read_manifest
 from data_pipeline.format.manifest import AWAY, SET_MANIFEST
 from data_pipeline.preparation.fetching.shared import HOSTS_FOLDER
-from data_pipeline.preparation.packing.output import PARTS_FOLDER, PLAN, part_folder
-from data_pipeline.preparation.packing.pack import finish
+from data_pipeline.preparation.packing.output import PARTS_FOLDER, PLAN, check_part, part_folder
+from data_pipeline.preparation.packing.pack import count_rows, finish
 
 
 @dataclass(frozen=True)
 class FinishSummary:
+    """rows: of the input; rejected: of these, by reason."""
+
     output: Path
     parts: int
     shards: int
+    rows: int
     samples: int
+    rejected: Mapping[str, int]
 
 
 class PartRun(Protocol):
@@ -60,17 +65,21 @@ def in_parts(
     """Makes the parts that no other task works on and finishes the set where all are done.
 
     executor, at_a_time: here, so many at a time; or on Ray's cluster, one a core. Returns None where other tasks are
-    still at work; the last of them finishes the set. Raises StoppedError as `run` does.
+    still at work; the last of them finishes the set. Raises StoppedError as `run` does, UserError where it was begun in
+    another number of parts.
     """
+    check_part(output, Part(0, count))
     output.mkdir(parents=True, exist_ok=True)
     parts = _Parts(output, count, run)
     whole = run_units(parts, output, count, parts.done, executor=executor, workers=at_a_time)
-    return finish_parts(output) if whole else None
+    return finish_parts(output, count) if whole else None
 
 
-def finish_parts(output: Path) -> FinishSummary:
-    """Makes one set of the parts of a run; goes on where a killed call was. Raises UserError where parts are missing,
-    naming them, or where they are not of one run."""
+def finish_parts(output: Path, count: int | None = None) -> FinishSummary:
+    """Makes one set of the `count` parts of a run (default: as its folders say); goes on where a killed call was.
+
+    Raises UserError where parts are missing, naming them, or where they are not of one run.
+    """
     folder = output / PARTS_FOLDER
     with file_lock(output / ".lock"):
         found = sorted(folder.glob("*-of-*")) if folder.is_dir() else []
@@ -79,12 +88,13 @@ def finish_parts(output: Path) -> FinishSummary:
         else:
             if not found:
                 raise UserError(f"{output} holds no parts of a run; check the path")
-            parts = int(found[0].name.rpartition("-of-")[2])
+            parts = count or int(found[0].name.rpartition("-of-")[2])
             _join(output, [folder / f"{n + 1:05d}-of-{parts:05d}" for n in range(parts)])
         for used_up in (PARTS_FOLDER, UNITS_FOLDER, HOSTS_FOLDER):
             shutil.rmtree(output / used_up, ignore_errors=True)
     made = read_manifest(output)
-    return FinishSummary(output, parts, len(made.shards), made.samples)
+    counts = count_rows(output, made.shards, made.classes)
+    return FinishSummary(output, parts, len(made.shards), counts["rows"], made.samples, counts["rejected"])
 
 
 def _join(output: Path, parts: list[Path]) -> None:

@@ -4,14 +4,15 @@ from data_pipeline.errors import BadDataError, first_ten
 from data_pipeline.preparation.fetching.fetch import FetchSummary
 from data_pipeline.preparation.inspection import IndexSummary
 from data_pipeline.preparation.packing.pack import PackSummary
+from data_pipeline.preparation.packing.parts import FinishSummary
 
 
-def check_usable(summary: PackSummary | FetchSummary | IndexSummary, least: float = 0.0) -> None:
+def check_usable(summary: PackSummary | FetchSummary | IndexSummary | FinishSummary, least: float = 0.0) -> None:
     """Raises BadDataError where no sample is usable, or a smaller share of the rows than `least`, with the reasons.
 
     The set itself is whole: rows can be retried by their reasons.
     """
-    packed = summary.samples if isinstance(summary, IndexSummary) else summary.packed
+    packed = summary.samples if isinstance(summary, (IndexSummary, FinishSummary)) else summary.packed
     rows = packed + sum(summary.rejected.values())
     if packed > 0 and packed >= least * rows:
         return

@@ -5,7 +5,6 @@ then done again one item at a time, each in a process of its own; the item whose
 """
 
 import itertools
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from data_pipeline.executors.parent import end_with_parent
+from data_pipeline.executors.parent import WorkerContext, end_with_parent
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -61,8 +60,7 @@ def surviving_map(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=WorkerContext(), initializer=end_with_parent)
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:

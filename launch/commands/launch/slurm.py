@@ -13,7 +13,14 @@ from launch.commands.launch.options import DryRun, RestartPause, check_command
 EXAMPLE = "internimage launch slurm --nodes 2 --gpus-per-node 8 pretrain internimage_h_m3i_427m"
 
 
+_OF_TASKS = (  # parameters that an array of tasks has, too
+    "command", "tasks", "name", "cpus_per_rank", "time", "partition", "account", "qos", "mem", "signal_seconds",
+    "after", "setup", "sbatch", "dry_run",
+)  # fmt: skip
+
+
 def slurm(
+    context: typer.Context,
     command: Annotated[
         list[str] | None, typer.Argument(metavar="COMMAND...", help="`pretrain CONFIG ...`, or any program.")
     ] = None,
@@ -92,9 +99,11 @@ def slurm(
     ranks = ranks_per_node or int(gpus)
     here, words = Path.cwd(), list(command or ())
     if tasks is not None:
+        from launch.commands.options import refuse_other_options
         from launch.slurm import hand_over
         from launch.task_array import TaskArray, array_script, shared_command
 
+        refuse_other_options(context, _OF_TASKS, "--tasks")
         shared = TaskArray(
             command=shared_command(words, tasks),
             tasks=tasks,
@@ -108,6 +117,7 @@ def slurm(
             signal_seconds=signal_seconds or WARNING_SECONDS,
             logs=str(here),
             directory=str(here),
+            after=tuple(after or ()),
             setup=tuple(setup or ()),
             extra=tuple(sbatch or ()),
         )
@@ -171,6 +181,12 @@ def slurm(
         )
 
     if chain is not None:
+        if array is not None:
+            raise UserError(
+                "--chain, --array: a stage waits until every job of the one before has ended well, which those of an "
+                "array do not; leave --array out (a stage is requeued as often as it needs), or submit one stage with "
+                "--array at a time"
+            )
         from pretrain.configuration import load_config
 
         commands = stages.chain(chain.split(","), words, output, lambda config: load_config(config).task.name)

@@ -70,6 +70,7 @@ def fetch(
     from launch.progress import progress
 
     options.check_executor(executor, parts)
+    options.check_parts(part, parts, retry, least_packed)
     web = WebRules(
         connections=connections,
         per_host=per_host,
@@ -103,6 +104,8 @@ def fetch(
             if done is not None:
                 options.complete(output, tars_to)
             tell(done, output, json)
+            if done is not None:
+                check_usable(done, least_packed)
             return
         summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)

@@ -8,7 +8,7 @@ import typer
 from launch.commands.options import Json
 from launch.commands.shards.options import IndexFolder, MemoryGb, SetFolder
 
-EXAMPLE = "internimage shards filter shards/web --min-side 64 --where 'similarity >= 0.28' --dry-run"
+EXAMPLE = "internimage shards filter shards/web --where 'try_cast(similarity as double) >= 0.28' --dry-run"
 
 
 def filter_(

@@ -3,17 +3,20 @@
 import typer
 
 from launch.commands.options import Json
-from launch.commands.shards.options import Output
+from launch.commands.shards.options import LeastPacked, Output
 
 EXAMPLE = "internimage shards finish shards/web"
 
 
-def finish(output: Output, json: Json = False) -> None:
+def finish(output: Output, least_packed: LeastPacked = 0.0, json: Json = False) -> None:
     """Join the parts of a run (pack or fetch with --part I/N) into one set; says which are missing."""
+    from data_pipeline.preparation import check_usable
     from data_pipeline.preparation.packing.parts import finish_parts
     from launch.display import show
 
-    show(finish_parts(output), as_json=json)
+    done = finish_parts(output)
+    show(done, as_json=json)
+    check_usable(done, least_packed)
 
 
 def tell(done: object, output: object, json: bool) -> None:

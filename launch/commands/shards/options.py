@@ -1,6 +1,6 @@
 """Options that several commands of `internimage shards` have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -139,6 +139,21 @@ def check_executor(executor: ExecutorName, parts: int | None) -> None:
         raise UserError(
             "--executor ray: give --parts N, a few times the cores of the cluster; each takes a part at a time"
         )
+
+
+def check_parts(part: str | None, parts: int | None, retry: Sequence[str] | None, least_packed: float) -> None:
+    """Raises UserError for what has no effect on a set that is made in parts."""
+    from data_pipeline.errors import UserError
+
+    if part is not None and parts is not None:
+        raise UserError("--part, --parts: give one; --parts N takes each part that no other task works on")
+    if parts is not None and retry:
+        raise UserError(
+            "--retry: parts that are done are not made again; finish the set, then retry without --parts (and without "
+            "--tasks)"
+        )
+    if part is not None and least_packed:
+        raise UserError("--least-packed: one part is no set yet; give it to internimage shards finish")
 
 
 def part_run(run: Callable[..., object], executor: ExecutorName) -> Callable[..., object]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launch.commands.options import Json
+from launch.commands.options import Json, refuse_other_options
 from launch.commands.shards import options
 
 EXAMPLE = "internimage shards pack captions.csv shards/mine --shorter-side 512"
@@ -22,7 +22,15 @@ Annotations = Annotated[Path | None, typer.Option(help="COCO's instances JSON, o
 LabelMaps = Annotated[Path | None, typer.Option(help="Folder of PNG label maps, by the paths under SOURCE.")]
 
 
+_OF_ANNOTATIONS = (  # parameters that sets with annotations have, too
+    "source", "output", "shorter_side", "min_side", "max_pixels", "max_bytes", "quality", "image_format", "pdq",
+    "least_packed", "rows_per_shard", "workers", "json",
+)  # fmt: skip
+_OF_LABEL_MAPS = (*_OF_ANNOTATIONS, "label_maps", "classes", "reduce_zero_label")
+
+
 def pack(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(metavar="SOURCE", help="Folder of images; or a CSV, TSV, JSONL or Parquet table or URL."),
@@ -78,16 +86,18 @@ def pack(
     from launch.progress import progress
 
     options.check_executor(executor, parts)
+    options.check_parts(part, parts, retry, least_packed)
     if coco is not None and label_maps is not None:
         raise UserError("--coco and --label-maps: a set has one of them; pack two sets")
+    if coco is not None:
+        refuse_other_options(context, (*_OF_ANNOTATIONS, "coco"), "--coco")
+    elif label_maps is not None:
+        refuse_other_options(context, _OF_LABEL_MAPS, "--label-maps")
+    elif reduce_zero_label:
+        raise UserError("--reduce-zero-label: no effect without --label-maps; leave it out")
     given = Columns(image_column, caption_column, label_column, url_column, hash_column)
     rules = ImageRules(shorter_side, min_side, max_pixels, max_bytes, quality, image_format.value, pdq)
     names = options.class_names(classes)
-    tabular = given != Columns() or root is not None or (coco is not None and names is not None)
-    if tabular and (coco is not None or label_maps is not None):
-        raise UserError("--coco, --label-maps: columns, --root, and beside --coco --classes, have no meaning there")
-    if (part or parts or tars_to) and (coco is not None or label_maps is not None):
-        raise UserError("--part, --parts, --tars-to: sets with annotations are packed by one task, here")
     summary: PackSummary
     with progress("packing") as report:
         if coco is not None:
@@ -131,6 +141,8 @@ def pack(
                 if done is not None:
                     options.complete(output, tars_to)
                 tell(done, output, json)
+                if done is not None:
+                    check_usable(done, least_packed)
                 return
             summary = run(part=options.parsed_part(part))
     show(summary, as_json=json)

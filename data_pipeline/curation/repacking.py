@@ -17,11 +17,10 @@ import pyarrow as pa
 from data_pipeline.curation.plans import FROM_KEY, FROM_ROW, FROM_SET, Plan
 from data_pipeline.durable import TEMPORARY, write_durably
 from data_pipeline.format import Manifest, ShardEntry, ShardWriter, read_sidecar, ustar, write_sidecar
-from data_pipeline.format.manifest import parse_manifest
+from data_pipeline.format.manifest import COMMIT, parse_manifest
 from data_pipeline.format.sets import SHARD_INDEX_SUFFIX
 from data_pipeline.format.sidecar import PACKED, REJECTED
 from data_pipeline.preparation.packing.samples import (
-    COMMIT,
     commit_shard,
     read_entry,
     sample_key,

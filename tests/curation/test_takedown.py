@@ -14,9 +14,9 @@ from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.curation.takedown import read_list, take_down
 from data_pipeline.curation.undropping import undrop
 from data_pipeline.errors import UserError
-from data_pipeline.format import read_manifest
+from data_pipeline.format import open_set, read_manifest
 from data_pipeline.format.pdq import pdq
-from data_pipeline.preparation import WebRules, fetch, stats, verify
+from data_pipeline.preparation import WebRules, fetch, pack, stats, verify
 from launch.cli import run
 
 URLS = ["https://a.org/1", "https://www.a.org/2", "https://nota.org/3", "https://b.org/4", "https://B.org/4", None]
@@ -60,6 +60,61 @@ def test_erasing_zeroes_now_and_once_more_changes_nothing(folder: Path, tmp_path
     assert stats(folder).dropped == {"taken_down: domain": 2} and verify(folder, decode=True).sound
     before = files(folder)
     assert take_down([SetPath(folder)], tmp_path / "list.txt", erase=True).erased == 0 and files(folder) == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def die(at: int) -> Callable[[int, int], None]:
+    """A progress callback that ends a run of `pack` when `at` rows are prepared."""
+
+    def step(done: int, total: int) -> None:
+        if done >= at:
+            raise Killed
+
+    return step
+
+
+def test_an_unfinished_set_is_refused_until_it_is_finished(tmp_path: Path) -> None:
+    for n in range(6):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    (tmp_path / "t.csv").write_text("image,url\n" + "".join(f"{n}.jpg,https://a.org/{n}\n" for n in range(6)))
+    (tmp_path / "list.txt").write_text("https://a.org/1\n")
+    with pytest.raises(Killed):
+        pack(tmp_path / "t.csv", tmp_path / "set", rows_per_shard=2, workers=1, progress=die(6))
+    before = files(tmp_path / "set")
+    assert "00001.tar" in before
+    for command in (["takedown", str(tmp_path / "list.txt"), str(tmp_path / "set")], ["index", str(tmp_path / "set")]):
+        assert run(["shards", *command]) == 2
+    with pytest.raises(UserError, match="unfinished set"):
+        open_set(tmp_path / "set", tmp_path / "elsewhere")
+    assert files(tmp_path / "set") == before, "no decision goes where packing would not see it"
+    pack(tmp_path / "t.csv", tmp_path / "set", rows_per_shard=2, workers=1)
+    assert take_down([SetPath(tmp_path / "set")], tmp_path / "list.txt").dropped == 1
+
+
+def test_what_was_taken_down_stays_so_in_a_killed_retry(tmp_path: Path) -> None:
+    for n in (0, 2, 4):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    (tmp_path / "t.csv").write_text("image,url\n" + "".join(f"{n}.jpg,https://a.org/{n}\n" for n in range(6)))
+    (tmp_path / "list.txt").write_text("https://a.org/0\n")
+    options = {"rows_per_shard": 2, "workers": 1}
+    pack(tmp_path / "t.csv", tmp_path / "set", **options)
+    take_down([SetPath(tmp_path / "set")], tmp_path / "list.txt")
+    for n in (1, 3, 5):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    with pytest.raises(Killed):
+        pack(tmp_path / "t.csv", tmp_path / "set", retry=["image_missing"], **options, progress=die(6))
+    assert not (tmp_path / "set/manifest.json").exists()
+    with pytest.raises(UserError, match="unfinished set"):
+        open_set(tmp_path / "set")
+    pack(tmp_path / "t.csv", tmp_path / "set", retry=["image_missing"], **options)
+    statuses = ["dropped", *["packed"] * 5]
+    assert [row["status"] for row in all_rows(tmp_path / "set")] == statuses
+    (tmp_path / "set/manifest.json").unlink()
+    assert run(["shards", "index", str(tmp_path / "set"), "--force"]) == 0
+    assert [row["status"] for row in all_rows(tmp_path / "set")] == statuses, "nor does an index bring it back"
 
 
 def test_a_dry_run_counts_and_changes_nothing(folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.callbacks import ProgressCallback
+from data_pipeline.curation.decisions import need_tars
 from data_pipeline.executors.processes import available, ordered_map
 from data_pipeline.format import Manifest, ShardEntry, read_sidecar, write_sidecar
 from data_pipeline.format.pdq import MOST_PIXELS_A_SIDE, Pdq, pdq
@@ -21,6 +22,7 @@ def add_hashes(one: Manifest, workers: int | None = None, progress: ProgressCall
     An image that cannot be decoded has none. A shard is done once its sidecar is written: a killed run goes on there.
     """
     missing = [entry for entry in one.shards if PDQ not in pq.read_schema(one.sidecar_path(entry)).names]
+    need_tars((one, entry) for entry in missing)
     work = partial(_hash_shard, one)
     for done, _ in enumerate(ordered_map(work, missing, available() if workers is None else workers, chunk=1)):
         if progress is not None:

@@ -62,6 +62,61 @@ def test_erasing_zeroes_now_and_once_more_changes_nothing(folder: Path, tmp_path
     assert take_down([SetPath(folder)], tmp_path / "list.txt", erase=True).erased == 0 and files(folder) == before
 
 
+@pytest.fixture
+def away(tmp_path: Path) -> Path:
+    """A set of which the tars lie at a URL."""
+    for n in range(4):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    (tmp_path / "t.csv").write_text("image,url\n" + "".join(f"{n}.jpg,https://a.org/{n}\n" for n in range(4)))
+    command = ["pack", str(tmp_path / "t.csv"), str(tmp_path / "set"), "--rows-per-shard", "2", "--workers", "1"]
+    assert run(["shards", *command, "--tars-to", f"file://{tmp_path}/bucket"]) == 0
+    return tmp_path / "set"
+
+
+def test_erasing_what_lies_elsewhere_claims_nothing(away: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "list.txt").write_text("https://a.org/1\n")
+    before = files(away)
+    for command in (
+        ["takedown", str(tmp_path / "list.txt"), str(away), "--erase"],
+        ["dedup", str(away), "--near", "--workers", "1"],
+        ["reshard", str(away), str(tmp_path / "new")],
+    ):
+        assert run(["shards", *command]) == 2
+        assert "00000.tar" in (told := capsys.readouterr().err) and "--tars-to" in told
+        assert files(away) == before
+    (away / "00000.tar").symlink_to(tmp_path)  # there, and cannot be written: root may write to all files
+    assert run(["shards", "takedown", str(tmp_path / "list.txt"), str(away), "--erase"]) == 2
+    (away / "00000.tar").unlink()
+    (away / "00000.tar").write_bytes((tmp_path / "bucket/00000.tar").read_bytes())  # as the error says
+    assert take_down([SetPath(away)], tmp_path / "list.txt", erase=True).erased == 1
+    assert run(["shards", "publish", str(away), f"file://{tmp_path}/bucket"]) == 0
+    assert verify(tmp_path / "bucket", decode=True).sound
+    (row,) = [row for row in all_rows(tmp_path / "bucket") if row["status"] == "erased"]
+    assert set(member(read_manifest(tmp_path / "bucket"), row)) == {0}
+
+
+def test_an_erasure_whose_tar_goes_meanwhile_can_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("https://b.org/4\n")
+    monkeypatch.setattr("data_pipeline.curation.decisions._carry_out", lambda *_: (folder / "00000.tar").unlink())
+    tar = (folder / "00000.tar").read_bytes()
+    take_down([SetPath(folder)], tmp_path / "list.txt", erase=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"00000.tar.* back into the folder"):
+        take_down([SetPath(folder)], tmp_path / "list.txt", erase=True)
+    assert "erased" not in [row["status"] for row in all_rows(folder)]
+    (folder / "00000.tar").write_bytes(tar)
+    take_down([SetPath(folder)], tmp_path / "list.txt", erase=True)
+    assert [row["status"] for row in all_rows(folder)].index("erased") == 3 and verify(folder).sound
+
+
+def test_rules_can_be_tried_on_a_set_whose_tars_lie_elsewhere(away: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert run(["shards", "filter", str(away), "--where", "row > 0", "--dry-run", "--preview", str(page)]) == 0
+    assert page.read_text().count("no picture") == 4
+
+
 class Killed(BaseException):
     pass
 

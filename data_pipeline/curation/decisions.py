@@ -13,7 +13,7 @@ Whoever comes next to any of the sets finishes first what is written down.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.curation.catalogue import WORK_FOLDER, Catalogue, quoted
 from data_pipeline.durable import atomic_path, file_lock, file_sha256, remove_leftovers, write_durably
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, first_ten
 from data_pipeline.format import Manifest, ShardEntry, open_set, read_sidecar, write_manifest, write_sidecar
 from data_pipeline.format.manifest import parse_manifest
 from data_pipeline.format.sets import PENDING, keep_entry
@@ -92,8 +92,12 @@ def decide(
 ) -> None:
     """Writes down and carries out what `select` gives: id, status, reason of the rows that change.
 
-    steps: one for the history of each set of the catalogue, None where nothing is decided. Sets must be held.
+    steps: one for the history of each set of the catalogue, None where nothing is decided. Sets must be held. Raises
+    UserError, before anything is written down, where a tar of which samples are to be erased cannot be written.
     """
+    run = catalogue.connection.execute
+    erasing = run(f"select distinct id >> 32 from ({select}) where status = '{ERASED}' order by 1").fetchall()
+    need_tars([catalogue.entry(sidecar << 32) for (sidecar,) in erasing], os.O_WRONLY)
     home = next(one for one, step in zip(catalogue.sets, steps, strict=True) if step is not None).index_folder
     work = home / WORK_FOLDER
     work.mkdir(exist_ok=True)
@@ -102,7 +106,7 @@ def decide(
             (one.index_folder / WORK_FOLDER).mkdir(exist_ok=True)
             write_durably(one.index_folder / PENDING, json.dumps({"home": str(home.resolve())}))
     with atomic_path(work / _DECISIONS) as path:
-        catalogue.connection.execute(
+        run(
             f"copy (select id, status, reason from ({select}) order by id) to {quoted(str(path))} "
             "(format parquet, row_group_size 100000)"
         )
@@ -119,6 +123,25 @@ def decide(
     }
     write_durably(work / _COMMIT, json.dumps(commit, ensure_ascii=False))
     _carry_out(home, progress)
+
+
+def need_tars(shards: Iterable[tuple[Manifest, ShardEntry]], mode: int = os.O_RDONLY) -> None:
+    """Checks that tars can be opened in this mode. Raises UserError, as where `--tars-to` has sent them away."""
+    failed = []
+    for one, entry in shards:
+        try:
+            os.close(os.open(one.shard_path(entry), mode))
+        except OSError as error:
+            failed.append((one.shard_path(entry), error.strerror))
+    if failed:
+        path, why = failed[0]
+        writing = "written" if mode == os.O_WRONLY else "read"
+        names = first_ten([other.name for other, _ in failed])
+        raise UserError(
+            f"{path.parent}: {len(failed)} shards cannot be {writing}, where this needs their bytes ({names}: "
+            f"{why}); copy those that --tars-to has sent away back into the folder, or give permission, and "
+            "run the command again; then send what has changed by `internimage shards publish`"
+        )
 
 
 def _home(folder: Path) -> Path | None:
@@ -165,6 +188,9 @@ def _written_down(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _change(one: Manifest, entry: ShardEntry, changes: Mapping[int, tuple[str, str]]) -> ShardEntry:
     """Gives rows of a shard, by place, their new status and reason; returns the shard's entry, new where bytes went."""
+    erased = [place for place, (status, _) in changes.items() if status == ERASED]
+    if erased:  # a tar may have gone since the decision: the sidecar must not claim what then fails
+        need_tars([(one, entry)], os.O_WRONLY)
     path = one.sidecar_path(entry)
     rows = read_sidecar(path)
     metadata = rows.schema.metadata
@@ -178,7 +204,6 @@ def _change(one: Manifest, entry: ShardEntry, changes: Mapping[int, tuple[str, s
         index = rows.column_names.index(name)
         rows = rows.set_column(index, rows.schema.field(name), pa.array(values, pa.string()))
     write_sidecar(path, rows.replace_schema_metadata(metadata))
-    erased = [place for place, (status, _) in changes.items() if status == ERASED]
     if not erased:
         return entry
     _zero(one.shard_path(entry), rows.take(erased))

@@ -94,7 +94,7 @@ def dedup_sets(
 ) -> DedupSummary:
     """Drops the used rows of `sets` whose image is a copy of one that stays, in these sets or `against`.
 
-    Hashes for `near` are made where the sidecars have none. preview: an HTML page of pairs. Raises UserError where a
+    Hashes for `near` are made of rows that have none. preview: an HTML page of pairs. Raises UserError where a
     set does not exist or is being written.
     """
     folders = [(path.index_folder or path.folder).resolve() for path in (*sets, *against)]

@@ -1,5 +1,6 @@
 """`internimage shards filter`: leaves out the rows that named rules and free expressions over their columns refuse."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,10 +33,11 @@ _PREVIEWED = 50  # pictures a side
 
 @dataclass(frozen=True)
 class Rule:
-    """A row stays where `keep`, an SQL expression over the columns, is true."""
+    """A row stays where `keep`, an SQL expression over the columns, is true. named: by the user, as NAME=EXPRESSION."""
 
     name: str
     keep: str
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class FilterRules:
 
     scripts: of every letter of the caption (latin, han, ...), or ascii. similarity, nsfw, licence: columns of the set,
     or of `scores`; nsfw and licence list what is allowed, domains what is not (their sub-domains neither).
-    expressions: "NAME=EXPRESSION" or "EXPRESSION", in DuckDB's SQL.
+    expressions: "NAME=EXPRESSION" or "EXPRESSION", in DuckDB's SQL; where NAME is a column, EXPRESSION is about it.
     keep_unknown: whether a row stays that lacks what a rule looks at. By default the row goes, and its reason says so.
     """
 
@@ -78,7 +80,7 @@ class FilterRules:
         for text in self.expressions:
             name, equals, rest = text.partition("=")
             named = bool(equals) and name.isidentifier() and not rest.startswith("=")
-            rules.append(Rule(name, rest) if named else Rule(text, text))
+            rules.append(Rule(name, rest, named) if named else Rule(text, text))
         if len({rule.name for rule in rules}) < len(rules):
             raise UserError("two rules have one name; name expressions as in --where sharp='blur < 3'")
         return rules
@@ -208,7 +210,13 @@ def _score_columns(catalogue: Catalogue, scores: Path) -> tuple[list[str], list[
 def _check(catalogue: Catalogue, rules: Sequence[Rule]) -> None:
     """Raises UserError for a rule that is no condition over the columns of `described`."""
     connection = catalogue.connection
+    known = {str(row[0]).lower() for row in connection.execute("describe described").fetchall()}
     for rule in rules:
+        if rule.named and _compares(rule, known):
+            raise UserError(
+                f"--where '{rule.name}={rule.keep}' would be a rule called {rule.name} with the condition "
+                f"{rule.keep.strip()!r}; to compare a column write {rule.name} == ..., or call the rule otherwise"
+            )
         try:
             statements = connection.extract_statements(f"select ({rule.keep}) from described limit 0")
             kind = connection.execute(f"select typeof({rule.keep}) from described limit 1").fetchone()
@@ -243,6 +251,16 @@ def _judge(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> N
         )
     except duckdb.Error as error:
         raise UserError(f"the rules cannot be evaluated: {_told(error)}") from None
+
+
+def _compares(rule: Rule, columns: set[str]) -> bool:
+    """Tells whether NAME=EXPRESSION may be meant as a comparison, as SQL's `=` is: `watermark=false`.
+
+    Taken for a name, the column would go unlooked at, and every row would go, or none.
+    """
+    name, keep = rule.name.lower(), rule.keep.lower()
+    other = name in columns and re.search(rf"(?<!\w){name}(?!\w)", keep) is None
+    return other or keep.strip() in ("true", "false")
 
 
 def _waterfall(catalogue: Catalogue, rules: Sequence[Rule], keep_unknown: bool) -> tuple[int, list[Fall]]:

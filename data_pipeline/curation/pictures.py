@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def _figure(sets: Sequence[Manifest], picture: Picture) -> str:
     row = read_sidecar(one.sidecar_path(entry)).slice(picture.place, 1).to_pylist()[0]
     image = '<div class="none">no picture</div>'
     if row["image_offset"] is not None and row["status"] not in ("rejected", "erased"):
-        with open(one.shard_path(entry), "rb") as file:
+        with suppress(FileNotFoundError), open(one.shard_path(entry), "rb") as file:  # sent away by `--tars-to`
             file.seek(row["image_offset"])
             image = _thumbnail(file.read(row["image_size"]))
     said = [f"<b>{html.escape(picture.reason)}</b><br>"] if picture.reason else []

@@ -17,11 +17,10 @@ import pyarrow as pa
 from data_pipeline.curation.plans import FROM_KEY, FROM_ROW, FROM_SET, Plan
 from data_pipeline.durable import TEMPORARY, write_durably
 from data_pipeline.format import Manifest, ShardEntry, ShardWriter, read_sidecar, ustar, write_sidecar
-from data_pipeline.format.manifest import parse_manifest
+from data_pipeline.format.manifest import COMMIT, parse_manifest
 from data_pipeline.format.sets import SHARD_INDEX_SUFFIX
-from data_pipeline.format.sidecar import PACKED, REJECTED
+from data_pipeline.format.sidecar import PACKED, PARTS, REJECTED
 from data_pipeline.preparation.packing.samples import (
-    COMMIT,
     commit_shard,
     read_entry,
     sample_key,
@@ -102,8 +101,8 @@ def _write_shard(plan: Plan, unit: int, sources: tuple[Source, ...]) -> None:
             source, entry = shards[row_id >> 32]
             row = rows[row_id]
             row |= {"row": first + place}
-            members = contents.of(source, entry, row) if row["status"] == PACKED else {}
-            made.append(_add(writer, plan, source, entry, row, members, sample_key(number, len(made) % 10_000)))
+            image, members = contents.of(source, entry, row) if row["status"] == PACKED else ("", {})
+            made.append(_add(writer, plan, source, entry, row, image, members, sample_key(number, len(made) % 10_000)))
     write_sidecar(staged(parquet), pa.Table.from_pylist(made, schema=columns))
     entry = ShardEntry(tar.name, parquet.name, writer.samples, writer.bytes, writer.sha256)
     write_durably(staged(stats), (json.dumps(statistics(entry, made), indent=1) + "\n").encode())
@@ -132,23 +131,25 @@ def _add(
     source: Source,
     entry: ShardEntry,
     row: dict[str, Any],
+    image: str,
     members: Mapping[str, bytes],
     spare: str,
 ) -> dict[str, Any]:
-    """Copies a sample into the shard; returns its new sidecar row."""
-    places = {name: None for name in row if name.endswith(("_offset", "_size")) and name != "image_size"}
+    """Copies a sample into the shard; returns its new sidecar row. image: the extension of the member that is it."""
+    # By name: a further column of the input may end in `_offset` or `_size`, too, and say something else.
+    places = {name: None for part in PARTS for name in (f"{part}_offset", f"{part}_size") if name in row}
+    old_label = row["label"]
     if row["label"] is not None and source.labels is not None:
         row |= {"label": int(source.labels[row["label"]])}
     if row["status"] != PACKED:
-        return row | places | {"status": REJECTED, "image_size": None}
-    image = row.pop("image_extension")
+        return row | places | {"status": REJECTED}
     if row["sha256"] is not None and hashlib.sha256(members[image]).hexdigest() != row["sha256"]:
-        return row | places | {"status": REJECTED, "reason": "image_damaged", "image_size": None}
+        return row | places | {"status": REJECTED, "reason": "image_damaged"}
     prefix = {"kept": "", "by_set": source.name, "by_shard": f"{source.name}-{Path(entry.name).stem}"}[plan.keys]
     key = f"{prefix}-{row['key']}" if prefix else row["key"]
     if not key.isascii() or "." in key or len(key) > _KEY_BYTES:
         key = spare
-    if (key, row["label"]) != (row["key"], row.pop("old_label")):
+    if (key, row["label"]) != (row["key"], old_label):
         members = _told(members, key, row["label"])
     lie = writer.add(key, members)
     row |= places | {"key": key}
@@ -179,8 +180,8 @@ class _Bytes:
         self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
         self._members: dict[Path, dict[str, Members]] = {}
 
-    def of(self, source: Source, entry: ShardEntry, row: dict[str, Any]) -> dict[str, bytes]:
-        """Returns a sample's members by extension, and notes in `row` which is the image and its label's old number."""
+    def of(self, source: Source, entry: ShardEntry, row: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
+        """Returns a sample's members by extension, and which of them is the image."""
         path = source.manifest.shard_path(entry)
         if path not in self._maps:
             with open(path, "rb") as file:
@@ -193,8 +194,7 @@ class _Bytes:
         data = self._maps[path]
         places = self._walked(path, data)[row["key"]] if source.foreign(entry) else _own(data, row)
         image = next(name for name, (offset, _) in places.items() if offset == row["image_offset"])
-        row |= {"image_extension": image, "old_label": row["label"]}
-        return {extension: bytes(data[offset : offset + size]) for extension, (offset, size) in places.items()}
+        return image, {extension: bytes(data[offset : offset + size]) for extension, (offset, size) in places.items()}
 
     def _walked(self, path: Path, data: mmap.mmap) -> dict[str, Members]:
         """Lists the members of a foreign shard, whose sidecar may not know all of them."""
@@ -220,12 +220,12 @@ class _Bytes:
 def _own(data: mmap.mmap, row: Mapping[str, Any]) -> Members:
     """Lists the members of a sample that this program packed: every one has its place in the sidecar."""
     places: Members = {}
-    for column in sorted((name for name in row if name.endswith("_offset")), key=lambda name: row[name] or 0):
-        offset = row[column]
+    for part in sorted(PARTS, key=lambda part: row.get(f"{part}_offset") or 0):
+        offset = row.get(f"{part}_offset")
         if offset is not None:
             name = (
                 bytes(data[offset - ustar.BLOCK_BYTES : offset - ustar.BLOCK_BYTES + 100]).split(b"\0", 1)[0].decode()
             )
             extension = name.rpartition("/")[2].partition(".")[2]
-            places[extension] = (offset, row[column.removesuffix("_offset") + "_size"])
+            places[extension] = (offset, row[f"{part}_size"])
     return places

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.curation.catalogue import WORK_FOLDER, open_catalogue, quoted
-from data_pipeline.curation.decisions import SetPath, open_settled
+from data_pipeline.curation.decisions import SetPath, need_tars, open_settled
 from data_pipeline.curation.filters import DERIVED
 from data_pipeline.curation.plans import Plan, make_plan
 from data_pipeline.curation.repacking import Repack, Source, name_sources
@@ -140,6 +140,7 @@ def _repack(
         plan = Plan.read(output)
         done = all((output / name / SET_MANIFEST).exists() for name in names)
         if plan is None and not done:
+            need_tars((one, entry) for one in sets for entry in one.shards)
             with open_catalogue(sets, memory_gb=running.memory_gb, scratch=output) as catalogue:
                 if options.get("by", "sha256") not in (*catalogue.columns(), *DERIVED):
                     raise UserError(f"there is no column {options['by']}; columns are {', '.join(catalogue.columns())}")

@@ -20,7 +20,8 @@ from data_pipeline.errors import BadDataError, UserError
 
 SET_MANIFEST = "manifest.json"
 AWAY = ".away"  # in place of `.tar`: the digest of a tar that lies on object storage
-_FORMER = "manifest.former"
+COMMIT = ".commit"  # 00000.commit: the files of a shard are being put in place
+FORMER = "manifest.former"
 VERSION = 1
 
 
@@ -98,18 +99,18 @@ def write_manifest(
         content["history"] = [dict(step) for step in history]
     content["shards"] = [shard.as_json() for shard in shards]
     write_durably(folder / SET_MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    (folder / _FORMER).unlink(missing_ok=True)
+    (folder / FORMER).unlink(missing_ok=True)
     return read_manifest(folder)
 
 
 def withdraw_manifest(folder: Path) -> None:
     """Takes the manifest away before a shard is changed; the next `write_manifest` goes on with its history."""
     with suppress(FileNotFoundError):
-        os.replace(folder / SET_MANIFEST, folder / _FORMER)
+        os.replace(folder / SET_MANIFEST, folder / FORMER)
 
 
 def _kept(folder: Path) -> Mapping[str, Any]:
-    for name in (SET_MANIFEST, _FORMER):
+    for name in (SET_MANIFEST, FORMER):
         with suppress(OSError, ValueError):
             content = json.loads((folder / name).read_bytes())
             return content if isinstance(content, dict) else {}

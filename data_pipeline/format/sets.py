@@ -15,6 +15,8 @@ from data_pipeline.errors import BadDataError, UserError
 from data_pipeline.format import sidecar
 from data_pipeline.format.index import index_shard
 from data_pipeline.format.manifest import (
+    COMMIT,
+    FORMER,
     SET_MANIFEST,
     Manifest,
     ShardEntry,
@@ -27,6 +29,7 @@ from data_pipeline.format.manifest import (
 SHARD_INDEX_SUFFIX = ".index.parquet"
 # There while decisions about a set are being carried out: half an erasure must not look like a changed shard.
 PENDING = Path(".curation/pending.json")
+PUBLISHED = ".published.json"  # 00000.published.json: behind a shard on object storage, digests of its files
 _ABOUT = b"internimage.shard"  # in the metadata of an index: its manifest entry, kept before there is a manifest
 
 Indexed = tuple[ShardEntry, dict[int, str]]  # a shard's entry, and the names of its labels
@@ -43,7 +46,8 @@ def open_set(
     where it was. A shard that changed since (other size, or newer and of another digest) is indexed again.
     `heartbeat` is called while that takes time, for every shard and every moment of waiting.
 
-    Raises UserError for a missing or empty folder, or one that cannot take the index.
+    Raises UserError for a missing or empty folder, one that cannot take the index, or a set of this program's that is
+    not finished.
     """
     folder = Path(folder)
     for place in (folder if index_folder is None else Path(index_folder), folder):
@@ -70,11 +74,14 @@ def index_set(
     """Indexes every `*.tar` of `folder` that has no current index in `index_folder`, and writes the manifest there.
 
     Classes are numbered as before; labels that are new (the set grew) extend them. `each` maps over
-    the shards in their order: in this process, or in several.
+    the shards in their order: in this process, or in several. Raises UserError as `open_set` does; `force` takes an
+    unfinished set's shards as foreign ones.
     """
     folder, index_folder = Path(folder), Path(index_folder)
     if not folder.is_dir():
         raise UserError(f"shard folder {folder} does not exist; check the path")
+    if not force and not (index_folder / SET_MANIFEST).exists() and _unfinished(folder):
+        raise unfinished_set(str(folder))
     shards = _shards(folder)
     if not shards:
         raise UserError(f"folder {folder} holds no manifest.json and no .tar shard; check the path")
@@ -122,10 +129,35 @@ def keep_entry(one: Manifest, entry: ShardEntry) -> None:
         sidecar.write_sidecar(path, sidecar.read_sidecar(path).replace_schema_metadata({_ABOUT: about}))
     statistics = path.with_name(f"{path.stem}_stats.json")
     with suppress(FileNotFoundError):
-        content = json.loads(statistics.read_bytes())
-        if isinstance(content, dict) and "shard" in content:
-            content["shard"] = entry.as_json()
+        if is_own_statistics(said := statistics.read_bytes()):
+            content = json.loads(said) | {"shard": entry.as_json()}
             write_durably(statistics, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def unfinished_set(where: str) -> UserError:
+    """Makes the error for shards of this program's without a manifest: their sidecars hold decisions about samples,
+    of which an index, made from the tars alone, knows nothing."""
+    return UserError(
+        f"{where} holds an unfinished set: shards that this program wrote, and no {SET_MANIFEST}; run the command that "
+        "writes it (pack, fetch, reshard, publish, ...) once more, which completes it"
+    )
+
+
+def is_own_statistics(content: bytes) -> bool:
+    """Tells the statistics of a shard that this program wrote from img2dataset's, which have the same file name."""
+    with suppress(ValueError):
+        said = json.loads(content)
+        return isinstance(said, dict) and "shard" in said
+    return False
+
+
+def _unfinished(folder: Path) -> bool:
+    """Tells whether this program is writing, or was killed while it wrote, the set in `folder`."""
+    if (folder / SET_MANIFEST).exists():
+        return False
+    if (folder / FORMER).exists() or any(folder.glob("*" + COMMIT)):
+        return True
+    return any(is_own_statistics(path.read_bytes()) for path in folder.glob("*_stats.json"))
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -170,8 +202,10 @@ def _indexed(path: Path, *, index_folder: Path, known: dict[str, ShardEntry], fo
     if entry is not None and _current(entry, path, index_folder / entry.sidecar):
         return entry, names
     rows, laid_out = index_shard(path), ""
-    with suppress(BadDataError):  # there is no former index, or none that can be read
-        rows = sidecar.carry_decisions(sidecar.read_sidecar(index), rows)
+    for former in (index, path.with_suffix(".parquet")):  # the latter where this program packed the shard
+        with suppress(BadDataError):  # there is none, or none that can be read
+            rows = sidecar.carry_decisions(sidecar.read_sidecar(former), rows)
+            break
     if (kept := kept_entry(index)) is not None and sidecar.ERASED in rows["status"].to_pylist():
         laid_out = kept[0].slots  # zeroed bytes move no slot
     names = label_names(path, sidecar.packed_rows(rows))

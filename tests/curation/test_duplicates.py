@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pdqhash
+import pyarrow as pa
 import pytest
 from curation_sets import all_rows, encoded, files, photo
 from hypothesis import given
@@ -16,10 +17,12 @@ from PIL import Image
 
 from data_pipeline.curation.decisions import SetPath
 from data_pipeline.curation.duplicates import DuplicateRules, dedup_sets, settle
+from data_pipeline.curation.filters import FilterRules, filter_set
+from data_pipeline.curation.undropping import undrop
 from data_pipeline.durable import file_lock
 from data_pipeline.errors import UserError
-from data_pipeline.format import read_manifest
-from data_pipeline.preparation import verify
+from data_pipeline.format import read_manifest, read_sidecar, write_sidecar
+from data_pipeline.preparation import pack, verify
 from launch.cli import run
 
 
@@ -121,6 +124,37 @@ def test_what_goes_is_near_what_stays(data: st.DataObject) -> None:
             assert not choices or fixed[n]
         else:
             assert nearest[n] == choices[int(keepers[n])] == min(choices.values()) and not fixed[n]
+
+
+@pytest.mark.parametrize("made_by", ["this version", "one that hashed used rows alone"])
+def test_rows_that_come_back_are_compared_too(make_set: Callable[..., Path], made_by: str) -> None:
+    shots = [encoded(photo(1), quality=quality) for quality in (95, 90, 85, 80)] + [encoded(photo(2))]
+    folder = make_set("web", shots, captions=["three whole words", "two words", "one", "three more words", "a b c"])
+    filter_set(folder, FilterRules(min_words=3))
+    assert dedup_sets([SetPath(folder)], DuplicateRules(near=True), workers=1, dry_run=True).near == 1
+    if made_by != "this version":
+        for path in folder.glob("*.parquet"):
+            rows = read_sidecar(path)
+            kept = [row if row["status"] == "packed" else row | {"pdq": None, "pdq_quality": None}
+                    for row in rows.to_pylist()]  # fmt: skip
+            write_sidecar(path, pa.Table.from_pylist(kept, schema=rows.schema))
+    undrop(SetPath(folder), ["filter*"])
+    done = dedup_sets([SetPath(folder)], DuplicateRules(near=True), workers=1)
+    assert (done.near, done.without_hash) == (3, 0)
+
+
+def test_a_retried_image_is_compared_with_the_hashed_ones(tmp_path: Path) -> None:
+    for n, quality in ((0, 95), (1, 90)):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(1), quality=quality))
+    (tmp_path / "2.jpg").write_bytes(encoded(photo(3)))
+    (tmp_path / "t.csv").write_text("image\n0.jpg\n1.jpg\n2.jpg\n")
+    moved = (tmp_path / "1.jpg").rename(tmp_path / "later.jpg")
+    pack(tmp_path / "t.csv", tmp_path / "set", workers=1)
+    assert dedup_sets([SetPath(tmp_path / "set")], DuplicateRules(near=True), workers=1).near == 0
+    moved.rename(tmp_path / "1.jpg")
+    pack(tmp_path / "t.csv", tmp_path / "set", workers=1, retry=["image_missing"])
+    assert dedup_sets([SetPath(tmp_path / "set")], DuplicateRules(near=True), workers=1).near == 1
+    assert [row["status"] for row in all_rows(tmp_path / "set")] == ["packed", "dropped", "packed"]
 
 
 def test_plain_images_are_no_copies_of_each_other(make_set: Callable[..., Path]) -> None:

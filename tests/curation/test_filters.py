@@ -149,6 +149,19 @@ def test_an_expression_that_is_none_is_refused_by_name(
     assert files(mixed) == before
 
 
+@pytest.mark.parametrize("text", ["watermark=false", "Watermark=true", "words=watermark", "watermrk= False"])
+def test_a_name_that_may_be_a_comparison_is_refused(mixed: Path, tmp_path: Path, text: str) -> None:
+    marks = pa.table({"key": [row["key"] for row in all_rows(mixed)], "watermark": [n == 3 for n in range(10)]})
+    pq.write_table(marks, tmp_path / "s.parquet")
+    before = files(mixed)
+    with pytest.raises(UserError, match="to compare a column"):
+        filter_set(mixed, FilterRules(expressions=(text,)), scores=tmp_path / "s.parquet")
+    assert files(mixed) == before
+    for same in ("watermark == false", "watermark = false", "clean=watermark=false", "watermark=WATERMARK = false"):
+        done = filter_set(mixed, FilterRules(expressions=(same,)), scores=tmp_path / "s.parquet", dry_run=True)
+        assert done.dropped == 1
+
+
 def test_the_command_line_prints_the_waterfall(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--min-words", "2", "--without-domain", "good.org", "--where", "mine=row < 9", "--json"]
     assert run(["shards", "filter", str(mixed), *words]) == 0

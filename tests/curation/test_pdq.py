@@ -11,10 +11,12 @@ from curation_sets import all_rows, encoded, member, photo
 from PIL import Image
 
 from data_pipeline.curation.bands import choose_bands, expected_recall
+from data_pipeline.curation.decisions import SetPath
 from data_pipeline.curation.fingerprints import add_hashes, hash_image
-from data_pipeline.format import open_set
+from data_pipeline.curation.takedown import take_down
+from data_pipeline.format import ShardWriter, open_set
 from data_pipeline.format.pdq import pdq
-from data_pipeline.preparation import ImageRules, pack
+from data_pipeline.preparation import ImageRules, index, pack
 from data_pipeline.preparation.fetching.spill import Spill
 from data_pipeline.preparation.packing.rows import with_data
 from data_pipeline.preparation.packing.samples import Sample
@@ -88,6 +90,28 @@ def test_packing_hashes_what_it_packs_where_asked(tmp_path: Path) -> None:
             assert distance(row["pdq"], wanted) <= (0 if stays else 16), "encoding flips a few bits"
             assert abs(row["pdq_quality"] - quality) <= 5
         assert add_hashes(found, workers=1) == 1, "curation has only the other shard to do"
+
+
+def test_an_image_that_cannot_be_decoded_is_tried_once(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "0.tar") as shard:
+        shard.add("a", {"jpg": encoded(photo(1))})
+        shard.add("b", {"jpg": encoded(photo(2))[:400]})
+    assert [add_hashes(open_set(tmp_path), workers=1) for _ in range(2)] == [1, 0]
+    whole, broken = all_rows(tmp_path)
+    assert whole["pdq"] and (broken["status"], broken["pdq"], broken["pdq_quality"]) == ("packed", None, 0)
+
+
+def test_a_shard_indexed_anew_is_hashed_anew(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "0.tar") as shard:
+        for n in range(3):
+            shard.add(f"{n}", {"jpg": encoded(photo(n))})
+    add_hashes(open_set(tmp_path), workers=1)
+    hashes = [row["pdq"] for row in all_rows(tmp_path)]
+    (tmp_path / "list.txt").write_text(f"sha256:{all_rows(tmp_path)[1]['sha256']}\n")
+    take_down([SetPath(tmp_path)], tmp_path / "list.txt", erase=True)
+    index(tmp_path, force=True)
+    assert [row["pdq"] for row in all_rows(tmp_path)] == [None, hashes[1], None]
+    assert add_hashes(open_set(tmp_path), workers=1) == 1 and [row["pdq"] for row in all_rows(tmp_path)] == hashes
 
 
 def test_a_hash_outlives_the_way_over_the_disk(tmp_path: Path) -> None:

@@ -98,8 +98,36 @@ def test_a_copy_that_breaks_off_is_no_set_and_goes_on(
             publish(SetPath(folder), f"{bucket}/web", connections=1)
     names = [name.rpartition("/")[2] for name in fsspec.filesystem("s3", skip_instance_cache=True).ls(f"{bucket}/web")]
     assert "manifest.json" not in names and 0 < sum(name.endswith(".published.json") for name in names) < 5
+    with pytest.raises(UserError, match="unfinished set"):
+        batches(f"{bucket}/web", tmp_path / "b")
     assert publish(SetPath(folder), f"{bucket}/web").copied == 5 - sum(n.endswith(".published.json") for n in names)
     assert same(batches(f"{bucket}/web", tmp_path / "b"), batches(str(folder), tmp_path / "a"))
+
+
+def test_no_shard_at_a_url_is_foreign_for_want_of_a_manifest(folder: Path, tmp_path: Path) -> None:
+    (folder / "manifest.json").unlink()  # and nothing there was published: somebody copied a folder too early
+    with pytest.raises(UserError, match="unfinished set"):
+        batches(f"file://{folder}", tmp_path / "cache")
+
+
+def test_the_first_shard_on_its_way_to_a_url_is_not_foreign(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"file://{tmp_path}/bucket"
+    system, put = fsspec.filesystem("file"), fsspec.filesystem("file").put_file
+
+    def failing(local: str, remote: str) -> None:
+        put(local, remote)
+        if remote.endswith(".tar"):
+            raise OSError("the line is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "put_file", failing)
+        with pytest.raises(UserError, match="the line is cut"):
+            publish(SetPath(folder), url, connections=1)
+    assert (tmp_path / "bucket/00000.tar").exists() and not (tmp_path / "bucket/00000.published.json").exists()
+    with pytest.raises(UserError, match="unfinished set"):
+        batches(url, tmp_path / "cache")
 
 
 def test_a_url_that_cannot_be_written_is_the_users_mistake(folder: Path, server: str) -> None:

@@ -172,6 +172,22 @@ def test_further_columns_arrive_whatever_they_are_called(filtered: Path, tmp_pat
     assert filter_set(filtered, FilterRules(expressions=("id_1 like '0-%' and WIDTH_1 < 1",))).left == 4
 
 
+def test_columns_named_like_places_keep_their_values(filtered: Path, tmp_path: Path) -> None:
+    theirs = {"orig_size": "1234", "tz_offset": "+01:00", "image_extension": "tif", "old_label": "cat"}
+    with open(tmp_path / "t.csv", "w") as table:
+        table.write(",".join(["image", "caption", *theirs, "annotation_size", "pdq"]) + "\n")
+        for n in range(3):
+            (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+            table.write(",".join([f"{n}.jpg" if n else "gone.jpg", "words", *theirs.values(), "small", "no"]) + "\n")
+    pack(tmp_path / "t.csv", tmp_path / "old", workers=1)
+    theirs |= {"input_annotation_size": "small", "input_pdq": "no"}
+    merge_sets([SetPath(tmp_path / "old"), SetPath(filtered)], tmp_path / "both", running=HERE)
+    rows = [row for row in all_rows(tmp_path / "both") if row["from_set"] == "old"]
+    assert [row["status"] for row in rows] == ["rejected", "packed", "packed"]
+    assert [{name: row[name] for name in theirs} for row in rows] == [theirs] * 3
+    assert verify(tmp_path / "both", decode=True).sound
+
+
 def test_damaged_bytes_are_not_copied_in_silence(filtered: Path, tmp_path: Path) -> None:
     row = used(filtered)[2]
     with open(filtered / row["shard"], "r+b") as file:

@@ -14,9 +14,9 @@ from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.curation.takedown import read_list, take_down
 from data_pipeline.curation.undropping import undrop
 from data_pipeline.errors import UserError
-from data_pipeline.format import read_manifest
+from data_pipeline.format import open_set, read_manifest
 from data_pipeline.format.pdq import pdq
-from data_pipeline.preparation import WebRules, fetch, stats, verify
+from data_pipeline.preparation import WebRules, fetch, pack, stats, verify
 from launch.cli import run
 
 URLS = ["https://a.org/1", "https://www.a.org/2", "https://nota.org/3", "https://b.org/4", "https://B.org/4", None]
@@ -60,6 +60,116 @@ def test_erasing_zeroes_now_and_once_more_changes_nothing(folder: Path, tmp_path
     assert stats(folder).dropped == {"taken_down: domain": 2} and verify(folder, decode=True).sound
     before = files(folder)
     assert take_down([SetPath(folder)], tmp_path / "list.txt", erase=True).erased == 0 and files(folder) == before
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Path:
+    """A set of which the tars lie at a URL."""
+    for n in range(4):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    (tmp_path / "t.csv").write_text("image,url\n" + "".join(f"{n}.jpg,https://a.org/{n}\n" for n in range(4)))
+    command = ["pack", str(tmp_path / "t.csv"), str(tmp_path / "set"), "--rows-per-shard", "2", "--workers", "1"]
+    assert run(["shards", *command, "--tars-to", f"file://{tmp_path}/bucket"]) == 0
+    return tmp_path / "set"
+
+
+def test_erasing_what_lies_elsewhere_claims_nothing(away: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "list.txt").write_text("https://a.org/1\n")
+    before = files(away)
+    for command in (
+        ["takedown", str(tmp_path / "list.txt"), str(away), "--erase"],
+        ["dedup", str(away), "--near", "--workers", "1"],
+        ["reshard", str(away), str(tmp_path / "new")],
+    ):
+        assert run(["shards", *command]) == 2
+        assert "00000.tar" in (told := capsys.readouterr().err) and "--tars-to" in told
+        assert files(away) == before
+    (away / "00000.tar").symlink_to(tmp_path)  # there, and cannot be written: root may write to all files
+    assert run(["shards", "takedown", str(tmp_path / "list.txt"), str(away), "--erase"]) == 2
+    (away / "00000.tar").unlink()
+    (away / "00000.tar").write_bytes((tmp_path / "bucket/00000.tar").read_bytes())  # as the error says
+    assert take_down([SetPath(away)], tmp_path / "list.txt", erase=True).erased == 1
+    assert run(["shards", "publish", str(away), f"file://{tmp_path}/bucket"]) == 0
+    assert verify(tmp_path / "bucket", decode=True).sound
+    (row,) = [row for row in all_rows(tmp_path / "bucket") if row["status"] == "erased"]
+    assert set(member(read_manifest(tmp_path / "bucket"), row)) == {0}
+
+
+def test_an_erasure_whose_tar_goes_meanwhile_can_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("https://b.org/4\n")
+    monkeypatch.setattr("data_pipeline.curation.decisions._carry_out", lambda *_: (folder / "00000.tar").unlink())
+    tar = (folder / "00000.tar").read_bytes()
+    take_down([SetPath(folder)], tmp_path / "list.txt", erase=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"00000.tar.* back into the folder"):
+        take_down([SetPath(folder)], tmp_path / "list.txt", erase=True)
+    assert "erased" not in [row["status"] for row in all_rows(folder)]
+    (folder / "00000.tar").write_bytes(tar)
+    take_down([SetPath(folder)], tmp_path / "list.txt", erase=True)
+    assert [row["status"] for row in all_rows(folder)].index("erased") == 3 and verify(folder).sound
+
+
+def test_rules_can_be_tried_on_a_set_whose_tars_lie_elsewhere(away: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert run(["shards", "filter", str(away), "--where", "row > 0", "--dry-run", "--preview", str(page)]) == 0
+    assert page.read_text().count("no picture") == 4
+
+
+class Killed(BaseException):
+    pass
+
+
+def die(at: int) -> Callable[[int, int], None]:
+    """A progress callback that ends a run of `pack` when `at` rows are prepared."""
+
+    def step(done: int, total: int) -> None:
+        if done >= at:
+            raise Killed
+
+    return step
+
+
+def test_an_unfinished_set_is_refused_until_it_is_finished(tmp_path: Path) -> None:
+    for n in range(6):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    (tmp_path / "t.csv").write_text("image,url\n" + "".join(f"{n}.jpg,https://a.org/{n}\n" for n in range(6)))
+    (tmp_path / "list.txt").write_text("https://a.org/1\n")
+    with pytest.raises(Killed):
+        pack(tmp_path / "t.csv", tmp_path / "set", rows_per_shard=2, workers=1, progress=die(6))
+    before = files(tmp_path / "set")
+    assert "00001.tar" in before
+    for command in (["takedown", str(tmp_path / "list.txt"), str(tmp_path / "set")], ["index", str(tmp_path / "set")]):
+        assert run(["shards", *command]) == 2
+    with pytest.raises(UserError, match="unfinished set"):
+        open_set(tmp_path / "set", tmp_path / "elsewhere")
+    assert files(tmp_path / "set") == before, "no decision goes where packing would not see it"
+    pack(tmp_path / "t.csv", tmp_path / "set", rows_per_shard=2, workers=1)
+    assert take_down([SetPath(tmp_path / "set")], tmp_path / "list.txt").dropped == 1
+
+
+def test_what_was_taken_down_stays_so_in_a_killed_retry(tmp_path: Path) -> None:
+    for n in (0, 2, 4):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    (tmp_path / "t.csv").write_text("image,url\n" + "".join(f"{n}.jpg,https://a.org/{n}\n" for n in range(6)))
+    (tmp_path / "list.txt").write_text("https://a.org/0\n")
+    options = {"rows_per_shard": 2, "workers": 1}
+    pack(tmp_path / "t.csv", tmp_path / "set", **options)
+    take_down([SetPath(tmp_path / "set")], tmp_path / "list.txt")
+    for n in (1, 3, 5):
+        (tmp_path / f"{n}.jpg").write_bytes(encoded(photo(n)))
+    with pytest.raises(Killed):
+        pack(tmp_path / "t.csv", tmp_path / "set", retry=["image_missing"], **options, progress=die(6))
+    assert not (tmp_path / "set/manifest.json").exists()
+    with pytest.raises(UserError, match="unfinished set"):
+        open_set(tmp_path / "set")
+    pack(tmp_path / "t.csv", tmp_path / "set", retry=["image_missing"], **options)
+    statuses = ["dropped", *["packed"] * 5]
+    assert [row["status"] for row in all_rows(tmp_path / "set")] == statuses
+    (tmp_path / "set/manifest.json").unlink()
+    assert run(["shards", "index", str(tmp_path / "set"), "--force"]) == 0
+    assert [row["status"] for row in all_rows(tmp_path / "set")] == statuses, "nor does an index bring it back"
 
 
 def test_a_dry_run_counts_and_changes_nothing(folder: Path, tmp_path: Path) -> None:

@@ -21,9 +21,8 @@ from data_pipeline.durable import file_sha256, write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry
 from data_pipeline.format.manifest import AWAY
+from data_pipeline.format.sets import PUBLISHED
 from data_pipeline.preparation.packing.samples import is_away
-
-_MARK = ".published.json"
 
 
 class Storage(Protocol):
@@ -85,7 +84,7 @@ class Away:
 def send_shard(folder: Path, entry: ShardEntry, storage: Storage, root: str) -> int:
     """Copies those files of a shard that are not there by their digests; returns how many bytes that took."""
     files = _files(folder, entry)
-    mark = f"{root}/{Path(entry.name).stem}{_MARK}"
+    mark = f"{root}/{Path(entry.name).stem}{PUBLISHED}"
     there = _said(storage, mark)
     due = [name for name, digest in files.items() if there.get(name) != digest]
     if not due:
@@ -110,9 +109,7 @@ def _said(storage: Storage, mark: str) -> Mapping[str, str]:
 
 
 def _files(folder: Path, entry: ShardEntry) -> dict[str, str]:
-    """Lists the files of a shard with their digests."""
-    found = {entry.name: entry.sha256}
-    for name in (entry.sidecar, f"{Path(entry.name).stem}_stats.json"):
-        if (folder / name).exists():
-            found[name] = file_sha256(folder / name)
-    return found
+    """Lists the files of a shard with their digests; the tar last: alone it would be taken for a foreign shard."""
+    beside = (f"{Path(entry.name).stem}_stats.json", entry.sidecar)
+    found = {name: file_sha256(folder / name) for name in beside if (folder / name).exists()}
+    return found | {entry.name: entry.sha256}

@@ -122,8 +122,11 @@ def _join(output: Path, parts: list[Path]) -> None:
 
 
 def _move(part: Path, output: Path, entry: ShardEntry) -> None:
-    """Moves the files of a shard; those that an earlier call has moved are there already."""
+    """Moves the files of a shard; those that an earlier call has moved are there already.
+
+    Statistics go first: they tell the tar behind them from a foreign shard, as long as there is no manifest.
+    """
     stem = Path(entry.name).stem
-    for name in (entry.name, entry.sidecar, f"{stem}_stats.json", stem + AWAY):
+    for name in (f"{stem}_stats.json", entry.name, entry.sidecar, stem + AWAY):
         if (part / name).exists():
             os.replace(part / name, output / name)

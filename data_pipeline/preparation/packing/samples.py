@@ -20,10 +20,9 @@ import pyarrow as pa
 from data_pipeline.durable import remove_leftovers, sync_folder, write_durably
 from data_pipeline.errors import UserError
 from data_pipeline.format import ShardEntry, ShardWriter, sidecar
-from data_pipeline.format.manifest import AWAY, withdraw_manifest
+from data_pipeline.format.manifest import AWAY, COMMIT, withdraw_manifest
 
 STAGING = ".new"
-COMMIT = ".commit"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 # Fields of every JSON member, where they are known; `Sample.fields` follow.
 _JSON_FIELDS = ("key", "row", "url", "caption", "label", "label_name", "width", "height", "sha256")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import pyarrow as pa
 
 from data_pipeline.errors import UserError
-from data_pipeline.format.sidecar import SIDECAR_SCHEMA
+from data_pipeline.format.sidecar import ANNOTATION_COLUMNS, PDQ_COLUMNS, SIDECAR_SCHEMA
 from data_pipeline.preparation.sources.cells import CAPTION_NAMES, CaptionRule
 
 # Names that columns go by in the field's data sets, in lower case; first match wins.
@@ -150,7 +150,7 @@ def further_columns(
                 raise UserError(f"{where} has no column {name!r} to keep; its columns are {', '.join(schema.names)}")
         names = [name for name in names if name in keep]
     left_out = [name for name in names if not _plain(schema.field(name).type)]
-    reserved = set(SIDECAR_SCHEMA.names)
+    reserved = {field.name for field in (*SIDECAR_SCHEMA, *ANNOTATION_COLUMNS, *PDQ_COLUMNS)}
     chosen: dict[str, str] = {}
     for name in names:
         if name not in left_out:

@@ -15,7 +15,16 @@ from data_pipeline.durable import file_lock, file_sha256
 from data_pipeline.errors import UserError
 from data_pipeline.format import Manifest, ShardEntry, index_shard, packed_rows, read_manifest, write_manifest
 from data_pipeline.format.manifest import SET_MANIFEST, parse_manifest
-from data_pipeline.format.sets import SHARD_INDEX_SUFFIX, joined_classes, kept_entry, label_names, write_index
+from data_pipeline.format.sets import (
+    PUBLISHED,
+    SHARD_INDEX_SUFFIX,
+    is_own_statistics,
+    joined_classes,
+    kept_entry,
+    label_names,
+    unfinished_set,
+    write_index,
+)
 from data_pipeline.reading.config import CacheConfig
 from data_pipeline.reading.decode.pixels import BadSample
 from data_pipeline.reading.order.samples import SourceOrder
@@ -73,7 +82,7 @@ class RemoteFiles:
 
 def open_remote(url: str, config: CacheConfig, *, heartbeat: Heartbeat | None = None) -> RemoteFiles:
     """Opens the set at `url`: by its manifest, else by indexing its shards, once a node (`heartbeat` is
-    called for each). Raises UserError where there is neither, or where it cannot be reached."""
+    called for each). Raises UserError where there is neither, where a copy is unfinished, or the URL out of reach."""
     url = url.rstrip("/")
     root = cache_folder(config)
     cache = FileCache(root / "files", int(config.size_gb * 1e9))
@@ -114,7 +123,13 @@ def cache_shares(sets: Sequence[RemoteFiles], config: CacheConfig, block_shards:
 def _index(url: str, own: Path, cache: FileCache, heartbeat: Heartbeat | None) -> Manifest:
     """Indexes the `*.tar` of `url`; sidecars and manifest stay in `own`."""
     system, path = cache.system(url)
-    names = sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False) if name.endswith(".tar"))
+    there = sorted(name.rpartition("/")[2] for name in system.ls(path, detail=False))
+    statistics = next((name for name in there if name.endswith("_stats.json")), None)  # one writer wrote them all
+    if any(name.endswith(PUBLISHED) for name in there) or (
+        statistics is not None and is_own_statistics(system.cat_file(f"{path}/{statistics}"))
+    ):
+        raise unfinished_set(url)
+    names = [name for name in there if name.endswith(".tar")]
     if not names:
         raise UserError(f"{url} holds no {SET_MANIFEST} and no .tar shard; check the URL")
     sizes = system.sizes([f"{path}/{name}" for name in names])

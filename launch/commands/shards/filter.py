@@ -26,7 +26,8 @@ def filter_(
     licence: Annotated[list[str] | None, typer.Option(help="Allowed value of the column licence. Repeatable.")] = None,
     without_domain: Annotated[list[str] | None, typer.Option(help="With its sub-domains. Repeatable.")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="Condition over columns, in SQL, as NAME='blur < 3'. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Condition over columns, in SQL; == compares. As NAME='blur < 3'. Repeatable."),
     ] = None,
     keep_unknown: Annotated[
         bool, typer.Option("--keep-unknown", help="Keep rows that lack what a rule looks at.")

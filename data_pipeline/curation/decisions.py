@@ -11,6 +11,7 @@ Whoever comes next to any of the sets finishes first what is written down.
 """
 
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,10 +28,10 @@ from data_pipeline.callbacks import ProgressCallback
 from data_pipeline.curation.catalogue import WORK_FOLDER, Catalogue, quoted
 from data_pipeline.durable import atomic_path, file_lock, file_sha256, remove_leftovers, write_durably
 from data_pipeline.errors import UserError, first_ten
-from data_pipeline.format import Manifest, ShardEntry, open_set, read_sidecar, write_manifest, write_sidecar
+from data_pipeline.format import Manifest, ShardEntry, open_set, read_sidecar, ustar, write_manifest, write_sidecar
 from data_pipeline.format.manifest import parse_manifest
 from data_pipeline.format.sets import PENDING, keep_entry
-from data_pipeline.format.sidecar import ERASED, PARTS
+from data_pipeline.format.sidecar import ERASED
 
 _DECISIONS, _COMMIT = "decisions.parquet", "decisions.json"
 
@@ -213,16 +214,14 @@ def _change(one: Manifest, entry: ShardEntry, changes: Mapping[int, tuple[str, s
 
 
 def _zero(tar: Path, rows: pa.Table) -> None:
-    """Overwrites the members of samples with zeros, where they lie, so that no other byte moves."""
-    file = os.open(tar, os.O_WRONLY)
-    try:
-        for row in rows.to_pylist():
-            for part in PARTS:
-                if row.get(f"{part}_offset") is not None:
-                    os.pwrite(file, bytes(row[f"{part}_size"]), row[f"{part}_offset"])
-        os.fsync(file)
-    finally:
-        os.close(file)
+    """Overwrites all members of samples with zeros, where they lie, so that no other byte moves."""
+    keys = set(rows["key"].to_pylist())
+    with open(tar, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        for member in list(ustar.walk(data)):
+            if isinstance(member, ustar.TarMember) and ustar.sample_name(member.name)[0] in keys:
+                data[member.offset : member.offset + member.size] = bytes(member.size)
+        data.flush()
+        os.fsync(file.fileno())
 
 
 def _opened(folder: Path, index: Path) -> Manifest:

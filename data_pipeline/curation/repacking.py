@@ -179,6 +179,7 @@ class _Bytes:
     def __init__(self) -> None:
         self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
         self._members: dict[Path, dict[str, Members]] = {}
+        self._told: dict[Path, bool] = {}
 
     def of(self, source: Source, entry: ShardEntry, row: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         """Returns a sample's members by extension, and which of them is the image."""
@@ -192,20 +193,39 @@ class _Bytes:
                 former.close()
         self._maps.move_to_end(path)
         data = self._maps[path]
-        places = self._walked(path, data)[row["key"]] if source.foreign(entry) else _own(data, row)
+        told = not source.foreign(entry) and self._is_told(path, data, source.manifest.sidecar_path(entry))
+        places = _own(data, row) if told else self._walked(path, data)[row["key"]]
         image = next(name for name, (offset, _) in places.items() if offset == row["image_offset"])
         return image, {extension: bytes(data[offset : offset + size]) for extension, (offset, size) in places.items()}
 
+    def _is_told(self, path: Path, data: mmap.mmap, sidecar: Path) -> bool:
+        """Tells whether the sidecar knows every member: those that it knows lie side by side, and nothing behind them.
+
+        Members of a foreign shard that has been resharded may have no column there.
+        """
+        if path not in self._told:
+            names = [f"{part}_{what}" for part in PARTS for what in ("offset", "size")]
+            rows = read_sidecar(sidecar)
+            known = {name: rows[name].to_numpy(zero_copy_only=False) for name in names if name in rows.column_names}
+            length, end = 0, 0
+            for part in PARTS:
+                if f"{part}_offset" in known:
+                    there = ~np.isnan(known[f"{part}_offset"].astype(float))
+                    sizes = known[f"{part}_size"][there].astype(np.int64)
+                    padded = -(-sizes // ustar.BLOCK_BYTES) * ustar.BLOCK_BYTES
+                    length += int(padded.sum()) + ustar.BLOCK_BYTES * len(padded)
+                    end = max(end, int((known[f"{part}_offset"][there].astype(np.int64) + padded).max(initial=0)))
+            self._told[path] = length == end and not any(data[end : end + ustar.BLOCK_BYTES])
+        return self._told[path]
+
     def _walked(self, path: Path, data: mmap.mmap) -> dict[str, Members]:
-        """Lists the members of a foreign shard, whose sidecar may not know all of them."""
+        """Lists the members of a shard whose sidecar may not know all of them."""
         if path not in self._members:
             found: dict[str, Members] = {}
             for member in ustar.walk(data):
                 if isinstance(member, ustar.TarMember) and member.kind in (b"0", b"7"):
-                    folder, slash, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    key = (folder + slash + stem).encode("utf-8", "replace").decode()
-                    found.setdefault(key, {}).setdefault(extension.lower(), (member.offset, member.size))
+                    key, extension = ustar.sample_name(member.name)
+                    found.setdefault(key, {}).setdefault(extension, (member.offset, member.size))
             self._members[path] = found
         return self._members[path]
 
@@ -218,7 +238,7 @@ class _Bytes:
 
 
 def _own(data: mmap.mmap, row: Mapping[str, Any]) -> Members:
-    """Lists the members of a sample that this program packed: every one has its place in the sidecar."""
+    """Lists the members of a sample whose every member has its place in the sidecar."""
     places: Members = {}
     for part in sorted(PARTS, key=lambda part: row.get(f"{part}_offset") or 0):
         offset = row.get(f"{part}_offset")

@@ -62,6 +62,13 @@ def encode_header(name: str, size: int) -> bytes:
     return named.ljust(100, b"\0") + _OWNERS + sized + _TIME + checksum + _KIND
 
 
+def sample_name(name: str) -> tuple[str, str]:
+    """Splits a member's name as WebDataset does: the sample's key, with its folders, and the extension."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return (folder + slash + stem).encode("utf-8", "replace").decode(), extension.lower()
+
+
 def padding(size: int) -> bytes:
     """Returns the zero bytes that bring `size` to a whole number of blocks."""
     return bytes(-size % BLOCK_BYTES)

@@ -23,6 +23,7 @@ from curation_sets import all_rows, encoded, files, member, photo
 from data_pipeline.curation.decisions import SetPath
 from data_pipeline.curation.filters import FilterRules, filter_set
 from data_pipeline.curation.resharding import Running, merge_sets, reshard_set
+from data_pipeline.curation.takedown import take_down
 from data_pipeline.errors import UserError
 from data_pipeline.executors.units import Part, run_units
 from data_pipeline.format import read_manifest, read_sidecar, write_sidecar
@@ -133,28 +134,44 @@ def test_webdataset_reads_the_new_shards(filtered: Path, tmp_path: Path) -> None
     assert digests == {row["sha256"] for row in used(filtered)}
 
 
-def test_foreign_members_that_no_sidecar_knows_arrive_too(tmp_path: Path) -> None:
+@pytest.fixture
+def with_masks(tmp_path: Path) -> Path:
+    """A foreign set, of which each sample has a class and a mask beside picture and words."""
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     for shard in range(2):
         with tarfile.open(foreign / f"{shard}.tar", "w") as archive:
             for n in range(3):
-                members = {
-                    "cls": b"1",
-                    "jpg": encoded(photo(3 * shard + n)),
-                    "seg.png": b"mask %d" % n,
-                    "txt": b"words",
-                }
+                picture = encoded(photo(3 * shard + n))
+                members = {"cls": b"1", "jpg": picture, "seg.png": b"mask %d" % n, "txt": b"words"}
                 for name, data in members.items():
                     info = tarfile.TarInfo(f"{n}.{name}")
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))
-    reshard_set(SetPath(foreign), tmp_path / "new", samples_per_shard=4, running=HERE)
-    urls = [str(path) for path in sorted((tmp_path / "new").glob("*.tar"))]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert [sample["seg.png"] for sample in samples] == [b"mask 0", b"mask 1", b"mask 2"] * 2
-    assert [sample["__key__"] for sample in samples] == [f"foreign-{s}-{n}" for s in range(2) for n in range(3)]
-    assert {sample["cls"] for sample in samples} == {b"1"} and verify(tmp_path / "new").sound
+    return foreign
+
+
+def test_foreign_members_that_no_sidecar_knows_arrive_too(with_masks: Path, tmp_path: Path) -> None:
+    reshard_set(SetPath(with_masks), tmp_path / "new", samples_per_shard=4, running=HERE)
+    reshard_set(SetPath(tmp_path / "new"), tmp_path / "again", samples_per_shard=1, running=HERE)
+    for made in ("new", "again"):
+        urls = [str(path) for path in sorted((tmp_path / made).glob("*.tar"))]
+        samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+        assert [sample["seg.png"] for sample in samples] == [b"mask 0", b"mask 1", b"mask 2"] * 2
+        assert [sample["__key__"] for sample in samples] == [f"foreign-{s}-{n}" for s in range(2) for n in range(3)]
+        assert {sample["cls"] for sample in samples} == {b"1"} and verify(tmp_path / made).sound
+
+
+def test_an_erasure_takes_members_that_no_sidecar_knows(with_masks: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256(encoded(photo(4))).hexdigest()
+    (tmp_path / "list.txt").write_text(f"sha256:{digest}\n")
+    assert take_down([SetPath(with_masks)], tmp_path / "list.txt", erase=True, workers=1).erased == 1
+    for shard, gone in ((0, None), (1, 1)):
+        with tarfile.open(with_masks / f"{shard}.tar") as archive:
+            found = {member.name: archive.extractfile(member).read() for member in archive.getmembers()}
+        for n in range(3):
+            assert found[f"{n}.seg.png"] == (b"\0" * 6 if n == gone else b"mask %d" % n)
+            assert (set(found[f"{n}.jpg"]) == {0}) == (n == gone) == (found[f"{n}.cls"] == b"\0")
 
 
 def test_further_columns_arrive_whatever_they_are_called(filtered: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ EXTENSION_SOURCES := setup.py $(wildcard dcnv3/csrc/*.h dcnv3/csrc/*/*)
 
 .PHONY: demo demo-dense test test-slow test-long lint wheelhouse clean
 
-## demo: install, build, and walk the whole way on the embedded set (about ten minutes on two CPU cores)
+## demo: install, build, and walk the whole way on the embedded set (about twenty minutes on two CPU cores)
 demo: $(VENV)/.installed
 	$(BIN)/internimage demo --output runs/demo
 

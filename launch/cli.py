@@ -79,7 +79,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (accepted after any command, too).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks (accepted after any command but launch, too).")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,

@@ -75,6 +75,12 @@ def configuration_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
     return (positional[0], positional[1:]) if positional else None
 
 
+def searches_for_a_plateau(command: Sequence[str]) -> bool:
+    """Whether a `finetune CONFIG ...` COMMAND has --validation, which starts its own ranks."""
+    arguments = _training_arguments(command) or []
+    return any(word == "--validation" or word.startswith("--validation=") for word in arguments)
+
+
 def _training_arguments(command: Sequence[str]) -> list[str] | None:
     """What follows `[internimage] pretrain`, or `python -m launch pretrain`."""
     words = list(command)

@@ -102,7 +102,7 @@ def _storage(result: dict[str, Any]) -> str:
     if result["data_bytes_per_second"]:
         words.append(f"read at {_range([v / 1e6 for v in result['data_bytes_per_second']], '.0f')} MB/s")
     cores = f"{result['cores_per_rank']} cores a rank by data.workers"
-    return "; ".join([*words, f"{cores} (`internimage inspect workers` measures what they read)"]) + "."
+    return "; ".join([*words, f"{cores} (`internimage inspect loader` measures what they read)"]) + "."
 
 
 def _divisors(result: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ def count(config: RunConfig, classes: int) -> Counts:
     from pretrain.training.parameter_groups import is_map
 
     with torch.device("meta"):
-        module = module_of(config, classes=classes)
+        module = module_of(config, classes=classes).to("meta")  # torch.Tensor(...) heeds no context
     parameters = dict(module.named_parameters())
     averaged = set(module.teacher_names())
     sizes = plan.Sizes(

@@ -19,7 +19,7 @@ from launch.commands.options import (
 if TYPE_CHECKING:
     from pretrain.training.safeguards.interruption import Interruption
 
-EXAMPLE = "internimage finetune finetune_in1k --from runs/h --output runs/h-in1k"
+EXAMPLE = "internimage finetune finetune_in1k --from runs/h model.name=internimage_h --output runs/h-in1k"
 
 
 def finetune(

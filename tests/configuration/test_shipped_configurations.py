@@ -99,3 +99,10 @@ def test_a_shipped_configuration_builds_its_whole_model_without_memory(name: str
 def test_a_shipped_configuration_resolves_to_what_it_says(name: str) -> None:
     config = load_config(name)
     assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_the_demos_dense_recipes_read_the_scenes_that_the_demo_composes() -> None:
+    from pretrain.demo.dense import RECIPES
+
+    for name, kind, _ in RECIPES.values():
+        assert [source.path for source in load_config(name).data.sources] == [f"runs/demo/scenes/train/{kind}"]

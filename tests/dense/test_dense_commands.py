@@ -181,10 +181,13 @@ def test_a_plan_counts_heads_of_queries_as_pytorch_keeps_them(task: str, tmp_pat
     """On the CPU with real tensors, in training: what autograd saves of the whole, less what the image model saves."""
     import torch
 
+    from launch.planning import count
+
     config = tiny(task, tmp_path)
     config.model.overrides["drop_path_rate"] = 0.0
     module = task_of(config).build(config.model, config.data, classes=3)
     values, multiply_adds = module.to("meta").head_costs(96)
+    assert count(config, 3).transformers.kept == values
     module = task_of(config).build(config.model, config.data, classes=3).train()
     images, own = torch.randn(1, 3, 96, 96), {p.untyped_storage().data_ptr() for p in module.parameters()}
 

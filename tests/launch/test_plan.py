@@ -69,6 +69,8 @@ def test_nothing_is_planned_for_devices_that_nobody_named(capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "name the devices (--gpu" in shown and "days" not in shown.lower().replace("days:", "")
     assert not any("  fits" in line for line in shown.splitlines())  # a cell of the table, as with a device
+    assert "`internimage inspect loader`" in shown and run(["inspect", "loader", "--help"]) == 0
+    capsys.readouterr()
     assert run(["plan", "internimage_h_m3i_427m", "--gpu", "m1", "--gpus", "128"]) == 2
     assert "known are v100, a100-40" in capsys.readouterr().err
     assert run(["plan", "internimage_h_m3i_427m", "--gpu", "v100", "--gpus", "128"]) == 2

@@ -99,6 +99,25 @@ def test_cores_and_memory_come_from_the_recipe(
     given = ["--cpus-per-rank", "3", "--mem", "7G"]
     assert run(["launch", "slurm", "--gpus-per-node", "8", *given, "--dry-run", *pretrain]) == 0
     assert "#SBATCH --cpus-per-task=3\n#SBATCH --mem=7G\n" in capsys.readouterr().out
+    assert run(["launch", "slurm", "--gpus-per-node", "8", *given[:2], "--dry-run", *pretrain]) == 0
+    shown = capsys.readouterr()
+    assert "#SBATCH --cpus-per-task=3\n#SBATCH --mem=96G\n" in shown.out and "asks for 96G a node" in shown.err
+
+
+@pytest.mark.parametrize("launcher", ["local", "hostfile", "slurm"])
+@pytest.mark.parametrize("option", [["--validation", "held-out"], ["--validation=held-out"]])
+def test_a_search_for_the_plateau_is_refused_before_its_ranks_would_refuse_it(
+    launcher: str, option: list[str], tiny_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = tmp_path / "hosts.txt"
+    hosts.write_text("node1 slots=1\n")
+    words = ["launch", launcher, *(["--hostfile", str(hosts)] if launcher == "hostfile" else []), "--dry-run"]
+    command = ["finetune", str(tiny_run("data.workers=0")), "training.batch_size=256"]
+    assert run([*words, *command]) == 0
+    capsys.readouterr()
+    assert run([*words, *command, *option]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "set evaluation.every_steps and evaluation.data" in said and "without `launch`" in said
 
 
 def test_apptainer_runs_the_command_inside_its_image() -> None:

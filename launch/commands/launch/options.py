@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_pipeline.errors import UserError
+
 if TYPE_CHECKING:
     from pretrain.configuration import RunConfig
 
@@ -27,6 +29,11 @@ def check_command(command: list[str], world_size: int, coming: Sequence[str] = (
     given = invocation.configuration_of(command)
     if given is None:
         return None
+    if invocation.searches_for_a_plateau(command):
+        raise UserError(
+            "--validation starts its own ranks, so that no launcher can start it: set evaluation.every_steps and "
+            "evaluation.data, which score a run while it trains, or run the command on one machine without `launch`"
+        )
     from pretrain.configuration import load_config
 
     config = load_config(*given)

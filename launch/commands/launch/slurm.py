@@ -140,7 +140,10 @@ def slurm(
                 f"into leaving: ask {needed} s before the limit, or set training.policy.grace_seconds"
             )
         cores, memory = cpus_per_rank, mem
-        if config is not None and cores is None:
+        if config is not None and cores is not None and memory is None:
+            memory = node_memory(cores, ranks)
+            typer.echo(f"asks for {memory} a node, 4 GB a core; --mem says otherwise", err=True)
+        elif config is not None and cores is None:
             cores = cores_per_rank(config)
             memory = memory or node_memory(cores, ranks)
             typer.echo(

@@ -1,6 +1,7 @@
 """Requests to stop. A handler only sets a flag; the loop reads it at the step boundary, where all ranks agree and save.
 
-SIGTERM, SIGUSR1, SIGINT, a file named `stop` in the run directory, or `training.stop_after`  -> save, exit 75
+SIGTERM, SIGUSR1, SIGINT, SIGHUP, a file named `stop` in the run directory, or `training.stop_after`  -> save, exit 75
+SIGHUP (a lost terminal) stays ignored where it was, as under nohup
 USR1 followed by TERM (what Slurm sends) is one request
 a second Ctrl-C 2 s or more after the first one  -> leave at once, 130 (one Ctrl-C may reach a rank twice)
 """
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import Self
 
 REPEAT_SECONDS = 2.0
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_FILE = "stop"
 
 
@@ -33,6 +34,8 @@ class Interruption:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

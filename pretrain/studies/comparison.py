@@ -69,6 +69,17 @@ def table(
     return "\n".join(lines) + "\n"
 
 
+def summarised(scores: Scores) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Scores "SET: WHAT, HOW" -> "SET: WHAT", each picture's hits averaged over the ways to score it."""
+    grouped: dict[str, list[str]] = {}
+    for name in scores:
+        grouped.setdefault(name.partition(",")[0], []).append(name)
+    return {
+        group: {arm: np.mean([scores[name][arm] for name in names], axis=0) for arm in scores[names[0]]}
+        for group, names in grouped.items()
+    }
+
+
 def _cell(own: NDArray[np.float64] | None, other: NDArray[np.float64] | None, whole: bool) -> str:
     if own is None:
         return "–"

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.durable import write_durably
 from pretrain.studies.arms import WHOLE_ARMS, Arm, arms_of
-from pretrain.studies.comparison import plot, table
+from pretrain.studies.comparison import plot, summarised, table
 from pretrain.studies.features import Hits, classified, frozen_scores
 from pretrain.studies.training import Settings, diverged, finetune_folder, plan, stage_folder, train
 
@@ -85,7 +85,9 @@ def study(
     steps = {arm.name: planned[arm.name].steps for arm in arms}
     path = output / "study.md"
     shares = {name: f"{len(seeds_lost)} of {settings.seeds}" for name, seeds_lost in lost.items() if seeds_lost}
-    write_durably(path, table(arrays, names, whole, steps, shares))
+    short, each = (table(one, names, whole, steps, shares) for one in (summarised(arrays), arrays))
+    text = f"# In short: hits averaged over the ways to score them\n\n{short}\n# Each score\n\n{each}"
+    write_durably(path, text)
     plot(arrays, names, whole, output / "study.png")
     say(f"{path}, {output / 'study.png'}" if whole in names and len(lost[whole]) < settings.seeds else str(path))
     return path

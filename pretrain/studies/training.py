@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipeline.durable import write_durably
+from data_pipeline.durable import file_sha256, write_durably
 from data_pipeline.errors import DONE, GAVE_UP, UserError
+from data_pipeline.format.manifest import SET_MANIFEST
 from pretrain.configuration import RunConfig, load_config
 from pretrain.studies.arms import Arm
 from pretrain.training.logging.record import METRICS
@@ -64,10 +65,15 @@ def plan(settings: Settings, arms: Sequence[Arm], whole: str) -> dict[str, Plann
     if alike and whole not in {arm.name for arm in arms}:
         raise UserError(f"arm {alike[0]!r} has as many steps as {whole!r}: study that one too (--only {whole!r})")
     path = settings.output / "plan.json"
-    wanted = {"seconds": settings.seconds, "config": settings.config, "changes": list(settings.common())}
+    wanted = {
+        "seconds": settings.seconds,
+        "config": settings.config,
+        "changes": list(settings.changes),
+        "training_set": file_sha256(settings.shards / "train" / SET_MANIFEST),
+    }
     if path.exists():
         held = json.loads(path.read_text(encoding="utf-8"))
-        if {key: held[key] for key in wanted} != wanted or not {arm.name for arm in arms} <= held["arms"].keys():
+        if {key: held.get(key) for key in wanted} != wanted or not {arm.name for arm in arms} <= held["arms"].keys():
             raise UserError(f"{path} is of a study with other settings; choose another --output")
         return {name: Planned(tuple(p["step_seconds"]), tuple(p["steps"])) for name, p in held["arms"].items()}
     costs = _costs(settings, arms)

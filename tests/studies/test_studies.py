@@ -16,7 +16,7 @@ from launch.cli import run as command_line
 from pretrain.configuration import load_config
 from pretrain.studies import study, training
 from pretrain.studies.arms import M3I, OPERATOR, arms_of
-from pretrain.studies.comparison import paired_bootstrap, table
+from pretrain.studies.comparison import paired_bootstrap, summarised, table
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 220)}
 SMALL = (
@@ -70,7 +70,8 @@ def test_a_study_is_planned_trained_scored_and_goes_on(shards: Path, tmp_path: P
     text = first.read_text()
     assert all(f"| {arm} |" in text for arm in arms) and (tmp_path / "a" / "study.png").stat().st_size > 10_000
     kinds = ("category, linear", "kind, nearest 5", "retrieval, caption to picture", "category, fine-tuned")
-    heads = [line for line in text.splitlines() if " steps " in line]
+    assert text.index("# In short") < text.index("# Each score")
+    heads = [line for line in text[text.index("# Each score") :].splitlines() if " steps " in line]
     assert [head.split(" | ")[0] for head in heads] == ["| another artist", "| unseen concepts"]
     assert all(kind in head for head in heads for kind in kinds)
     rows = {line.split(" | ")[0]: line for line in text.splitlines()}
@@ -142,6 +143,16 @@ def test_the_bootstrap_is_paired_and_tells_what_the_data_can_tell() -> None:
     assert not same.told
     text = table({"score": {"a": better, "m3i": whole, "b": whole[:1]}}, ["a", "m3i", "b"], "m3i", {"a": [3, 4]})
     assert "| a | 3 + 4 |" in text and " ≈ |" in text and "**" in text
+
+
+def test_a_summary_averages_the_ways_to_score_a_picture() -> None:
+    hits = {"a": np.array([[1.0, 0.0]]), "m3i": np.array([[0.0, 0.0]])}
+    more = {"a": np.array([[0.0, 0.0]]), "m3i": np.array([[1.0, 1.0]])}
+    found = summarised({"set: category, linear": hits, "set: category, nearest 5": more, "set: kind, linear": more})
+    assert list(found) == ["set: category", "set: kind"]
+    assert found["set: category"]["a"].tolist() == [[0.5, 0.0]] and found["set: category"]["m3i"].tolist() == [
+        [0.5] * 2
+    ]
 
 
 def test_equal_steps_are_those_of_an_arm_that_is_there(tmp_path: Path) -> None:

@@ -94,23 +94,24 @@ def decide(
     """Writes down and carries out what `select` gives: id, status, reason of the rows that change.
 
     steps: one for the history of each set of the catalogue, None where nothing is decided. Sets must be held. Raises
-    UserError, before anything is written down, where a tar of which samples are to be erased cannot be written.
+    UserError, before anything counts as decided, where a tar of which samples are to be erased cannot be written.
     """
     run = catalogue.connection.execute
-    erasing = run(f"select distinct id >> 32 from ({select}) where status = '{ERASED}' order by 1").fetchall()
-    need_tars([catalogue.entry(sidecar << 32) for (sidecar,) in erasing], os.O_WRONLY)
     home = next(one for one, step in zip(catalogue.sets, steps, strict=True) if step is not None).index_folder
     work = home / WORK_FOLDER
     work.mkdir(exist_ok=True)
-    for one, step in zip(catalogue.sets, steps, strict=True):
-        if step is not None:
-            (one.index_folder / WORK_FOLDER).mkdir(exist_ok=True)
-            write_durably(one.index_folder / PENDING, json.dumps({"home": str(home.resolve())}))
     with atomic_path(work / _DECISIONS) as path:
         run(
             f"copy (select id, status, reason from ({select}) order by id) to {quoted(str(path))} "
             "(format parquet, row_group_size 100000)"
         )
+        written = f"read_parquet({quoted(str(path))})"  # `select` may have taken its time over many rows
+        erasing = run(f"select distinct id >> 32 from {written} where status = '{ERASED}' order by 1").fetchall()
+        need_tars([catalogue.entry(sidecar << 32) for (sidecar,) in erasing], os.O_WRONLY)
+    for one, step in zip(catalogue.sets, steps, strict=True):
+        if step is not None:
+            (one.index_folder / WORK_FOLDER).mkdir(exist_ok=True)
+            write_durably(one.index_folder / PENDING, json.dumps({"home": str(home.resolve())}))
     commit = {
         "sets": [
             {

@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.curation.plans import FROM_KEY, FROM_ROW, FROM_SET, Plan
 from data_pipeline.durable import TEMPORARY, write_durably
@@ -179,7 +180,6 @@ class _Bytes:
     def __init__(self) -> None:
         self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
         self._members: dict[Path, dict[str, Members]] = {}
-        self._told: dict[Path, bool] = {}
 
     def of(self, source: Source, entry: ShardEntry, row: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         """Returns a sample's members by extension, and which of them is the image."""
@@ -193,30 +193,10 @@ class _Bytes:
                 former.close()
         self._maps.move_to_end(path)
         data = self._maps[path]
-        told = not source.foreign(entry) and self._is_told(path, data, source.manifest.sidecar_path(entry))
+        told = not source.foreign(entry) and _is_told(path, source.manifest.sidecar_path(entry), entry.sha256)
         places = _own(data, row) if told else self._walked(path, data)[row["key"]]
         image = next(name for name, (offset, _) in places.items() if offset == row["image_offset"])
         return image, {extension: bytes(data[offset : offset + size]) for extension, (offset, size) in places.items()}
-
-    def _is_told(self, path: Path, data: mmap.mmap, sidecar: Path) -> bool:
-        """Tells whether the sidecar knows every member: those that it knows lie side by side, and nothing behind them.
-
-        Members of a foreign shard that has been resharded may have no column there.
-        """
-        if path not in self._told:
-            names = [f"{part}_{what}" for part in PARTS for what in ("offset", "size")]
-            rows = read_sidecar(sidecar)
-            known = {name: rows[name].to_numpy(zero_copy_only=False) for name in names if name in rows.column_names}
-            length, end = 0, 0
-            for part in PARTS:
-                if f"{part}_offset" in known:
-                    there = ~np.isnan(known[f"{part}_offset"].astype(float))
-                    sizes = known[f"{part}_size"][there].astype(np.int64)
-                    padded = -(-sizes // ustar.BLOCK_BYTES) * ustar.BLOCK_BYTES
-                    length += int(padded.sum()) + ustar.BLOCK_BYTES * len(padded)
-                    end = max(end, int((known[f"{part}_offset"][there].astype(np.int64) + padded).max(initial=0)))
-            self._told[path] = length == end and not any(data[end : end + ustar.BLOCK_BYTES])
-        return self._told[path]
 
     def _walked(self, path: Path, data: mmap.mmap) -> dict[str, Members]:
         """Lists the members of a shard whose sidecar may not know all of them."""
@@ -237,6 +217,27 @@ class _Bytes:
             data.close()
 
 
+@cache
+def _is_told(tar: Path, sidecar: Path, _sha256: str) -> bool:
+    """Tells whether the sidecar knows every member: those that it knows lie side by side, and nothing behind them.
+
+    Members of a foreign shard that has been resharded may have no column there. Asked once a shard and process, not for
+    every shard that takes samples from it; by its digest, so that one that was rewritten is looked at anew.
+    """
+    rows = read_sidecar(sidecar, [f"{part}_{what}" for part in PARTS for what in ("offset", "size")])
+    length, end = 0, 0
+    for part in PARTS:
+        if f"{part}_offset" in rows.column_names:
+            placed = rows.filter(pc.is_valid(rows[f"{part}_offset"]))
+            offsets, sizes = (placed[f"{part}_{what}"].to_numpy() for what in ("offset", "size"))
+            padded = -(-sizes // ustar.BLOCK_BYTES) * ustar.BLOCK_BYTES
+            length += int((padded + ustar.BLOCK_BYTES).sum())
+            end = max(end, int((offsets + padded).max(initial=0)))
+    with open(tar, "rb") as file:
+        file.seek(end)
+        return length == end and not any(file.read(ustar.BLOCK_BYTES))
+
+
 def _own(data: mmap.mmap, row: Mapping[str, Any]) -> Members:
     """Lists the members of a sample whose every member has its place in the sidecar."""
     places: Members = {}
@@ -246,6 +247,5 @@ def _own(data: mmap.mmap, row: Mapping[str, Any]) -> Members:
             name = (
                 bytes(data[offset - ustar.BLOCK_BYTES : offset - ustar.BLOCK_BYTES + 100]).split(b"\0", 1)[0].decode()
             )
-            extension = name.rpartition("/")[2].partition(".")[2]
-            places[extension] = (offset, row[f"{part}_size"])
+            places[ustar.sample_name(name)[1]] = (offset, row[f"{part}_size"])
     return places

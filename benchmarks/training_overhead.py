@@ -193,7 +193,7 @@ def main() -> None:
         shared = Path(os.environ.get("BENCHMARK_FOLDER", folder))
         for name, extra in (
             ("whole", []),
-            ("average off", ["training.ema.enabled=false", "task.preset=clip"]),
+            ("average off", ["training.ema.enabled=false", "task.preset=clip", "task.balance=null"]),
         ):
             config = load_config(chosen.config, [*common, *extra])
             config.checkpoint.every_steps = None

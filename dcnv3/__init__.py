@@ -3,12 +3,21 @@
 geometry    sizes, point order, checks          reference   the definition, in plain PyTorch
 operator    `dcnv3`, the function               module      `DCNv3`, the layer
 backends    what is available, and why not      csrc/       the CPU and CUDA kernels
-fused       LayerNorm with GELU                 composed    the same in PyTorch's own operators
+fused       LayerNorm and GELU, joined layers   composed    the same in PyTorch's own operators
                                                 triton_kernels   for GPUs where the CUDA kernels were not built
 """
 
 from dcnv3.backends import available_backends, default_backend
-from dcnv3.fused import NormGelu, gelu, gelu_, layer_norm, norm_gelu, residual_norm, split_norm
+from dcnv3.fused import (
+    NormGelu,
+    gelu,
+    gelu_,
+    joined_linears,
+    layer_norm,
+    norm_gelu,
+    residual_norm,
+    split_norm,
+)
 from dcnv3.module import DCNv3
 from dcnv3.operator import dcnv3
 
@@ -20,6 +29,7 @@ __all__ = [
     "default_backend",
     "gelu",
     "gelu_",
+    "joined_linears",
     "layer_norm",
     "norm_gelu",
     "residual_norm",

@@ -6,6 +6,7 @@ whole, in the place of `fused` and `operator`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from dcnv3.geometry import Geometry, check_tensors, make_geometry
 from dcnv3.reference import dcnv3_reference, packed_reference
 
-LAYERS = ("NormGelu", "gelu", "gelu_", "layer_norm", "norm_gelu", "residual_norm", "split_norm")  # those of `fused`
+# those of `fused`
+LAYERS = ("NormGelu", "gelu", "gelu_", "joined_linears", "layer_norm", "norm_gelu", "residual_norm", "split_norm")
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
@@ -28,10 +30,10 @@ def norm_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: fl
 
 
 def split_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """layer_norm(x) and x."""
-    return layer_norm(x, weight, bias, eps), x
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, readers: int = 1
+) -> tuple[torch.Tensor, ...]:
+    """layer_norm(x) for each reader, and x."""
+    return (*[layer_norm(x, weight, bias, eps)] * readers, x)
 
 
 def residual_norm(
@@ -55,6 +57,13 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 def gelu_(x: torch.Tensor) -> torch.Tensor:
     """`gelu` in x's own memory, where no gradient is wanted. [...] -> x."""
     return x.copy_(F.gelu(x))
+
+
+def joined_linears(
+    weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One weight and one bias of several linear layers. [P1, C], [P2, C], ...; [P1], [P2], ... -> [P, C], [P]."""
+    return torch.cat(tuple(weights)), torch.cat(tuple(biases))
 
 
 class NormGelu(torch.nn.LayerNorm):

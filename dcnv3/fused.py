@@ -1,9 +1,10 @@
-"""LayerNorm, LayerNorm with GELU, and GELU: kernels of fewer passes than PyTorch's, where they are built.
+"""LayerNorm, LayerNorm with GELU, and GELU: kernels of fewer passes than PyTorch's, where they are built; joined layers.
 
     dcnv3::norm_forward(x, weight, bias, eps, gelu) -> (output, mean, rstd)
     dcnv3::norm_residual(x, residual, factor?, weight, bias, eps)     likewise, with residual + factor * norm for output
     dcnv3::norm_backward(grad_output, x, weight, bias, mean, rstd, gelu) -> (grad_x, grad_weight, grad_bias)
-    dcnv3::norm_backward_add(grad_output, grad_residual, x, ...)      likewise, with grad_residual added to grad_x
+    dcnv3::norm_backward_split(grad_output, grad_again?, grad_residual, x, ..., rstd)     likewise, of grad_output +
+        grad_again, and with grad_residual added to grad_x
     dcnv3::norm_backward_scaled(grad_output, factor, x, ..., rstd)    likewise, of factor * grad_output
     dcnv3::gelu(x) -> output
     dcnv3::gelu_(x!)
@@ -17,6 +18,7 @@ PyTorch's own operators, which compilers fuse themselves. Second derivatives are
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ _LIBRARY.define(
 )
 for _name, _given, _last in (
     ("norm_backward", "", ", bool gelu"),
-    ("norm_backward_add", "Tensor grad_residual, ", ", bool gelu"),
+    ("norm_backward_split", "Tensor? grad_again, Tensor grad_residual, ", ""),
     ("norm_backward_scaled", "Tensor factor, ", ""),
 ):
     _LIBRARY.define(
@@ -64,8 +66,12 @@ def _fake_norm_backward(_grad_output: torch.Tensor, *tensors: Any) -> Three:
 
 
 @torch.library.register_fake("dcnv3::norm_backward_scaled", lib=_LIBRARY)
-@torch.library.register_fake("dcnv3::norm_backward_add", lib=_LIBRARY)
-def _fake_norm_backward_add(grad_output: torch.Tensor, _beside: torch.Tensor, *tensors: Any) -> Three:
+def _fake_norm_backward_scaled(grad_output: torch.Tensor, _factor: torch.Tensor, *tensors: Any) -> Three:
+    return _fake_norm_backward(grad_output, *tensors)
+
+
+@torch.library.register_fake("dcnv3::norm_backward_split", lib=_LIBRARY)
+def _fake_norm_backward_split(grad_output: torch.Tensor, _again: Any, _residual: torch.Tensor, *tensors: Any) -> Three:
     return _fake_norm_backward(grad_output, *tensors)
 
 
@@ -98,13 +104,15 @@ def norm_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: fl
 
 
 def split_norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """layer_norm(x) and x, for a residual branch and what it is added to: their gradients are added in one pass."""
-    if _served("norm_backward_add", x, weight, bias) and _fits(x):
-        normal, same = _SplitNorm.apply(x, weight, bias, eps)
-        return normal, same
-    return composed.split_norm(x, weight, bias, eps)
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, readers: int = 1
+) -> tuple[torch.Tensor, ...]:
+    """layer_norm(x) for one reader or two, and x: for a residual branch, and what it is added to.
+
+    The gradients of all of them are added in one pass. Three tensors where there are two readers, else two.
+    """
+    if readers in (1, 2) and _served("norm_backward_split", x, weight, bias) and _fits(x):
+        return _SplitNorm.apply(x, weight, bias, eps, readers)
+    return composed.split_norm(x, weight, bias, eps, readers)
 
 
 def residual_norm(
@@ -120,6 +128,16 @@ def residual_norm(
     if _served("norm_residual", *given) and _fits(x) and x.shape == residual.shape and _is_of_samples(factor, x):
         return _ResidualNorm.apply(x, residual, factor, weight, bias, eps)
     return composed.residual_norm(x, residual, factor, weight, bias, eps)
+
+
+def joined_linears(
+    weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One weight and one bias of several linear layers, by one copy. [P1, C], ...; [P1], ... -> [P, C], [P]."""
+    tensors = (*weights, *biases)
+    if _eager() and all(t.dtype == tensors[0].dtype for t in tensors):
+        return _Joined.apply(len(weights), *tensors)
+    return composed.joined_linears(weights, biases)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -160,11 +178,18 @@ def built(name: str, device: str) -> bool:
 
 def _served(name: str, x: torch.Tensor, *others: torch.Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()
+        _eager()
         and built(name, x.device.type)
         and x.is_floating_point()
         and all(t.dtype == x.dtype and t.device == x.device for t in others)
         and not torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _eager() -> bool:
+    """Whether a function with a backward pass of its own may run: nobody traces it, nor asks for other derivatives."""
+    return (
+        not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
@@ -226,22 +251,22 @@ def _composed_gradients(
 class _SplitNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, readers: int
+    ) -> tuple[torch.Tensor, ...]:
         output, mean, rstd = torch.ops.dcnv3.norm_forward(x, weight, bias, eps, False)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.eps = eps
-        return output, x
+        return (output, x) if readers == 1 else (output, output.detach(), x)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        grad_output, grad_residual = cotangents
+        grad_output, *again, grad_residual = cotangents
         if torch.is_grad_enabled():
-            grad_x, *others = _composed_gradients(grad_output, x, weight, bias, ctx.eps, False)
-            return (grad_x + grad_residual, *others, None)
-        given = grad_output, grad_residual, x, weight, bias, mean, rstd
-        return (*torch.ops.dcnv3.norm_backward_add(*given, False), None)
+            grad_x, *others = _composed_gradients(sum(again, grad_output), x, weight, bias, ctx.eps, False)
+            return (grad_x + grad_residual, *others, None, None)
+        given = grad_output, again[0] if again else None, grad_residual, x, weight, bias, mean, rstd
+        return (*torch.ops.dcnv3.norm_backward_split(*given), None, None)
 
 
 class _ResidualNorm(torch.autograd.Function):
@@ -273,6 +298,21 @@ class _ResidualNorm(torch.autograd.Function):
         else:
             grad_x, *others = torch.ops.dcnv3.norm_backward_scaled(grad, factor, x, weight, bias, mean, rstd)
         return (grad_x, grad, None, *others, None)
+
+
+class _Joined(torch.autograd.Function):
+    """Gradients are parts of those of the whole, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.rows = [len(weight) for weight in tensors[:count]]
+        whole = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        rows, width = sum(ctx.rows), tensors[0].shape[1]
+        return whole[: rows * width].view(rows, width), whole[rows * width :]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (None, *(part for cotangent in cotangents for part in cotangent.split(ctx.rows)))
 
 
 class _Gelu(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcnv3.fused import NormGelu
+from dcnv3.fused import NormGelu, joined_linears
 from dcnv3.geometry import Geometry, check_backend, integer, make_geometry
 from dcnv3.operator import dcnv3, packed_dcnv3
 from dcnv3.reference import activate, unpack
@@ -49,7 +49,7 @@ class Places(nn.Linear):
             biases = (*biases, biases[0].detach()[:missing])
         if len(weights) == 1:
             return self.product(x, self.weight, self.bias)
-        return self.product(x, torch.cat(weights), torch.cat(biases))
+        return self.product(x, *joined_linears(weights, biases))
 
 
 class DCNv3(nn.Module):
@@ -166,14 +166,19 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """[N, H, W, C] -> [N, Ho, Wo, C]. ValueError for another number of channels or dimensions."""
+    def forward(self, inputs: torch.Tensor, again: torch.Tensor | None = None) -> torch.Tensor:
+        """[N, H, W, C] -> [N, Ho, Wo, C]. ValueError for another number of channels or dimensions.
+
+        again: the inputs once more, for the depthwise convolution to read, from one who adds up the gradients of both
+        readers himself (`split_norm`).
+        """
         if not isinstance(inputs, torch.Tensor):
             raise ValueError(f"inputs: expected a tensor [N, H, W, {self.channels}], got {type(inputs).__name__}")
         if inputs.dim() != 4 or inputs.shape[-1] != self.channels:
             raise ValueError(f"inputs: expected [N, H, W, {self.channels}], got shape {tuple(inputs.shape)}")
         x = self.input_proj(inputs)
-        x1 = self.norm(self.depthwise(inputs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        chosen_from = inputs if again is None else again
+        x1 = self.norm(self.depthwise(chosen_from.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         center = self.center_scale is not None
         packed = self.offset(x1, self.mask, self.center_scale) if center else self.offset(x1, self.mask)
         if self.share_weights:

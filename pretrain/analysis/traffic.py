@@ -11,7 +11,7 @@ operator that reaches the dispatcher is counted by these rules.
 
 What a step has beside the image model (losses, other towers, optimizer, collectives) is not counted. Compiling fuses
 what is counted apart here. A block's bytes are also given in maps, those of its map N H W C in 16 bits: a pre-norm
-block of width C with P columns of places moves 39 + 2 P/C forward and 79 + 5 P/C backward beside its weights, as
+block of width C with P columns of places moves 39 + 2 P/C forward and 78 + 6 P/C backward beside its weights, as
 tests/launch/test_inspect_costs.py adds up.
 """
 
@@ -82,19 +82,25 @@ def _convolution_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[int, int
     return sum(mask) - 1, (sum(mask) - 1) * _extent(grad)
 
 
-def _sampling_backward(grad: Tensor, value: Tensor, *_: Any) -> tuple[int, int]:
-    """The value's gradient is summed in memory, in fp32 for 16 bits: zeroed, added to, then rounded to its type."""
+def _sampling_backward(grad: Tensor, value: Tensor, *given: Any) -> tuple[int, int]:
+    """The value's gradient is summed in memory, in fp32 for 16 bits: zeroed, added to, then rounded to its type.
+
+    A kernel makes those of the points, and another, which reads all but the value again, the value's by tiles, as on
+    CUDA for the published models (csrc/cuda/launch.h: tiles_apply).
+    """
+    places = [tensor for tensor in given if isinstance(tensor, Tensor)]
     size = max(4, value.element_size()) * value.numel()
+    again = _extent(grad) + sum(_extent(tensor) for tensor in places)
     if value.element_size() < 4:
-        return 2, 4 * size  # zeroed; read and written by the sums; read to be rounded
-    return 1, 2 * size  # zeroed; read by the sums, whose writing is the output's
+        return 3, 4 * size + again  # zeroed; read and written by the sums; read to be rounded
+    return 2, 2 * size + again  # zeroed; read by the sums, whose writing is the output's
 
 
 def _norm_backward(_grad: Tensor, x: Tensor, *_: Any) -> tuple[int, int]:
-    """Weight and bias get theirs from fp32 sums over shares of the rows: written, and read by a second kernel."""
+    """Weight and bias get theirs from fp32 sums over shares of the rows: written, and read in the same launch."""
     channels = x.shape[-1]
     shares = min(2048, -(-x.numel() // channels // 16))  # csrc/norm.h: rows_of_a_warp
-    return 1, 2 * shares * 2 * channels * 4
+    return 0, 2 * shares * 2 * channels * 4
 
 
 # Operator -> launches and bytes beyond one launch that reads its inputs and writes its outputs.
@@ -102,7 +108,7 @@ _PARTS: dict[str, Callable[..., tuple[int, int]]] = {
     "aten::native_layer_norm_backward": _layer_norm_backward,
     "aten::convolution_backward": _convolution_backward,
     "dcnv3::norm_backward": _norm_backward,
-    "dcnv3::norm_backward_add": lambda grad, _residual, x, *rest: _norm_backward(grad, x, *rest),
+    "dcnv3::norm_backward_split": lambda grad, _again, _residual, x, *rest: _norm_backward(grad, x, *rest),
     "dcnv3::norm_backward_scaled": lambda grad, _factor, x, *rest: _norm_backward(grad, x, *rest),
     "dcnv3::backward": _sampling_backward,
     "dcnv3::packed_backward": _sampling_backward,

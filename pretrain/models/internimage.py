@@ -87,10 +87,9 @@ class Block(nn.Module):
         super().__init__()
         channels = dcn.channels
         self.post_norm = post_norm
-        norm = LayerNorm if post_norm else SplitNorm
-        self.norm1 = norm(channels)
+        self.norm1 = LayerNorm(channels) if post_norm else SplitNorm(channels, readers=2)
         self.dcn = dcn
-        self.norm2 = norm(channels)
+        self.norm2 = LayerNorm(channels) if post_norm else SplitNorm(channels)
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
         self.drop_path1 = DropPath(drop_path, salt)
         self.drop_path2 = DropPath(drop_path, salt + 1)
@@ -127,8 +126,8 @@ class Block(nn.Module):
         """x + its branch, of which gamma or `res_norm` is the end."""
         if self.post_norm:
             return _add(x, norm(layer(x)), gamma, factor)
-        normal, x = norm(x)
-        branch = layer(normal)
+        *normals, x = norm(x)
+        branch = layer(*normals)
         return _add(x, branch, gamma, factor) if res_norm is None else res_norm(branch, x, factor)
 
 

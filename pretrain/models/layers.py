@@ -48,13 +48,20 @@ class NormGelu(LayerNorm):
 
 
 class SplitNorm(LayerNorm):
-    """LayerNorm before a residual branch: gives what it is given too, so that both gradients are added in one pass."""
+    """LayerNorm before a residual branch: gives what it is given too, so that all gradients are added in one pass.
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """x: [..., C] -> LayerNorm(x), x."""
+    readers: 1 or 2, how many layers the branch begins with; each is handed LayerNorm(x) of its own.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6, *, readers: int = 1) -> None:
+        super().__init__(channels, eps)
+        self.readers = readers
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """x: [..., C] -> LayerNorm(x), of every reader, and x."""
         if x.dtype == self.weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
-            return split_norm(x, self.weight, self.bias, self.eps)
-        return super().forward(x), x
+            return split_norm(x, self.weight, self.bias, self.eps, self.readers)
+        return (*[super().forward(x)] * self.readers, x)
 
 
 class ResidualNorm(LayerNorm):

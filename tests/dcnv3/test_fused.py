@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnv3 import NormGelu, fused, gelu, gelu_, layer_norm, norm_gelu, residual_norm, split_norm
+from dcnv3 import NormGelu, fused, gelu, gelu_, joined_linears, layer_norm, norm_gelu, residual_norm, split_norm
 
 pytestmark = pytest.mark.skipif(not fused.built("norm_forward", "cpu"), reason="the CPU kernels are not built here")
 
@@ -57,34 +57,40 @@ def test_a_norm_computes_the_definition(
     assert_near(have, results(oracle, given, torch.float64), TOLERANCE[dtype])
 
 
-def doubled(norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Norm:
-    """A function of both of the outputs."""
+def of_all(norm: Callable[..., tuple[torch.Tensor, ...]], readers: int) -> Norm:
+    """A function of all of the outputs, each of which has another gradient."""
 
     def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-        normal, same = norm(x, weight, bias, eps)
-        return normal + 0.5 * same.square()
+        *normals, same = norm(x, weight, bias, eps, readers)
+        assert len(normals) == readers
+        return normals[0] + sum(0.75 * normal.sin() for normal in normals[1:]) + 0.5 * same.square()
 
     return run
 
 
-def both(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return plain(x, weight, bias, eps), x
+def split(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, readers: int
+) -> tuple[torch.Tensor, ...]:
+    return (*[plain(x, weight, bias, eps)] * readers, x)
 
 
+@pytest.mark.parametrize("readers", [1, 2])
 @pytest.mark.parametrize("shape", [(5, 1), (2, 3, 4, 16), (70, 17)], ids=str)
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_a_split_norm_adds_the_residuals_gradient(dtype: torch.dtype, shape: tuple[int, ...], device: str) -> None:
+def test_a_split_norm_adds_the_gradients_of_its_readers_and_the_residual(
+    dtype: torch.dtype, shape: tuple[int, ...], readers: int, device: str
+) -> None:
     given = tensors(shape, dtype)
-    want = results(doubled(both), given, torch.float64)
-    have = results(doubled(split_norm), [t.to(device) for t in given], dtype)
+    want = results(of_all(split, readers), given, torch.float64)
+    have = results(of_all(split_norm, readers), [t.to(device) for t in given], dtype)
     assert_near(have, want, 2 * TOLERANCE[dtype])
-    for index in (0, 1):  # one of the outputs alone
+    for index in range(readers + 1):  # one of the outputs alone
 
         def one(*arguments: Any, index: int = index) -> torch.Tensor:
-            return split_norm(*arguments)[index] * 1
+            return split_norm(*arguments, readers)[index] * 1
 
         def wanted(*arguments: Any, index: int = index) -> torch.Tensor:
-            return both(*arguments)[index] + 0 * sum(t.sum() for t in arguments[:3])
+            return split(*arguments, readers)[index] + 0 * sum(t.sum() for t in arguments[:3])
 
         x, weight, bias = (t.detach().requires_grad_() for t in given[:3])
         found = torch.autograd.grad(one(x, weight, bias, EPS), (x, weight, bias), given[3])
@@ -170,7 +176,8 @@ def test_gelu_of_numbers_that_are_not_finite() -> None:
 
 def test_derivatives_of_first_and_second_order() -> None:
     x, weight, bias, _ = (t.double().requires_grad_() for t in tensors((3, 7), torch.float64))
-    for function in (norm_gelu, layer_norm, doubled(split_norm), ended(None)[0], ended(0.5, 2.0, 0.0)[0]):
+    splits = [of_all(split_norm, readers) for readers in (1, 2)]
+    for function in (norm_gelu, layer_norm, *splits, ended(None)[0], ended(0.5, 2.0, 0.0)[0]):
 
         def run(*given: torch.Tensor, function: Norm = function) -> torch.Tensor:
             return function(*given, EPS)
@@ -199,6 +206,9 @@ def test_the_operators_pass_opcheck(dtype: torch.dtype) -> None:
         torch.library.opcheck(torch.ops.dcnv3.norm_residual.default, given, test_utils=tests)
     given = (grad, factor, x, weight, bias, mean, rstd)
     torch.library.opcheck(torch.ops.dcnv3.norm_backward_scaled.default, given, test_utils=tests)
+    for again in (factor.expand_as(grad).contiguous(), None):
+        given = (grad, again, grad, x, weight, bias, mean, rstd)
+        torch.library.opcheck(torch.ops.dcnv3.norm_backward_split.default, given, test_utils=tests)
     torch.library.opcheck(torch.ops.dcnv3.gelu.default, (x,), test_utils=tests)
     torch.library.opcheck(torch.ops.dcnv3.gelu_.default, (x.clone(),), test_utils=tests[:2])
     torch.library.opcheck(torch.ops.dcnv3.gelu_backward.default, (grad, x), test_utils=tests)
@@ -235,6 +245,34 @@ def test_pytorchs_own_operators_serve_where_the_kernels_do_not(why: str, monkeyp
     else:
         each = torch.func.vmap(norm_gelu, in_dims=(0, None, None, None))(x, weight, bias, EPS)
         torch.testing.assert_close(each, want, atol=1e-6, rtol=1e-5)
+
+
+def test_a_graph_can_be_had_of_joined_layers_in_every_way() -> None:
+    """Values and gradients of one product are those of the layers apart, where one of them needs no gradient too."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(6, width).double() for width in (4, 3, 1)]
+    layers[1].requires_grad_(False)
+    x = torch.randn(5, 6, dtype=torch.float64)
+
+    def product(*tensors: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, *joined_linears(tensors[:3], tensors[3:]))
+
+    tensors = [layer.weight for layer in layers] + [layer.bias for layer in layers]
+    torch.testing.assert_close(product(*tensors), torch.cat([layer(x) for layer in layers], -1))
+    assert torch.autograd.gradcheck(product, tensors)
+    assert torch.autograd.gradgradcheck(product, tensors)
+    (weight, bias) = joined_linears(tensors[:3], tensors[3:])
+    assert weight.is_contiguous() and bias.is_contiguous()
+    product(*tensors).sum().backward()
+    want = x.sum(0).expand(4, 6)
+    torch.testing.assert_close(layers[0].weight.grad, want)
+    assert layers[1].weight.grad is None
+    compiled = torch.compile(product, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), product(*tensors))
+    each = torch.func.vmap(lambda scale: product(*(scale * tensor for tensor in tensors)))(torch.ones(2).double())
+    torch.testing.assert_close(each[1], product(*tensors))
+    _, tangent = torch.func.jvp(product, tuple(t.detach() for t in tensors), tuple(t.detach() for t in tensors))
+    torch.testing.assert_close(tangent, product(*tensors).detach())
 
 
 def test_a_compiled_layer_holds_pytorchs_own_operators() -> None:

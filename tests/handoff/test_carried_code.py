@@ -67,7 +67,12 @@ def test_a_form_without_kernels_stands_for_the_layer(name: str) -> None:
             found.append([function(x), x])
             continue
         leaves = [x.requires_grad_()]
-        if name == "NormGelu":
+        if name == "joined_linears":
+            leaves = [
+                torch.randn(shape, generator=draw, requires_grad=True) for shape in ((2, 16), (3, 16), (2,), (3,))
+            ]
+            outputs = function(leaves[:2], leaves[2:])
+        elif name == "NormGelu":
             layer = function(16)
             outputs = layer(x)
             leaves += layer.parameters()
@@ -78,8 +83,7 @@ def test_a_form_without_kernels_stands_for_the_layer(name: str) -> None:
             before = (x.square(), torch.linspace(0, 2, 5).view(5, 1, 1)) if name == "residual_norm" else ()
             outputs = function(x, *before, weight, bias, 1e-6)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        slope = torch.linspace(-1, 1, x.numel()).view_as(x)
-        total = sum((output * slope).sum() for output in outputs)
+        total = sum((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum() for output in outputs)
         found.append([*outputs, *torch.autograd.grad(total, leaves)])
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)

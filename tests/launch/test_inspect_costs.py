@@ -39,7 +39,7 @@ def test_a_blocks_launches_and_bytes_are_those_of_a_derivation_by_hand() -> None
         "input projection": (1, 2),
         "depthwise convolution": (1, 2),
         "its norm, with GELU": (1, 2),
-        "weights and biases joined": (2, 0),
+        "weights and biases joined": (1, 0),
         "places": (1, 1 + p),
         "sampling": (1, 1 + p + 1),
         "output projection": (1, 2),
@@ -50,25 +50,25 @@ def test_a_blocks_launches_and_bytes_are_those_of_a_derivation_by_hand() -> None
         "and back": (1, 4 + 1),
         "second sum": (1, 3),
     }
-    norm = (2, 3)  # sums for the weight on the way to the input's gradient, and what they come to
+    norm = (1, 3)  # with the sums for its weight and bias
     product = (3, 2 + 2 + 1)  # gradients of input, weight and bias, of equal widths
     backward = {
         "second layer": (3, (1 + 4) + (1 + 4) + 1),
         "its GELU": (1, 4 + 4 + 4),
         "first layer": (3, (4 + 1) + (4 + 1) + 4),
-        "second norm, with the sum's gradient": (2, 3 + 1),
+        "second norm, with the sum's gradient": (1, 3 + 1),
         "output projection": product,
-        "sampling": (3, (1 + 1 + p) + (1 + p) + (2 + 2 + 2 + 2)),  # an fp32 sum: zeroed, read, written, read
+        # points and tiles, which read the gradient and the places; an fp32 sum: zeroed, read, written, read
+        "sampling": (4, (1 + 1 + p) + (1 + p) + (1 + p) + (2 + 2 + 2 + 2)),
         "places": (3, (p + 1) + (p + 1) + p),
         "norm of the convolution, with GELU": norm,
         "convolution": (3, 2 + 2 + 1),
         "input projection": product,
-        "gradients of the branch's two readers": (1, 3),
-        "norm, with the sum's gradient": (2, 3 + 1),
+        "norm, with the gradients of the branch's second reader and of the sum": (1, 3 + 2),
     }
     block = rows_of({**TINY, "num_classes": 0}, 448, batch=4)["stage 1, a block"]
     assert sum(maps for _, maps in forward.values()) == 39 + 2 * p
-    assert sum(maps for _, maps in backward.values()) == 79 + 5 * p
+    assert sum(maps for _, maps in backward.values()) == 78 + 6 * p
     counted = [*forward.values(), *backward.values()]
     assert block.cost.launches == sum(launches for launches, _ in counted)
     assert block.values == 4 * 112 * 112 * 32

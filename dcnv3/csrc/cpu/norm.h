@@ -147,6 +147,7 @@ void norm_backward(const NormProblem& q, const NormTensors& t, int64_t share, in
   for (int64_t row = begin; row < end; ++row) {
     const S* x = static_cast<const S*>(t.x) + row * q.channels;
     const S* grad = static_cast<const S*>(t.grad_output) + row * q.channels;
+    const S* again = t.grad_again == nullptr ? nullptr : static_cast<const S*>(t.grad_again) + row * q.channels;
     const S* residual = t.grad_residual == nullptr ? nullptr : static_cast<const S*>(t.grad_residual) + row * q.channels;
     S* grad_x = static_cast<S*>(t.grad_x) + row * q.channels;
     const T mean = static_cast<const T*>(t.mean)[row], rstd = static_cast<const T*>(t.rstd)[row];
@@ -156,6 +157,7 @@ void norm_backward(const NormProblem& q, const NormTensors& t, int64_t share, in
       const int64_t left = q.channels - c;
       const V normal = (load_first<L>(x + c, left) - mean) * rstd, w = load_first<L>(weight + c, left);
       V slope = load_first<L>(grad + c, left) * factor;  // zeros past the row's end, and so is all that follows from it
+      if (again != nullptr) slope += load_first<L>(again + c, left) * factor;
       if constexpr (kGelu) slope *= gelu_slope(V(normal * w + load_first<L>(bias + c, left)));
       store<L, T>(grad_weight + c, load<L>(grad_weight + c) + slope * normal);
       store<L, T>(grad_bias + c, load<L>(grad_bias + c) + slope);

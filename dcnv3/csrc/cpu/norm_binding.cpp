@@ -37,11 +37,17 @@ std::tuple<Tensor, Tensor, Tensor> norm_residual(Tensor x, Tensor residual, std:
   return run_forward(x, &residual, factor ? &*factor : nullptr, weight, bias, eps, false);
 }
 
-std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor* grad_residual, const Tensor* factor, Tensor x,
-                                                Tensor weight, Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
+// Gradients beside that of the output; null where there is none.
+struct Beside {
+  const Tensor *again, *residual, *factor;
+};
+
+std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Beside& beside, Tensor x, Tensor weight, Tensor bias,
+                                                Tensor mean, Tensor rstd, bool gelu) {
   NormProblem q = norm_of(x, weight, bias, 0, gelu);
   check_like(grad_output, x, "the output's gradient");
-  if (grad_residual != nullptr) check_like(*grad_residual, x, "the residual's gradient");
+  if (beside.again != nullptr) check_like(*beside.again, x, "the output's second gradient");
+  if (beside.residual != nullptr) check_like(*beside.residual, x, "the residual's gradient");
   check_statistics(mean, x, q), check_statistics(rstd, x, q);
   x = dense(x), weight = dense(weight), bias = dense(bias), grad_output = dense(grad_output);
   Tensor grad_x = torch::stable::new_empty(x, x.sizes());
@@ -50,9 +56,11 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor
   const int64_t share = rows_of_a_share(q.rows), shares = (q.rows + share - 1) / share;
   Tensor sums = torch::stable::new_empty(x, {shares, 2 * q.channels}, sum_type(x));
   NormTensors t = pointers(x, weight, bias, grad_x, mean, rstd);
-  const Tensor residual = grad_residual == nullptr ? grad_output : dense(*grad_residual);
-  if (grad_residual != nullptr) t.grad_residual = residual.data_ptr();
-  if (factor != nullptr) take_factor(q, *factor, x), t.factor = factor->data_ptr();
+  const Tensor again = beside.again == nullptr ? grad_output : dense(*beside.again);
+  if (beside.again != nullptr) t.grad_again = again.data_ptr();
+  const Tensor residual = beside.residual == nullptr ? grad_output : dense(*beside.residual);
+  if (beside.residual != nullptr) t.grad_residual = residual.data_ptr();
+  if (beside.factor != nullptr) take_factor(q, *beside.factor, x), t.factor = beside.factor->data_ptr();
   t.grad_output = grad_output.data_ptr(), t.grad_x = grad_x.data_ptr();
   t.grad_weight = grad_weight.data_ptr(), t.grad_bias = grad_bias.data_ptr(), t.sums = sums.data_ptr();
   const CpuKernels& kernels = cpu_kernels();
@@ -67,17 +75,18 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Tensor
 
 std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor bias, Tensor mean,
                                                  Tensor rstd, bool gelu) {
-  return run_backward(grad_output, nullptr, nullptr, x, weight, bias, mean, rstd, gelu);
+  return run_backward(grad_output, {}, x, weight, bias, mean, rstd, gelu);
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_backward_add(Tensor grad_output, Tensor grad_residual, Tensor x, Tensor weight,
-                                                     Tensor bias, Tensor mean, Tensor rstd, bool gelu) {
-  return run_backward(grad_output, &grad_residual, nullptr, x, weight, bias, mean, rstd, gelu);
+std::tuple<Tensor, Tensor, Tensor> norm_backward_split(Tensor grad_output, std::optional<Tensor> grad_again, Tensor grad_residual,
+                                                       Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd) {
+  const Beside beside{grad_again ? &*grad_again : nullptr, &grad_residual, nullptr};
+  return run_backward(grad_output, beside, x, weight, bias, mean, rstd, false);
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_backward_scaled(Tensor grad_output, Tensor factor, Tensor x, Tensor weight, Tensor bias,
                                                         Tensor mean, Tensor rstd) {
-  return run_backward(grad_output, nullptr, &factor, x, weight, bias, mean, rstd, false);
+  return run_backward(grad_output, {nullptr, nullptr, &factor}, x, weight, bias, mean, rstd, false);
 }
 
 void run_gelu(const Tensor& x, const Tensor* grad, const Tensor& to) {
@@ -115,7 +124,7 @@ STABLE_TORCH_LIBRARY_IMPL(dcnv3, CPU, m) {
   m.impl("norm_forward", TORCH_BOX(&dcnv3::norm_forward));
   m.impl("norm_residual", TORCH_BOX(&dcnv3::norm_residual));
   m.impl("norm_backward", TORCH_BOX(&dcnv3::norm_backward));
-  m.impl("norm_backward_add", TORCH_BOX(&dcnv3::norm_backward_add));
+  m.impl("norm_backward_split", TORCH_BOX(&dcnv3::norm_backward_split));
   m.impl("norm_backward_scaled", TORCH_BOX(&dcnv3::norm_backward_scaled));
   m.impl("gelu", TORCH_BOX(&dcnv3::gelu));
   m.impl("gelu_", TORCH_BOX(&dcnv3::gelu_in_place));

@@ -1,5 +1,9 @@
 #include "norm.cuh"
 
+#include <cooperative_groups.h>
+
+#include <algorithm>
+
 #include "dispatch.cuh"
 
 namespace dcnv3 {
@@ -24,23 +28,38 @@ int with_norm_type(Type type, const NormProblem& q, const NormTensors& t, const 
   return 0;
 }
 
+// The shares, and when every block is done with them, what they come to: in one launch.
+template <typename S, int N, bool kGelu>
+__global__ void __launch_bounds__(256, sizeof(S) == 8 ? 1 : 3) norm_backward_kernel(const NormArguments a) {
+  norm_shares<S, N, kGelu>(a);
+  cooperative_groups::this_grid().sync();
+  norm_sums<S>(a);
+}
+
 template <typename S, int N, bool kGelu>
 int forward(const NormProblem& q, const NormTensors& t, cudaStream_t stream) {
   const NormPlan plan = norm_plan(q, sizeof(Compute<S>), N, false);
-  const NormArguments a{q, t, plan.lanes_log2, 0};
+  const NormArguments a{q, t, plan.lanes_log2, 0, 0};
   norm_forward_kernel<S, N, kGelu><<<static_cast<unsigned>(plan.blocks), plan.warps * kWarp, 0, stream>>>(a);
   return cudaGetLastError();
 }
 
 template <typename S, int N, bool kGelu>
 int backward(const NormProblem& q, const NormTensors& t, cudaStream_t stream) {
-  const NormPlan plan = norm_plan(q, sizeof(Compute<S>), N, true);
+  NormPlan plan = norm_plan(q, sizeof(Compute<S>), N, true);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
-  const NormArguments a{q, t, plan.lanes_log2, plan.share};
-  norm_backward_kernel<S, N, kGelu><<<static_cast<unsigned>(plan.blocks), plan.warps * kWarp, plan.shared, stream>>>(a);
-  if (const int error = cudaGetLastError()) return error;
-  norm_sums_kernel<S><<<static_cast<unsigned>((2 * q.channels + 7) / 8), kWarp, 0, stream>>>(a, plan.shares);
-  return cudaGetLastError();
+  const auto kernel = norm_backward_kernel<S, N, kGelu>;
+  // Blocks that wait for each other must all have a place at once. They take half of the places at most: the rest may be
+  // another stream's, a collective's say, for as long as that waits for other ranks.
+  int device = 0, processors = 0, places = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&places, kernel, plan.warps * kWarp, plan.shared);
+  plan = within(plan, q, std::max(processors * places / 2, 1));
+  NormArguments a{q, t, plan.lanes_log2, plan.share, plan.shares};
+  void* arguments[] = {&a};
+  return cudaLaunchCooperativeKernel(kernel, static_cast<unsigned>(plan.blocks), plan.warps * kWarp, arguments, plan.shared,
+                                     stream);
 }
 
 }  // namespace

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(256) norm_forward_kernel(const NormArguments a
 // looks at: the sums for weight and bias over the rows, and for one row the gradient of its normal form. Neighbouring lanes'
 // numbers lie side by side there, in different banks.
 template <typename S, int N, bool kGelu>
-__global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments a) {
+__device__ __forceinline__ void norm_shares(const NormArguments& a) {
   using T = Compute<S>;
   const RowLanes lanes(a.lanes_log2);
   const int channels = static_cast<int>(a.q.channels), vectors = channels / N;
@@ -112,16 +112,17 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
 #pragma unroll
     for (int n = 0; n < N; ++n) sums_weight[n * vectors + v] = 0, sums_bias[n * vectors + v] = 0;
   }
-  const int64_t warp = lanes.group / groups, begin = warp * a.share;
-  if (begin >= a.q.rows) return;  // all lanes of a warp alike
-  const int64_t end = begin + a.share < a.q.rows ? begin + a.share : a.q.rows;
+  const int64_t warp = lanes.group / groups, begin = warp * a.share, left = a.q.rows - begin;
+  if (left <= 0) return;  // all lanes of a warp alike
+  const int rows = static_cast<int>(a.share < left ? a.share : left);  // of a share: far fewer than all
   const S *weight = static_cast<const S*>(a.t.weight), *bias = static_cast<const S*>(a.t.bias);
-  for (int64_t next = begin; next < end; next += groups) {
-    const int64_t wanted = next + lanes.group % groups;
-    const bool active = wanted < end;
-    const int64_t row = active ? wanted : end - 1;
+  const int group = (threadIdx.x & (kWarp - 1)) >> a.lanes_log2;
+  for (int next = 0; next < rows; next += groups) {
+    const bool active = next + group < rows;
+    const int64_t row = begin + (active ? next + group : rows - 1);
     const S* x = static_cast<const S*>(a.t.x) + row * channels;
     const S* grad = static_cast<const S*>(a.t.grad_output) + row * channels;
+    const S* again = kGelu ? nullptr : static_cast<const S*>(a.t.grad_again);  // a GELU has one reader
     const T mean = static_cast<const T*>(a.t.mean)[row], rstd = static_cast<const T*>(a.t.rstd)[row];
     const T factor = kGelu ? T(1) : factor_of<S>(a, row);  // no branch ends with a GELU
     T sum = 0, products = 0;
@@ -132,6 +133,12 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
       load<N>(grad + v * N, g);
 #pragma unroll
       for (int n = 0; n < N; ++n) normal[n] = (normal[n] - mean) * rstd, g[n] *= factor;
+      if (again != nullptr) {
+        T other[N];
+        load<N>(again + row * channels + v * N, other);
+#pragma unroll
+        for (int n = 0; n < N; ++n) g[n] += other[n] * factor;
+      }
       if constexpr (kGelu) {
         T b[N];
         load<N>(bias + v * N, b);
@@ -149,7 +156,7 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
     }
     const T mean_slope = lanes.sum(sum) / channels, mean_product = lanes.sum(products) / channels;
     if (!active) continue;
-    const S* residual = static_cast<const S*>(a.t.grad_residual);
+    const S* residual = kGelu ? nullptr : static_cast<const S*>(a.t.grad_residual);
     S* grad_x = static_cast<S*>(a.t.grad_x) + row * channels;
     for (int v = lanes.rank; v < vectors; v += lanes.size) {
       T normal[N];
@@ -167,7 +174,7 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
       store<N>(grad_x + v * N, normal);
     }
   }
-  T* const to = static_cast<T*>(a.t.sums) + warp * 2 * channels;
+  T* const to = static_cast<T*>(a.t.sums) + warp * sums_stride(a.q);
   for (int start = 0; start < vectors; start += lanes.size) {
     const int v = start + lanes.rank;
     const bool mine = v < vectors;
@@ -177,26 +184,39 @@ __global__ void __launch_bounds__(256) norm_backward_kernel(const NormArguments 
         w += __shfl_xor_sync(0xffffffffu, w, other);
         b += __shfl_xor_sync(0xffffffffu, b, other);
       }
-      if (mine && lanes.group % groups == 0) to[v * N + n] = w, to[channels + v * N + n] = b;
+      if (mine && group == 0) to[v * N + n] = w, to[channels + v * N + n] = b;
     }
   }
 }
 
-// The gradients of weight and bias from the shares' sums: a warp for eight columns, its lanes at four shares at a time.
+// The gradients of weight and bias from the shares' sums: a warp for as many columns as 16 bytes hold, a share for each lane.
 template <typename S>
-__global__ void __launch_bounds__(256) norm_sums_kernel(const NormArguments a, int64_t shares) {
+__device__ __forceinline__ void norm_sums(const NormArguments& a) {
   using T = Compute<S>;
-  const int64_t columns = 2 * a.q.channels, warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-  const int64_t column = warp * 8 + threadIdx.x % 8;
-  const T* sums = static_cast<const T*>(a.t.sums) + (column < columns ? column : 0);
-  T sum = 0;
-#pragma unroll 8
-  for (int64_t share = threadIdx.x % 32 / 8; share < shares; share += 4) sum += sums[share * columns];
-  sum += __shfl_xor_sync(0xffffffffu, sum, 8);
-  sum += __shfl_xor_sync(0xffffffffu, sum, 16);
-  if (threadIdx.x % 32 >= 8 || column >= columns) return;
-  S* to = static_cast<S*>(column < a.q.channels ? a.t.grad_weight : a.t.grad_bias);
-  narrow(to[column % a.q.channels], sum);
+  constexpr int kColumns = 16 / sizeof(T);
+  const int channels = static_cast<int>(a.q.channels), stride = static_cast<int>(sums_stride(a.q));
+  const int lane = threadIdx.x % kWarp, shares = static_cast<int>(a.shares), warps = gridDim.x * blockDim.x / kWarp;
+  int first = (blockIdx.x * blockDim.x + threadIdx.x) / kWarp * kColumns;
+#pragma unroll 1
+  for (; first < 2 * channels; first += warps * kColumns) {
+    const T* sums = static_cast<const T*>(a.t.sums) + first;
+    T sum[kColumns] = {};
+#pragma unroll 4
+    for (int share = lane; share < shares; share += kWarp) {
+      T some[kColumns];
+      load<kColumns>(sums + static_cast<int64_t>(share) * stride, some);
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) sum[i] += some[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      for (int step = kWarp / 2; step > 0; step /= 2) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], step);
+      const int column = first + i;
+      if (lane != i || column >= 2 * channels) continue;
+      S* to = static_cast<S*>(column < channels ? a.t.grad_weight : a.t.grad_bias);
+      narrow(to[column % channels], sum[i]);
+    }
+  }
 }
 
 }  // namespace gpu

@@ -13,7 +13,7 @@ struct NormArguments {
   NormProblem q;
   NormTensors t;
   int lanes_log2;
-  int64_t share;  // backward: rows of a warp
+  int64_t share, shares;  // backward: rows of a share, and how many there are
 };
 
 // `width`: channels that a lane moves at once, all of them a multiple of it.
@@ -23,10 +23,13 @@ struct NormPlan {
   int64_t share, shares, blocks;
 };
 
+// Numbers from one share's sums to the next: those of weight and bias, and what makes their rows a multiple of 16 bytes.
+DCNV3_BOTH inline int64_t sums_stride(const NormProblem& q) { return (2 * q.channels + 3) / 4 * 4; }
+
 inline bool norm_aligned(const NormProblem& q, const NormTensors& t, int width) {
   uintptr_t addresses = 0;
-  for (const void* pointer : {t.x, t.weight, t.bias, static_cast<const void*>(t.output), t.residual, t.grad_output, t.grad_residual,
-                              static_cast<const void*>(t.grad_x)}) {
+  for (const void* pointer : {t.x, t.weight, t.bias, static_cast<const void*>(t.output), t.residual, t.grad_output, t.grad_again,
+                              t.grad_residual, static_cast<const void*>(t.grad_x)}) {
     addresses |= reinterpret_cast<uintptr_t>(pointer);
   }
   return q.channels % width == 0 && addresses % 16 == 0;
@@ -42,6 +45,15 @@ inline NormPlan norm_plan(const NormProblem& q, int size, int width, bool backwa
   plan.share = rows_of_a_warp(q.rows), plan.shares = (q.rows + plan.share - 1) / plan.share;
   const int64_t warps = backward ? plan.shares : (q.rows + groups - 1) / groups;
   plan.blocks = (warps + plan.warps - 1) / plan.warps;
+  return plan;
+}
+
+// The plan for a backward pass of `most` blocks at most, whose warps get larger shares then.
+inline NormPlan within(NormPlan plan, const NormProblem& q, int64_t most) {
+  if (plan.blocks <= most) return plan;
+  const auto over = [](int64_t n, int64_t d) { return (n + d - 1) / d; };
+  plan.share = over(q.rows, most * plan.warps), plan.shares = over(q.rows, plan.share);
+  plan.blocks = over(plan.shares, plan.warps);
   return plan;
 }
 

@@ -78,19 +78,22 @@ int run(const PackedProblem& q, const PackedTensors& t, bool backward, bool dete
 // Types and widths as norm.cu chooses them.
 template <typename S, int N, bool kGelu>
 int run_norm(const NormProblem& q, NormTensors t, bool backward) {
-  const NormPlan plan = norm_plan(q, sizeof(Compute<S>), N, backward);
+  NormPlan plan = norm_plan(q, sizeof(Compute<S>), N, backward);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
   std::fill(shared_memory, shared_memory + kSharedBytes, 0xff);
   if (!backward) {
-    const NormArguments a{q, t, plan.lanes_log2, 0};
+    const NormArguments a{q, t, plan.lanes_log2, 0, 0};
     emulation::launch(plan.blocks, plan.warps, [=] { norm_forward_kernel<S, N, kGelu>(a); });
     return N;
   }
-  std::vector<Compute<S>> sums(plan.shares * 2 * q.channels, Compute<S>(NAN));
+  const size_t room = plan.shares * sums_stride(q) * sizeof(Compute<S>);
+  std::vector<Pack<double, 2>> sums(room / 16 + 1, {{NAN, NAN}});
   t.sums = sums.data();
-  const NormArguments a{q, t, plan.lanes_log2, plan.share};
-  emulation::launch(plan.blocks, plan.warps, [=] { norm_backward_kernel<S, N, kGelu>(a); });
-  emulation::launch((2 * q.channels + 7) / 8, 1, [=] { norm_sums_kernel<S>(a, plan.shares); });
+  plan = within(plan, q, 2);
+  const NormArguments a{q, t, plan.lanes_log2, plan.share, plan.shares};
+  // norm.cu's kernel, whose blocks wait for each other in between
+  emulation::launch(plan.blocks, plan.warps, [=] { norm_shares<S, N, kGelu>(a); });
+  emulation::launch(plan.blocks, plan.warps, [=] { norm_sums<S>(a); });
   return N;
 }
 template <typename S>
@@ -113,8 +116,8 @@ extern "C" void divide_all(uint32_t* numbers, int64_t count, int64_t by) {
   for (int64_t i = 0; i < count; ++i) numbers[i] = dcnv3::gpu::divide(numbers[i], divisor);
 }
 
-// pointers: x, weight, bias, output, mean, rstd, grad_output, grad_x, grad_weight, grad_bias, and three that may be null: grad_residual,
-// residual, factor (one for two rows where their number is even, else one for each). Returns the elements that a lane moves at once, or the
+// pointers: x, weight, bias, output, mean, rstd, grad_output, grad_x, grad_weight, grad_bias, and four that may be null: grad_residual,
+// residual, factor (one for two rows where their number is even, else one for each), grad_again. Returns the elements that a lane moves at once, or the
 // launcher's error.
 extern "C" int run_norm(int64_t rows, int64_t channels, double eps, int gelu, void* const* pointers, int type, int backward) {
   const dcnv3::NormProblem q{rows, channels, eps, gelu != 0, rows % 2 == 0 ? 2 : 1};
@@ -122,7 +125,7 @@ extern "C" int run_norm(int64_t rows, int64_t channels, double eps, int gelu, vo
   t.x = pointers[0], t.weight = pointers[1], t.bias = pointers[2], t.output = pointers[3];
   t.mean = pointers[4], t.rstd = pointers[5], t.grad_output = pointers[6], t.grad_x = pointers[7];
   t.grad_weight = pointers[8], t.grad_bias = pointers[9], t.grad_residual = pointers[10];
-  t.residual = pointers[11], t.factor = pointers[12];
+  t.residual = pointers[11], t.factor = pointers[12], t.grad_again = pointers[13];
   switch (static_cast<dcnv3::Type>(type)) {
     case dcnv3::Type::kDouble: return dcnv3::gpu::run_norm<double>(q, t, backward != 0);
     case dcnv3::Type::kFloat: return dcnv3::gpu::run_norm<float>(q, t, backward != 0);

@@ -1,4 +1,4 @@
-"""LayerNorm, LayerNorm with GELU, and GELU: kernels of fewer passes than PyTorch's, where they are built; joined layers.
+"""LayerNorm, LayerNorm with GELU, and GELU: kernels of fewer passes than PyTorch's, where they are built.
 
     dcnv3::norm_forward(x, weight, bias, eps, gelu) -> (output, mean, rstd)
     dcnv3::norm_residual(x, residual, factor?, weight, bias, eps)     likewise, with residual + factor * norm for output

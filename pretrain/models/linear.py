@@ -91,7 +91,8 @@ class OneDnnLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, weight.shape[0])
+        # An expanded gradient, as of a sum, has strides of 0, with which oneDNN takes a hundred times as long.
+        gradient = gradients[0].reshape(-1, weight.shape[0]).contiguous()
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = _product(gradient, weight.t()).view(x.shape)

@@ -48,6 +48,23 @@ def test_a_transposed_input_and_a_frozen_weight():
     torch.testing.assert_close(x.grad, weight.sum(0).expand(96, 64), rtol=1e-4, atol=1e-4)
 
 
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_an_expanded_gradient_is_laid_out_for_the_products(monkeypatch):
+    seen = []
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def watched(a, b, bias=None):
+        seen.extend((*a.stride(), *b.stride()))
+        return product(a, b, bias, "none", [], "")
+
+    monkeypatch.setattr("pretrain.models.linear._product", watched)
+    x, weight = torch.randn(64, 96, requires_grad=True), torch.randn(80, 96, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert seen and 0 not in seen
+    torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(80, 96), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("vendor", "intel"), [("GenuineIntel", True), ("AuthenticAMD", False)])
 def test_an_intel_keeps_mkl(tmp_path, monkeypatch, vendor, intel):
     cpuinfo = tmp_path / "cpuinfo"

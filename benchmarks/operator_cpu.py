@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9, help="rounds of T's stages; H's take a third")
     parser.add_argument("--models", nargs="+", default=list(STAGES), choices=list(STAGES))
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "operator_cpu.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "operator_cpu.json")
     options = parser.parse_args()
     reason = available_backends()["cpu"]
     if reason is not None:
@@ -164,10 +164,10 @@ def main() -> None:
                 times = f"{row['forward']['ours_ms']:.2f} / {row['forward_backward']['ours_ms']:.2f} ms"
                 head = f"{model} {row['dtype']:8} {size:2}x{size:<2} G={groups:<2} C'={group_channels}"
                 print(f"{head}  {times}  {'; '.join(ratios)}", flush=True)
-    options.output.parent.mkdir(exist_ok=True)
+    options.out.parent.mkdir(exist_ok=True)
     report = {"benchmark": "operator_cpu", "batch": options.batch, "machine": about, "rows": rows}
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {options.output}")
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the training loop costs over bare DeepSpeed, and how long a checkpoint holds up a step.
 
-    python benchmarks/training_overhead.py [CONFIG] [--blocks 12] [--steps 5] [--result FILE] [KEY=VALUE ...]
+    python benchmarks/training_overhead.py [CONFIG] [--blocks 12] [--steps 5] [--out FILE] [KEY=VALUE ...]
 
 Two engines of one configuration take turns, in blocks of a few steps, so that a change of the load meets both:
 ours is the whole loop (schedule, agreement of the ranks, judgement, average, teacher, metrics, logging as often as the
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", default="demo")
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--steps", type=int, default=5, help="of a block")
-    parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "training_overhead.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training_overhead.json")
     parser.add_argument("overrides", nargs="*")
     chosen = parser.parse_intermixed_args()
     total = chosen.blocks * chosen.steps + 1
@@ -238,8 +238,8 @@ def main() -> None:
           f"with the writing it costs {result['checkpoint']['extra_steps']:+.2f} steps")  # fmt: skip
     found = environment(processes.world_size, processes.device.type)
     result["machine"] = about | {key: found[key] for key in ("ranks", "device", "packages")}
-    chosen.result.parent.mkdir(exist_ok=True)
-    chosen.result.write_text(json.dumps(result, indent=1) + "\n")
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@
     dcnv3::gelu_backward(grad_output, x) -> grad_x
 
 Where there is no kernel (another device, an extension built before these operators were, mixed dtypes), under autocast,
-`torch.func` and forward mode, and while a model is compiled or exported, the functions below are those of `composed`,
+`torch.func` and forward mode, and while a model is compiled or exported, the layers below are those of `composed`,
 PyTorch's own operators, which compilers fuse themselves. Second derivatives are those of PyTorch's operators too.
 """
 
@@ -108,7 +108,8 @@ def split_norm(
 ) -> tuple[torch.Tensor, ...]:
     """layer_norm(x) for one reader or two, and x: for a residual branch, and what it is added to.
 
-    The gradients of all of them are added in one pass. Three tensors where there are two readers, else two.
+    The gradients of all of them are added in one pass. Three tensors where there are two readers, else two; they share
+    memory and are not to be changed in place.
     """
     if readers in (1, 2) and _served("norm_backward_split", x, weight, bias) and _fits(x):
         return _SplitNorm.apply(x, weight, bias, eps, readers)
@@ -134,8 +135,9 @@ def joined_linears(
     weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One weight and one bias of several linear layers, by one copy. [P1, C], ...; [P1], ... -> [P, C], [P]."""
-    tensors = (*weights, *biases)
-    if _eager() and all(t.dtype == tensors[0].dtype for t in tensors):
+    first, tensors = weights[0], (*weights, *biases)
+    alike = all(t.dtype == first.dtype for t in tensors) and all(w.shape[1:] == first.shape[1:] for w in weights)
+    if _eager() and alike and [b.shape for b in biases] == [w.shape[:1] for w in weights]:
         return _Joined.apply(len(weights), *tensors)
     return composed.joined_linears(weights, biases)
 

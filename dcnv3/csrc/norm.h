@@ -27,7 +27,8 @@ struct NormTensors {
 };
 
 // Rows of a share in backward: on a CPU, where their number does not depend on that of the threads, and so neither do the
-// sums; and on a GPU those of a warp, the fewest, which are more where it has not room for so many warps at once.
+// sums; and on a GPU those of a warp, the fewest, which are more where it has not room for so many warps at once:
+// there the sums round alike on one device only.
 inline int64_t rows_of_a_share(int64_t rows, int64_t most_shares = 128) {
   const int64_t share = (rows + most_shares - 1) / most_shares;
   return share < 16 ? 16 : share;

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import flop_registry
 
 from data_pipeline.errors import UserError
 from dcnv3 import available_backends
+from dcnv3.geometry import Geometry
 from pretrain.configuration import RunConfig
 from pretrain.configuration.schema import RecomputeBudget
 from pretrain.models.counting import SAMPLING_COST
@@ -85,15 +86,26 @@ def _convolution_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[int, int
 def _sampling_backward(grad: Tensor, value: Tensor, *given: Any) -> tuple[int, int]:
     """The value's gradient is summed in memory, in fp32 for 16 bits: zeroed, added to, then rounded to its type.
 
-    A kernel makes those of the points, and another, which reads all but the value again, the value's by tiles, as on
-    CUDA for the published models (csrc/cuda/launch.h: tiles_apply).
+    Where CUDA makes the value's by tiles, another kernel than that of the points does, and reads all but the value
+    again.
     """
+    geometry = Geometry(*[each for each in given if not isinstance(each, Tensor)][: len(Geometry._fields)])
     places = [tensor for tensor in given if isinstance(tensor, Tensor)]
+    tiled = _tiles_apply(geometry, grad)
+    again = _extent(grad) + sum(_extent(tensor) for tensor in places) if tiled else 0
     size = max(4, value.element_size()) * value.numel()
-    again = _extent(grad) + sum(_extent(tensor) for tensor in places)
     if value.element_size() < 4:
-        return 3, 4 * size + again  # zeroed; read and written by the sums; read to be rounded
-    return 2, 2 * size + again  # zeroed; read by the sums, whose writing is the output's
+        return 2 + tiled, 4 * size + again  # zeroed; read and written by the sums; read to be rounded
+    return 1 + tiled, 2 * size + again  # zeroed; read by the sums, whose writing is the output's
+
+
+def _tiles_apply(geometry: Geometry, grad: Tensor) -> bool:
+    """csrc/cuda/launch.h: tiles_apply, for tensors that are aligned."""
+    height, width, channels = grad.shape[1:]
+    sizes = geometry.kernel_h, geometry.kernel_w, geometry.stride_h, geometry.stride_w
+    plain = (*sizes, geometry.dilation_h, geometry.dilation_w) == (3, 3, 1, 1, 1, 1) and not geometry.remove_center
+    wide = channels // geometry.groups in (16, 32) and width >= 6 and height >= 4
+    return plain and wide and grad.dtype != torch.float64
 
 
 def _norm_backward(_grad: Tensor, x: Tensor, *_: Any) -> tuple[int, int]:

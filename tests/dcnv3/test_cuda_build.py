@@ -59,7 +59,9 @@ def test_the_record_is_of_kernels_that_do_not_spill_and_load_128_bits(resources:
                 continue
             if kernel.startswith("norm"):
                 assert numbers["spill_bytes"] == 0, (architecture, kernel)
-                assert " x1" in kernel or numbers["loads"]["128"] >= 4, (architecture, kernel)
+                # backward, seven loads are of the sums, whatever the rows are
+                least = 11 if "backward" in kernel else 4
+                assert " x1" in kernel or numbers["loads"]["128"] >= least, (architecture, kernel)
                 assert numbers["launches"]["320 channels"]["occupancy_percent"] >= 25, (architecture, kernel)
                 continue
             assert numbers["spill_bytes"] == 0, (architecture, kernel)

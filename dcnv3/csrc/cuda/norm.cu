@@ -49,17 +49,19 @@ int backward(const NormProblem& q, const NormTensors& t, cudaStream_t stream) {
   NormPlan plan = norm_plan(q, sizeof(Compute<S>), N, true);
   if (plan.shared > kSharedBytes) return kTooManyPoints;
   const auto kernel = norm_backward_kernel<S, N, kGelu>;
+  const int threads = plan.warps * kWarp;
   // Blocks that wait for each other must all have a place at once. They take half of the places at most: the rest may be
   // another stream's, a collective's say, for as long as that waits for other ranks.
   int device = 0, processors = 0, places = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&places, kernel, plan.warps * kWarp, plan.shared);
-  plan = within(plan, q, std::max(processors * places / 2, 1));
-  NormArguments a{q, t, plan.lanes_log2, plan.share, plan.shares};
-  void* arguments[] = {&a};
-  return cudaLaunchCooperativeKernel(kernel, static_cast<unsigned>(plan.blocks), plan.warps * kWarp, arguments, plan.shared,
-                                     stream);
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&places, kernel, threads, plan.shared) == cudaSuccess) {
+    plan = within(plan, q, std::max(processors * places / 2, 1));
+    NormArguments a{q, t, plan.lanes_log2, plan.share, plan.shares};
+    void* arguments[] = {&a};
+    cudaLaunchCooperativeKernel(kernel, static_cast<unsigned>(plan.blocks), threads, arguments, plan.shared, stream);
+  }
+  return cudaGetLastError();
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // LayerNorm over the last dimension, with GELU or without. A *lane group* of 2^lanes_log2 lanes of a warp does one row, each
-// lane `N` channels at a time; warps never wait for each other. Statistics are in the type of the arithmetic.
+// lane `N` channels at a time; warps wait for each other between the two halves of the backward pass alone (norm.cu).
+// Statistics are in the type of the arithmetic.
 #pragma once
 
 #include "device.cuh"

@@ -1,6 +1,7 @@
 // From a `NormProblem` to the kernels' arguments. Plain C++, tested without a GPU.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "../norm.h"
@@ -48,12 +49,13 @@ inline NormPlan norm_plan(const NormProblem& q, int size, int width, bool backwa
   return plan;
 }
 
-// The plan for a backward pass of `most` blocks at most, whose warps get larger shares then.
+// The plan for a backward pass of `most` blocks at most, whose warps get larger shares where that is too few for the shares
+// it had. Where these need fewer blocks, the sums that are made of them may need more: they are a warp's by fours.
 inline NormPlan within(NormPlan plan, const NormProblem& q, int64_t most) {
-  if (plan.blocks <= most) return plan;
   const auto over = [](int64_t n, int64_t d) { return (n + d - 1) / d; };
-  plan.share = over(q.rows, most * plan.warps), plan.shares = over(q.rows, plan.share);
-  plan.blocks = over(plan.shares, plan.warps);
+  if (plan.blocks > most) plan.share = over(q.rows, most * plan.warps), plan.shares = over(q.rows, plan.share);
+  const int64_t wanted = over(std::max(plan.shares, sums_stride(q) / 4), plan.warps);
+  plan.blocks = std::min(wanted, most);
   return plan;
 }
 

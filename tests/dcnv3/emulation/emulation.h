@@ -1,6 +1,7 @@
 // The few CUDA names that dcnv3/csrc/cuda uses, for a CPU, so that the kernels' own code can be run and tested without a
 // GPU. A warp is 32 fibers that take turns: a fiber runs to its next __syncwarp or shuffle, then the next lane runs. That
-// is enough because the kernels' warps never wait for each other. Races between warps do not show here.
+// is enough because warps never wait for each other, but between the halves of norm.cu's backward kernel, which are launches
+// here. Races between warps do not show here.
 #pragma once
 
 #include <ucontext.h>

@@ -268,7 +268,7 @@ def test_a_graph_can_be_had_of_joined_layers_in_every_way() -> None:
     torch.testing.assert_close(layers[0].weight.grad, want)
     assert layers[1].weight.grad is None
     for wrong in ([torch.zeros(2, 4), torch.zeros(4, 6)], [torch.zeros(2, 4), torch.zeros(4, 4, 1)]):
-        with pytest.raises(RuntimeError, match="[Ss]izes of tensors|same number of dimensions"):
+        with pytest.raises(RuntimeError, match=r"[Ss]izes of tensors|same number of dimensions"):
             joined_linears(wrong, [torch.zeros(2), torch.zeros(4)])
     compiled = torch.compile(product, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*tensors), product(*tensors))

@@ -1,6 +1,6 @@
 """Images a second on one core: our reader, open_clip's loader, plain webdataset, the bare decoder, on the same shards.
 
-    python benchmarks/loader_throughput.py [--set FOLDER] [--images 512] [--rounds 7] [--out FILE]
+    python benchmarks/loader_throughput.py [--set FOLDER] [--images 512] [--rounds 15] [--out FILE]
 
 Every side reads JPEG shards, takes one random resized crop (area 0.9 to 1, open_clip's training transform) to 224 px,
 tokenises captions with open_clip's tokenizer and ends in the same normalised float32 batch of 64, in one process on one
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loader_throughput.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

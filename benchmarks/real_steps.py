@@ -4,16 +4,17 @@
                                     [KEY=VALUE ...]
 
 Runs the ordinary command with configs/internimage_h_m3i_427m.yaml (B: the same with model.name=internimage_b): 2 ranks,
-ZeRO-3, bf16, activation checkpointing, the whole M3I-style objective with its text tower, AdamW, fp32 average and
-teacher. Adam's moments and the average lie in mapped files (training.offload_folder). The run makes `--steps` steps,
-saves and stops; the same command goes on from there for as many again; --unbroken makes all of them in one go too, and
-compares the losses. The rate is RATE, unscaled: the recipe's, scaled from its batch of thousands to 4, is below half a
+ZeRO-3, bf16, activation checkpointing, the whole M3I-style objective with a text tower, AdamW, fp32 average and
+teacher. Beside H the tower has 12 layers of 512: the recipe's 24 of 1024 are more than 24 GiB hold. Adam's moments and
+the average lie in mapped files (training.offload_folder). The run makes `--steps` steps, saves and stops; the same
+command goes on from there for as many again; --unbroken makes all of them in one go too, and compares the losses. The
+rate is RATE, unscaled: the recipe's, scaled from its batch of thousands to 4, is below half a
 bf16 ulp of the weights, so that they would hardly move and the comparison would show little. Data: OpenMoji drawings.
 
 Memory is sampled every second over all processes together, from their proportional shares (smaps_rollup): anonymous,
 which must fit, and mapped files, which the system may drop. A watchdog ends the run, not the machine, below
 FLOOR of available memory; the ranks offer themselves first to the system's killer. The folder must lie on a disk, not
-in memory (tmpfs), with room for the files and two checkpoints, one of them being written: about 55 GB for H, 10 GB for
+in memory (tmpfs), with room for the files and two checkpoints, one of them being written: about 55 GB for H, 24 GB for
 B. It is deleted at the end. Results: benchmarks/results/real_steps_{h,b}.json, written only where every start ended as
 it should; otherwise the exit code is 1.
 """
@@ -42,7 +43,7 @@ from pretrain.training.logging.record import environment
 CONFIG, RANKS = "internimage_h_m3i_427m", 2
 FLOOR = 1.2e9  # bytes of available memory below which the run is ended
 RATE = 1e-4
-DISK_GB = {"h": 55.0, "b": 10.0}  # 12 bytes a parameter in files, twice 16 in checkpoints, and what both round up to
+DISK_GB = {"h": 55.0, "b": 24.0}  # 12 bytes a parameter in files, twice 16 in checkpoints, and what both round up to
 GIGABYTE = 1e9
 
 
@@ -136,6 +137,7 @@ def command(chosen: argparse.Namespace, shards: Path, run: Path, offload: Path, 
         "deepspeed.zero_optimization.stage3_max_reuse_distance": 0,
         "deepspeed.zero_optimization.stage3_prefetch_bucket_size": 20_000_000,
         "deepspeed.zero_optimization.reduce_bucket_size": 30_000_000,
+        **({"task.text.name": "null"} if chosen.model == "h" else {}),
     }
     pairs = [f"{key}={value}" for key, value in overrides.items()]
     program = [sys.executable, "-m", "launch", "pretrain", CONFIG, "--output", str(run), "--processes", str(RANKS)]

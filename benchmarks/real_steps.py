@@ -8,8 +8,8 @@ ZeRO-3, bf16, activation checkpointing, the whole M3I-style objective with a tex
 teacher. Beside H the tower has 12 layers of 512: the recipe's 24 of 1024 are more than 24 GiB hold. Adam's moments and
 the average lie in mapped files (training.offload_folder). The run makes `--steps` steps, saves and stops; the same
 command goes on from there for as many again; --unbroken makes all of them in one go too, and compares the losses. The
-rate is RATE, unscaled: the recipe's, scaled from its batch of thousands to 4, is below half a
-bf16 ulp of the weights, so that they would hardly move and the comparison would show little. Data: OpenMoji drawings.
+rate is RATE, unscaled: the recipe's, scaled from its batch of thousands to 4, is below half a bf16 ulp of the weights,
+so that they would hardly move and the comparison would show little. Data: OpenMoji drawings.
 
 Memory is sampled every second over all processes together, from their proportional shares (smaps_rollup): anonymous,
 which must fit, and mapped files, which the system may drop. A watchdog ends the run, not the machine, below

@@ -53,8 +53,6 @@ class SplitNorm(LayerNorm):
     readers: 1 or 2, how many layers the branch begins with; each is handed LayerNorm(x) of its own.
     """
 
-    readers = 1
-
     def __init__(self, channels: int, eps: float = 1e-6, *, readers: int = 1) -> None:
         super().__init__(channels, eps)
         self.readers = readers

@@ -1,6 +1,8 @@
 // From tensors to a `NormProblem`, for every device.
 #pragma once
 
+#include <array>
+
 #include "binding.h"
 #include "norm.h"
 
@@ -48,6 +50,25 @@ inline NormTensors pointers(const Tensor& x, const Tensor& weight, const Tensor&
   t.x = x.data_ptr(), t.weight = weight.data_ptr(), t.bias = bias.data_ptr(), t.output = output.data_ptr();
   t.mean = mean.data_ptr(), t.rstd = rstd.data_ptr();
   return t;
+}
+
+// What goes into a backward pass beside the gradient of the output; null where there is none.
+struct Beside {
+  const Tensor *again, *residual, *factor;
+};
+
+inline void check_beside(const Beside& beside, const Tensor& x) {
+  if (beside.again != nullptr) check_like(*beside.again, x, "the output's second gradient");
+  if (beside.residual != nullptr) check_like(*beside.residual, x, "the residual's gradient");
+}
+
+// Gives `q` and `t` what there is of them. The tensors that it returns hold the memory that `t` points to.
+inline std::array<Tensor, 2> take_beside(NormProblem& q, NormTensors& t, const Beside& beside, const Tensor& x) {
+  std::array<Tensor, 2> kept{x, x};
+  if (beside.again != nullptr) kept[0] = dense(*beside.again), t.grad_again = kept[0].data_ptr();
+  if (beside.residual != nullptr) kept[1] = dense(*beside.residual), t.grad_residual = kept[1].data_ptr();
+  if (beside.factor != nullptr) take_factor(q, *beside.factor, x), t.factor = beside.factor->data_ptr();
+  return kept;
 }
 
 }  // namespace dcnv3

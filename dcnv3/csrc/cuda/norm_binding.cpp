@@ -37,18 +37,12 @@ std::tuple<Tensor, Tensor, Tensor> norm_residual(Tensor x, Tensor residual, std:
   return run_forward(x, &residual, factor ? &*factor : nullptr, weight, bias, eps, false);
 }
 
-// Gradients beside that of the output; null where there is none.
-struct Beside {
-  const Tensor *again, *residual, *factor;
-};
-
 std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Beside& beside, Tensor x, Tensor weight, Tensor bias,
                                                 Tensor mean, Tensor rstd, bool gelu) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   NormProblem q = norm_of(x, weight, bias, 0, gelu);
   check_like(grad_output, x, "the output's gradient");
-  if (beside.again != nullptr) check_like(*beside.again, x, "the output's second gradient");
-  if (beside.residual != nullptr) check_like(*beside.residual, x, "the residual's gradient");
+  check_beside(beside, x);
   check_statistics(mean, x, q), check_statistics(rstd, x, q);
   x = dense(x), weight = dense(weight), bias = dense(bias), grad_output = dense(grad_output);
   Tensor grad_x = torch::stable::new_empty(x, x.sizes());
@@ -61,11 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(Tensor grad_output, const Beside
   const int64_t share = rows_of_a_warp(q.rows), shares = (q.rows + share - 1) / share;
   Tensor sums = torch::stable::new_empty(x, {shares, gpu::sums_stride(q)}, sum_type(x));
   NormTensors t = pointers(x, weight, bias, grad_x, mean, rstd);
-  const Tensor again = beside.again == nullptr ? grad_output : dense(*beside.again);
-  if (beside.again != nullptr) t.grad_again = again.data_ptr();
-  const Tensor residual = beside.residual == nullptr ? grad_output : dense(*beside.residual);
-  if (beside.residual != nullptr) t.grad_residual = residual.data_ptr();
-  if (beside.factor != nullptr) take_factor(q, *beside.factor, x), t.factor = beside.factor->data_ptr();
+  const std::array<Tensor, 2> kept = take_beside(q, t, beside, x);
   t.grad_output = grad_output.data_ptr(), t.grad_x = grad_x.data_ptr();
   t.grad_weight = grad_weight.data_ptr(), t.grad_bias = grad_bias.data_ptr(), t.sums = sums.data_ptr();
   const gpu::Status status = gpu::launch_norm_backward(type_of(x), q, t, current_stream(x.get_device_index()));
